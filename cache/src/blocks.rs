@@ -1,0 +1,135 @@
+//! The block cache: memory alone, or memory over the SSD.
+
+use bytes::Bytes;
+use foyer::{
+    BlockEngineConfig, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
+    HybridCachePolicy, RecoverMode, S3FifoConfig,
+};
+use millstream_common::collections::StableBuildHasher;
+use millstream_common::{Env, Error, Result};
+
+use crate::disk::DiskBlock;
+use crate::options::DISK_UNIT_BYTES;
+use crate::{BlockKey, CacheOptions, DiskOptions};
+
+/// What an entry costs beside its bytes, about.
+const ENTRY_BYTES: usize = 160;
+/// Below this a shard would hold too few blocks to tell hot from cold.
+const SHARD_BYTES: u64 = 8 << 20;
+/// Files of the SSD tier at most, about: each stays open.
+const DISK_UNITS_MAX: u64 = 256;
+
+pub(crate) enum Blocks {
+    Memory(Cache<BlockKey, Bytes, StableBuildHasher>),
+    Hybrid(HybridCache<BlockKey, DiskBlock>),
+}
+
+fn shards(bytes: u64) -> usize {
+    (bytes / SHARD_BYTES).clamp(1, 16) as usize
+}
+
+impl Blocks {
+    pub(crate) fn in_memory(bytes: u64) -> Self {
+        let cache = CacheBuilder::new(bytes as usize)
+            .with_name("millstream-blocks")
+            .with_shards(shards(bytes))
+            .with_eviction_config(S3FifoConfig::default())
+            .with_hash_builder(StableBuildHasher::default())
+            .with_weighter(|_: &BlockKey, body: &Bytes| body.len() + ENTRY_BYTES)
+            .build();
+        Self::Memory(cache)
+    }
+
+    pub(crate) async fn open(options: &CacheOptions, _env: &Env) -> Result<Self> {
+        let Some(disk) = &options.disk else { return Ok(Self::in_memory(options.memory_bytes)) };
+        std::fs::create_dir_all(&disk.dir).map_err(|e| {
+            Error::config("the folder of the cache cannot be made")
+                .code(1211)
+                .at(disk.dir.display().to_string())
+                .next("give another folder, or none")
+                .source(e)
+        })?;
+        match hybrid(options.memory_bytes, disk).await {
+            Ok(cache) => Ok(Self::Hybrid(cache)),
+            Err(reason) => {
+                // A cache only makes things faster: a disk that fails must not stop the job.
+                tracing::warn!(%reason, dir = %disk.dir.display(), "the cache on disk cannot be used; going on without it");
+                Ok(Self::in_memory(options.memory_bytes))
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn memory(&self, key: &BlockKey) -> Option<Bytes> {
+        match self {
+            Self::Memory(cache) => cache.get(key).map(|e| e.value().clone()),
+            Self::Hybrid(cache) => cache.memory().get(key).map(|e| e.value().0.clone()),
+        }
+    }
+
+    pub(crate) fn contains(&self, key: &BlockKey) -> bool {
+        match self {
+            Self::Memory(cache) => cache.contains(key),
+            Self::Hybrid(cache) => cache.memory().contains(key),
+        }
+    }
+
+    pub(crate) fn has_disk(&self) -> bool {
+        matches!(self, Self::Hybrid(_))
+    }
+
+    pub(crate) async fn disk(&self, key: &BlockKey) -> Result<Option<Bytes>, String> {
+        match self {
+            Self::Memory(_) => Ok(None),
+            Self::Hybrid(cache) => match cache.get(key).await {
+                Ok(entry) => Ok(entry.map(|e| e.value().0.clone())),
+                Err(e) => Err(e.to_string()),
+            },
+        }
+    }
+
+    pub(crate) fn insert(&self, key: BlockKey, body: Bytes) {
+        match self {
+            Self::Memory(cache) => drop(cache.insert(key, body)),
+            Self::Hybrid(cache) => drop(cache.insert(key, DiskBlock(body))),
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Memory(cache) => cache.usage() as u64,
+            Self::Hybrid(cache) => cache.memory().usage() as u64,
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        if let Self::Hybrid(cache) = self
+            && let Err(reason) = cache.close().await
+        {
+            tracing::warn!(%reason, "the cache on disk did not end in order");
+        }
+    }
+}
+
+async fn hybrid(memory_bytes: u64, disk: &DiskOptions) -> foyer::Result<HybridCache<BlockKey, DiskBlock>> {
+    // A file for each unit: their number is bounded by the units' size. (The device in one file writes to stdout.)
+    let unit = (disk.bytes / DISK_UNITS_MAX).next_multiple_of(1 << 20).max(DISK_UNIT_BYTES);
+    let device = FsDeviceBuilder::new(&disk.dir).with_capacity((disk.bytes / unit * unit) as usize).build()?;
+    let engine = BlockEngineConfig::new(device)
+        .with_block_size(unit as usize)
+        // What is inserted faster than the disk takes it is dropped, within this much memory.
+        .with_buffer_pool_size(16 << 20)
+        .with_submit_queue_size_threshold(16 << 20);
+    HybridCacheBuilder::new()
+        .with_name("millstream-blocks")
+        .with_policy(HybridCachePolicy::WriteOnInsertion)
+        .memory(memory_bytes as usize)
+        .with_shards(shards(memory_bytes))
+        .with_eviction_config(S3FifoConfig::default())
+        .with_weighter(|_: &BlockKey, block: &DiskBlock| block.0.len() + ENTRY_BYTES)
+        .storage()
+        .with_engine_config(engine)
+        .with_recover_mode(RecoverMode::Quiet)
+        .build()
+        .await
+}

@@ -1,0 +1,233 @@
+//! Key groups: the top 16 bits of the stable hash of an encoded key. There are always 65,536; nobody chooses a
+//! maximum parallelism. A subtask owns a set of half-open ranges of them.
+
+use std::fmt;
+
+/// How many key groups there are.
+pub const KEY_GROUPS: u32 = 65_536;
+
+/// One key group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyGroup(pub u16);
+
+impl KeyGroup {
+    /// The key group of a key with this stable hash.
+    #[inline]
+    #[must_use]
+    pub fn of_hash(hash: u64) -> Self {
+        Self((hash >> 48) as u16)
+    }
+}
+
+/// A half-open range of key groups: `start <= g < end`, with `end <= 65,536`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyGroupRange {
+    /// The first key group.
+    pub start: u32,
+    /// One past the last.
+    pub end: u32,
+}
+
+impl KeyGroupRange {
+    /// All of them.
+    pub const ALL: Self = Self { start: 0, end: KEY_GROUPS };
+
+    /// `start <= g < end`. Empty when `start >= end`.
+    #[must_use]
+    pub fn new(start: u32, end: u32) -> Self {
+        debug_assert!(end <= KEY_GROUPS);
+        Self { start, end }
+    }
+
+    /// How many key groups it holds.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start >= self.end
+    }
+
+    /// Whether `group` lies in it.
+    #[inline]
+    #[must_use]
+    pub fn contains(&self, group: KeyGroup) -> bool {
+        let g = u32::from(group.0);
+        self.start <= g && g < self.end
+    }
+
+    /// What both hold; empty when they do not meet.
+    #[must_use]
+    pub fn intersect(&self, other: &Self) -> Self {
+        let start = self.start.max(other.start);
+        Self { start, end: self.end.min(other.end).max(start) }
+    }
+}
+
+impl fmt::Display for KeyGroupRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {})", self.start, self.end)
+    }
+}
+
+/// A set of key groups as sorted, disjoint, non-adjacent, non-empty ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyGroupRanges(Vec<KeyGroupRange>);
+
+impl KeyGroupRanges {
+    /// The empty set.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self(Vec::new())
+    }
+
+    /// All key groups.
+    #[must_use]
+    pub fn all() -> Self {
+        Self(vec![KeyGroupRange::ALL])
+    }
+
+    /// The union of `ranges`, which may overlap and stand in any order.
+    #[must_use]
+    pub fn new(ranges: impl IntoIterator<Item = KeyGroupRange>) -> Self {
+        let mut sorted: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
+        sorted.sort_unstable();
+        let mut out: Vec<KeyGroupRange> = Vec::with_capacity(sorted.len());
+        for r in sorted {
+            match out.last_mut() {
+                Some(last) if r.start <= last.end => last.end = last.end.max(r.end),
+                _ => out.push(r),
+            }
+        }
+        Self(out)
+    }
+
+    /// The ranges, sorted.
+    #[must_use]
+    pub fn as_slice(&self) -> &[KeyGroupRange] {
+        &self.0
+    }
+
+    /// The ranges, sorted.
+    pub fn iter(&self) -> std::slice::Iter<'_, KeyGroupRange> {
+        self.0.iter()
+    }
+
+    /// Whether it holds none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many key groups it holds.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(KeyGroupRange::len).sum()
+    }
+
+    /// Whether `group` is one of it.
+    #[inline]
+    #[must_use]
+    pub fn contains(&self, group: KeyGroup) -> bool {
+        match self.0.as_slice() {
+            [] => false,
+            [one] => one.contains(group),
+            many => {
+                let i = many.partition_point(|r| r.end <= u32::from(group.0));
+                many.get(i).is_some_and(|r| r.contains(group))
+            }
+        }
+    }
+
+    /// Whether it holds all that `other` holds.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        other.subtract(self).is_empty()
+    }
+
+    /// Whether they share a key group.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        !self.intersect(other).is_empty()
+    }
+
+    /// What both hold.
+    #[must_use]
+    pub fn intersect(&self, other: &Self) -> Self {
+        Self::new(self.0.iter().flat_map(|a| other.0.iter().map(move |b| a.intersect(b))))
+    }
+
+    /// What either holds.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self::new(self.0.iter().chain(&other.0).copied())
+    }
+
+    /// What it holds and `other` does not.
+    #[must_use]
+    pub fn subtract(&self, other: &Self) -> Self {
+        let mut left = self.0.clone();
+        for cut in &other.0 {
+            left = left
+                .into_iter()
+                .flat_map(|r| {
+                    let hit = r.intersect(cut);
+                    if hit.is_empty() {
+                        [r, KeyGroupRange { start: 0, end: 0 }]
+                    } else {
+                        [KeyGroupRange { start: r.start, end: hit.start }, KeyGroupRange { start: hit.end, end: r.end }]
+                    }
+                })
+                .filter(|r| !r.is_empty())
+                .collect();
+        }
+        Self(left)
+    }
+}
+
+impl FromIterator<KeyGroupRange> for KeyGroupRanges {
+    fn from_iter<T: IntoIterator<Item = KeyGroupRange>>(iter: T) -> Self {
+        Self::new(iter)
+    }
+}
+
+impl From<KeyGroupRange> for KeyGroupRanges {
+    fn from(range: KeyGroupRange) -> Self {
+        Self::new([range])
+    }
+}
+
+impl fmt::Display for KeyGroupRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, r) in self.0.iter().enumerate() {
+            write!(f, "{}{r}", if i == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(pairs: &[(u32, u32)]) -> KeyGroupRanges {
+        pairs.iter().map(|&(a, b)| KeyGroupRange::new(a, b)).collect()
+    }
+
+    #[test]
+    fn sets_behave_as_sets() {
+        let a = ranges(&[(0, 10), (20, 30)]);
+        let b = ranges(&[(5, 25)]);
+        assert_eq!(a.intersect(&b), ranges(&[(5, 10), (20, 25)]));
+        assert_eq!(a.union(&b), ranges(&[(0, 30)]));
+        assert_eq!(a.subtract(&b), ranges(&[(0, 5), (25, 30)]));
+        assert_eq!(b.subtract(&a), ranges(&[(10, 20)]));
+        assert!(KeyGroupRanges::all().covers(&a) && !a.covers(&b));
+        assert!(a.contains(KeyGroup(29)) && !a.contains(KeyGroup(30)) && !a.contains(KeyGroup(15)));
+        assert_eq!(ranges(&[(3, 4), (4, 9), (1, 2)]), ranges(&[(1, 2), (3, 9)]));
+        assert_eq!(KeyGroupRanges::all().len(), KEY_GROUPS);
+    }
+}

@@ -1,0 +1,281 @@
+//! What the requests to a store were: how many of each operation, for what purpose, how many bytes, and what they would
+//! cost on S3.
+//!
+//! An attempt is counted when it is sent, so a repeated request counts as often as it was sent. A store is counted
+//! where it is called: what the store's own client sends besides (credentials) is not.
+
+use std::collections::BTreeMap;
+use std::ops::{Add, AddAssign};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    /// Reads an object or a range of it.
+    Get,
+    /// Writes an object.
+    Put,
+    /// Names the objects below a prefix; one for each 1,000 names.
+    List,
+    /// Asks for the size of an object.
+    Head,
+    /// Deletes an object.
+    Delete,
+    /// Copies an object inside the store.
+    Copy,
+}
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// The job's own reads and writes of its state: bundles and SSTs.
+    State,
+    /// Reads and writes of compaction.
+    Compaction,
+    /// Version records.
+    Version,
+    /// Leader election and fencing.
+    Leader,
+    /// What belongs to a job besides: its plan, its configuration.
+    Job,
+    /// The proof that everything is there (fsck).
+    Check,
+    /// Output of sinks.
+    Output,
+}
+
+impl Operation {
+    /// All of them, in order.
+    pub const ALL: [Self; 6] = [Self::Get, Self::Put, Self::List, Self::Head, Self::Delete, Self::Copy];
+
+    /// Its name in metrics: `get`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Put => "put",
+            Self::List => "list",
+            Self::Head => "head",
+            Self::Delete => "delete",
+            Self::Copy => "copy",
+        }
+    }
+
+    /// What S3 Standard asks for a million of them, in US dollars.
+    #[must_use]
+    pub fn usd_per_million(self) -> f64 {
+        match self {
+            Self::Put | Self::List | Self::Copy => 5.0,
+            Self::Get | Self::Head => 0.4,
+            Self::Delete => 0.0,
+        }
+    }
+}
+
+impl Purpose {
+    /// All of them, in order.
+    pub const ALL: [Self; 7] =
+        [Self::State, Self::Compaction, Self::Version, Self::Leader, Self::Job, Self::Check, Self::Output];
+
+    /// Its name in metrics: `state`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Compaction => "compaction",
+            Self::Version => "version",
+            Self::Leader => "leader",
+            Self::Job => "job",
+            Self::Check => "check",
+            Self::Output => "output",
+        }
+    }
+}
+
+const OPERATIONS: usize = Operation::ALL.len();
+const PURPOSES: usize = Purpose::ALL.len();
+
+/// An account of requests. Cheap to clone; clones share the account.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    requests: [[AtomicU64; PURPOSES]; OPERATIONS],
+    bytes: [[AtomicU64; PURPOSES]; OPERATIONS],
+    retries: AtomicU64,
+}
+
+impl Meter {
+    /// An empty account.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn snapshot(&self) -> Metered {
+        let mut out = Metered { retries: self.0.retries.load(Ordering::Relaxed), ..Metered::default() };
+        for operation in Operation::ALL {
+            for purpose in Purpose::ALL {
+                let cell = (operation as usize, purpose as usize);
+                let tally = Tally {
+                    requests: self.0.requests[cell.0][cell.1].load(Ordering::Relaxed),
+                    bytes: self.0.bytes[cell.0][cell.1].load(Ordering::Relaxed),
+                };
+                if tally != Tally::default() {
+                    out.add_tally(operation, purpose, tally);
+                }
+            }
+        }
+        out
+    }
+
+    pub(crate) fn count_requests(&self, operation: Operation, purpose: Purpose, requests: u64) {
+        self.0.requests[operation as usize][purpose as usize].fetch_add(requests, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_bytes(&self, operation: Operation, purpose: Purpose, bytes: u64) {
+        self.0.bytes[operation as usize][purpose as usize].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_retry(&self) {
+        self.0.retries.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Requests of one operation for one purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many were sent.
+    pub requests: u64,
+    /// The bytes of their bodies: sent by puts, received by gets.
+    pub bytes: u64,
+}
+
+/// What a [`Meter`] had counted at one moment. Plain data; adding two gives the sum of both accounts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metered {
+    /// Requests that read an object or a range.
+    pub get: u64,
+    /// Requests that wrote an object.
+    pub put: u64,
+    /// Requests that listed up to 1,000 names.
+    pub list: u64,
+    /// Requests that asked for a size.
+    pub head: u64,
+    /// Requests that deleted an object.
+    pub delete: u64,
+    /// Requests that copied an object.
+    pub copy: u64,
+    /// Bytes received by gets.
+    pub bytes_read: u64,
+    /// Bytes sent by puts.
+    pub bytes_written: u64,
+    /// How many of the requests repeated one that had failed.
+    pub retries: u64,
+    /// The same by operation and purpose; what never happened is absent.
+    pub table: BTreeMap<(Operation, Purpose), Tally>,
+}
+
+impl Metered {
+    /// All requests.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.get + self.put + self.list + self.head + self.delete + self.copy
+    }
+
+    /// The requests of `operation` for `purpose`.
+    #[must_use]
+    pub fn tally(&self, operation: Operation, purpose: Purpose) -> Tally {
+        self.table.get(&(operation, purpose)).copied().unwrap_or_default()
+    }
+
+    /// What the requests cost at S3 Standard's prices, in US dollars. Storage and traffic are not in it.
+    #[must_use]
+    pub fn usd(&self) -> f64 {
+        self.table.iter().map(|((o, _), t)| t.requests as f64 * o.usd_per_million() / 1e6).sum()
+    }
+
+    /// What was counted after `earlier`, a snapshot of the same meter.
+    #[must_use]
+    pub fn since(&self, earlier: &Metered) -> Metered {
+        let mut out = Metered { retries: self.retries.saturating_sub(earlier.retries), ..Metered::default() };
+        for (&(operation, purpose), now) in &self.table {
+            let before = earlier.tally(operation, purpose);
+            let tally = Tally {
+                requests: now.requests.saturating_sub(before.requests),
+                bytes: now.bytes.saturating_sub(before.bytes),
+            };
+            if tally != Tally::default() {
+                out.add_tally(operation, purpose, tally);
+            }
+        }
+        out
+    }
+
+    /// Adds requests that were counted elsewhere, for instance in another process.
+    pub fn add_tally(&mut self, operation: Operation, purpose: Purpose, tally: Tally) {
+        let cell = self.table.entry((operation, purpose)).or_default();
+        cell.requests += tally.requests;
+        cell.bytes += tally.bytes;
+        match operation {
+            Operation::Get => {
+                self.get += tally.requests;
+                self.bytes_read += tally.bytes;
+            }
+            Operation::Put => {
+                self.put += tally.requests;
+                self.bytes_written += tally.bytes;
+            }
+            Operation::List => self.list += tally.requests,
+            Operation::Head => self.head += tally.requests,
+            Operation::Delete => self.delete += tally.requests,
+            Operation::Copy => self.copy += tally.requests,
+        }
+    }
+}
+
+impl AddAssign<&Metered> for Metered {
+    fn add_assign(&mut self, other: &Metered) {
+        self.retries += other.retries;
+        for (&(operation, purpose), &tally) in &other.table {
+            self.add_tally(operation, purpose, tally);
+        }
+    }
+}
+
+impl Add for Metered {
+    type Output = Metered;
+    fn add(mut self, other: Metered) -> Metered {
+        self += &other;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_add_up_and_subtract() {
+        let (a, b) = (Meter::new(), Meter::new());
+        a.count_requests(Operation::Put, Purpose::State, 2);
+        a.count_bytes(Operation::Put, Purpose::State, 100);
+        a.count_requests(Operation::Get, Purpose::State, 1_000);
+        let earlier = a.snapshot();
+        a.count_requests(Operation::Put, Purpose::Version, 1);
+        a.count_retry();
+        b.count_requests(Operation::Delete, Purpose::Check, 5);
+        let sum = a.snapshot() + b.snapshot();
+        assert_eq!((sum.put, sum.get, sum.delete, sum.bytes_written, sum.retries), (3, 1_000, 5, 100, 1));
+        assert_eq!(sum.requests(), 1_008);
+        assert!((sum.usd() - (3.0 * 5.0 + 1_000.0 * 0.4) / 1e6).abs() < 1e-12);
+        let later = a.snapshot().since(&earlier);
+        assert_eq!((later.put, later.get, later.bytes_written, later.retries), (1, 0, 0, 1));
+        assert_eq!(later.tally(Operation::Put, Purpose::Version).requests, 1);
+        assert_eq!(later.table.len(), 1);
+    }
+}
