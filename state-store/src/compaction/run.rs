@@ -1,0 +1,158 @@
+//! Running a compaction: inputs are streamed in key order, what they amount to is written.
+//!
+//! Outputs are cut by key groups, not by keys: the key groups are split beforehand so that each part holds about
+//! `output_bytes`, and each part is merged by itself into one object. So a key group's entries of an interval always
+//! stand in one run, and a reader or a later compaction never has to look for siblings. For time-ordered states each
+//! part reads through all blocks of its times; parts are few, and only the first split of a large run pays for it.
+//! In memory are at any time: one output, and the read-ahead of each input.
+
+use std::sync::Arc;
+
+use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result};
+use millstream_objects::Purpose;
+
+use crate::Layouts;
+use crate::cursor::{Chain, Cursors, ReadMode, Step};
+use crate::entry::ReadTime;
+use crate::fold::Fold;
+use crate::report::ReadReport;
+use crate::run::Run;
+use crate::section::{Interval, SectionBuilder, SectionMeta};
+use crate::store::{StateStore, WriterName};
+use crate::tree::sort_newest_first;
+
+/// Others of the thread get their turn after so many keys.
+const KEYS_A_TURN: usize = 2048;
+
+impl StateStore {
+    /// Merges `inputs` (neighbours of one task, in any order) within `ranges` and writes the result: the runs that are
+    /// to stand in their place there, disjoint in key groups. `bottom`: nothing older is live in `ranges`, so
+    /// tombstones go. What had expired by `read_time` goes, too; it must be a time that every later read is at or
+    /// beyond: a committed watermark, and a processing time of the coordinator's.
+    #[allow(clippy::too_many_arguments)] // as its callers have them, from `Pick`
+    pub async fn compact(
+        &self,
+        inputs: &[Arc<Run>],
+        ranges: &KeyGroupRanges,
+        layouts: &Layouts,
+        writer: WriterName,
+        bottom: bool,
+        read_time: ReadTime,
+    ) -> Result<Vec<Run>> {
+        let mut inputs = inputs.to_vec();
+        sort_newest_first(&mut inputs);
+        let covered = inputs.iter().fold(KeyGroupRanges::empty(), |all, i| all.union(&i.clip)).intersect(ranges);
+        let hull = inputs.iter().map(|i| i.interval).reduce(Interval::hull);
+        let Some(hull) = hull.filter(|_| !covered.is_empty()) else { return Ok(Vec::new()) };
+        if inputs.iter().any(|i| i.task != inputs[0].task) {
+            return Err(Error::internal("a compaction was given runs of several tasks").code(9210));
+        }
+        let mut report = ReadReport::default();
+        let refs: Vec<&Arc<Run>> = inputs.iter().collect();
+        let metas = self.metas(&refs, Purpose::Compaction, &mut report).await?;
+        let parts = split(&inputs, &metas, &covered, self.0.options.compaction.output_bytes);
+        let mut outputs = Vec::with_capacity(parts.len());
+        for part in parts {
+            let runs = refs.iter().map(|run| (*run, run.clip.intersect(&part))).collect();
+            let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
+            let cursors = Cursors::new(self, layouts, runs, metas.clone(), (&[], None), mode);
+            let mut builder = SectionBuilder::new(inputs[0].task, &self.0.options.section, layouts);
+            self.merge_part(cursors, layouts, (bottom, read_time), &mut builder, &mut report).await?;
+            // An output without entries is written, too: it says that the flushes of its interval are not lost.
+            outputs.extend(self.write(writer, vec![builder.finish(part, hull)], Purpose::Compaction).await?);
+        }
+        Ok(outputs)
+    }
+
+    async fn merge_part(
+        &self,
+        mut cursors: Cursors<'_>,
+        layouts: &Layouts,
+        (bottom, time): (bool, ReadTime),
+        builder: &mut SectionBuilder,
+        report: &mut ReadReport,
+    ) -> Result<()> {
+        let mut chain = Chain::default();
+        let mut keys = 0;
+        loop {
+            match cursors.next_chain(&mut chain)? {
+                Step::End => return Ok(()),
+                Step::Dry => cursors.fill(report).await?,
+                Step::Chain => {
+                    let state = layouts.locate(&chain.key)?.state;
+                    let name = layouts.get(state).map_or("", |l| l.merge_operator.as_str());
+                    let operator = if name.is_empty() { None } else { Some(self.0.merge.get(name)?) };
+                    let entries: Vec<&[u8]> = chain.entries().collect();
+                    Fold { bottom, time, operator }.run(&entries, |entry| builder.add(&chain.key, entry))?;
+                    keys += 1;
+                    if keys % KEYS_A_TURN == 0 {
+                        self.0.env.yield_now().await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Cuts `ranges` into parts of about `part_bytes` stored bytes each, by what the block indexes say.
+fn split(
+    inputs: &[Arc<Run>],
+    metas: &[Arc<SectionMeta>],
+    ranges: &KeyGroupRanges,
+    part_bytes: u64,
+) -> Vec<KeyGroupRanges> {
+    // Bytes in each key group, in 1/65,536 bytes: the difference to the group before.
+    let mut change = vec![0_i64; KEY_GROUPS as usize + 1];
+    for (input, meta) in inputs.iter().zip(metas) {
+        for block in meta.blocks() {
+            let groups = KeyGroupRange { start: block.groups.0.into(), end: u32::from(block.groups.1) + 1 };
+            let density = (i64::from(block.length) << 16) / i64::from(groups.len());
+            for piece in input.clip.intersect(&groups.into()).iter() {
+                change[piece.start as usize] += density;
+                change[piece.end as usize] -= density;
+            }
+        }
+    }
+    let mut density = 0;
+    let bytes: Vec<i64> = change
+        .iter()
+        .map(|c| {
+            density += c;
+            density
+        })
+        .collect();
+    let of = |r: &KeyGroupRange| bytes[r.start as usize..r.end as usize].iter().sum::<i64>();
+    let total: i64 = ranges.iter().map(of).sum();
+    let target = (part_bytes.min(1 << 40) << 16) as i64;
+    let parts = (total / target + 1).min(i64::from(ranges.len()));
+    let target = total / parts + 1;
+    let (mut done, mut part, mut filled) = (Vec::new(), Vec::new(), 0);
+    for range in ranges.iter() {
+        let mut start = range.start;
+        for group in range.start..range.end {
+            filled += bytes[group as usize];
+            if filled >= target {
+                part.push(KeyGroupRange::new(start, group + 1));
+                done.push(KeyGroupRanges::new(std::mem::take(&mut part)));
+                start = group + 1;
+                filled = 0;
+            }
+        }
+        part.push(KeyGroupRange::new(start, range.end));
+    }
+    let rest = KeyGroupRanges::new(part);
+    if !rest.is_empty() {
+        done.push(rest);
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_data_there_is_one_part() {
+        assert_eq!(split(&[], &[], &KeyGroupRanges::all(), 1), [KeyGroupRanges::all()]);
+    }
+}

@@ -1,0 +1,214 @@
+//! `fsck`: proves, without a running job, that everything that a version refers to is there and whole.
+//!
+//! For every job below the state prefix: each version record can be read and is well-formed, follows its predecessor
+//! without losing anything, and each run that any of them lists has an object of the right size whose section has the
+//! right checksum. It only reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use millstream_common::{Env, Epoch, Error, Result, VersionNumber};
+use millstream_objects::{Listed, Purpose, Store};
+use millstream_proto::version::VersionRecord;
+
+use crate::run::Run;
+use crate::tree::{Tree, check_successor};
+use crate::version::{VersionLog, number_of};
+
+/// What `check` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FsckReport {
+    /// The jobs, by name.
+    pub jobs: Vec<String>,
+    /// Version records that were read.
+    pub versions: u64,
+    /// State objects that some version refers to and that are there.
+    pub objects: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// State objects that no version refers to (left over from attempts that failed; harmless), and their bytes.
+    pub unreferenced: (u64, u64),
+    /// What is wrong; empty when all is well.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The object, below the state prefix.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// Sections that are read at the same time.
+const SECTIONS_AT_ONCE: usize = 8;
+/// Bytes of a section that are read at once.
+const PIECE_BYTES: u64 = 4 << 20;
+
+/// Checks all jobs below `store`, the state prefix.
+pub async fn check(store: &Store, env: &Env) -> Result<FsckReport> {
+    let mut jobs: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
+    for listed in store.list("", Purpose::Check).await? {
+        if let Some((job, path)) = listed.path.split_once('/') {
+            jobs.entry(job.to_owned()).or_default().push(Listed { path: path.to_owned(), bytes: listed.bytes });
+        }
+    }
+    jobs.retain(|_, objects| objects.iter().any(|o| number_of(&o.path).is_some()));
+    let mut report = FsckReport::default();
+    for (job, objects) in jobs {
+        let mut check = JobCheck { store: store.child(&job), env, job: &job, report: &mut report };
+        check.run(&objects).await?;
+        report.jobs.push(job);
+    }
+    report.problems.sort();
+    Ok(report)
+}
+
+struct JobCheck<'a> {
+    store: Store,
+    env: &'a Env,
+    job: &'a str,
+    report: &'a mut FsckReport,
+}
+
+impl JobCheck<'_> {
+    fn problem(&mut self, path: &str, what: impl Into<String>) {
+        self.report.problems.push(Problem { object: format!("{}/{path}", self.job), what: what.into() });
+    }
+
+    async fn run(&mut self, objects: &[Listed]) -> Result<()> {
+        let sizes: BTreeMap<&str, u64> = objects.iter().map(|o| (o.path.as_str(), o.bytes)).collect();
+        let log = VersionLog::new(self.store.clone(), self.env.clone());
+        let mut runs: BTreeMap<(String, u64), Arc<Run>> = BTreeMap::new();
+        let mut before: Option<(VersionRecord, Tree)> = None;
+        for number in objects.iter().filter_map(|o| number_of(&o.path)) {
+            let Some((record, tree)) = self.version(&log, number).await? else {
+                before = None;
+                continue;
+            };
+            if let Some((old, old_tree)) = &before {
+                self.successor((old, old_tree), (&record, &tree));
+            }
+            for run in tree.runs() {
+                let identity = (run.object.clone(), run.offset);
+                match runs.get(&identity) {
+                    Some(known) if run.with_clip(known.clip.clone()) != **known => {
+                        let what = format!("version {number} describes the run at {} in another way", run.offset);
+                        self.problem(&run.path(), what);
+                    }
+                    Some(_) => {}
+                    None => drop(runs.insert(identity, run.clone())),
+                }
+            }
+            before = Some((record, tree));
+        }
+        self.objects(&sizes, &runs);
+        self.sections(&sizes, runs.into_values().collect()).await
+    }
+
+    /// A record and its tree; `None` when something is wrong with it, which is noted.
+    async fn version(&mut self, log: &VersionLog, number: VersionNumber) -> Result<Option<(VersionRecord, Tree)>> {
+        let path = VersionLog::path(number);
+        self.report.versions += 1;
+        let record = match log.read(number).await {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                self.problem(&path, "it was listed and is gone");
+                return Ok(None);
+            }
+            Err(e) if e.is_final() => {
+                self.problem(&path, e.what());
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
+        match Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default())) {
+            Ok(tree) => Ok(Some((record, tree))),
+            Err(e) => {
+                self.problem(&path, e.what());
+                Ok(None)
+            }
+        }
+    }
+
+    fn successor(&mut self, (old, old_tree): (&VersionRecord, &Tree), (new, new_tree): (&VersionRecord, &Tree)) {
+        let path = VersionLog::path(VersionNumber(new.number));
+        if new.number != old.number + 1 {
+            self.problem(&path, format!("the records between {} and it are missing", old.number));
+            return;
+        }
+        if new.generation < old.generation {
+            let what = format!("it is of generation {}, its predecessor of {}", new.generation, old.generation);
+            self.problem(&path, what);
+        }
+        if new.epoch < old.epoch {
+            self.problem(&path, format!("it is of epoch {}, its predecessor of {}", new.epoch, old.epoch));
+        }
+        if let Err(e) = check_successor(old_tree, new_tree, (Epoch(old.epoch), Epoch(new.epoch))) {
+            self.problem(&path, e.what());
+        }
+    }
+
+    fn objects(&mut self, sizes: &BTreeMap<&str, u64>, runs: &BTreeMap<(String, u64), Arc<Run>>) {
+        let referenced: BTreeSet<String> = runs.values().map(|r| r.path()).collect();
+        for (path, bytes) in sizes.iter().filter(|(path, _)| path.starts_with("data/")) {
+            if referenced.contains(*path) {
+                self.report.objects += 1;
+                self.report.bytes += bytes;
+            } else {
+                self.report.unreferenced.0 += 1;
+                self.report.unreferenced.1 += bytes;
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for run in runs.values().filter(|r| seen.insert(r.object.clone())) {
+            let path = run.path();
+            match sizes.get(path.as_str()) {
+                None => self.problem(&path, "a version refers to it and it is not there"),
+                Some(bytes) if *bytes != run.object_bytes => {
+                    self.problem(&path, format!("it has {bytes} bytes instead of {}", run.object_bytes));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    async fn sections(&mut self, sizes: &BTreeMap<&str, u64>, runs: Vec<Arc<Run>>) -> Result<()> {
+        let store = &self.store;
+        let present = runs.into_iter().filter(|r| sizes.get(r.path().as_str()) == Some(&r.object_bytes));
+        let mut checks = futures::stream::iter(present.map(|run| async move {
+            let checksum = section_checksum(store, &run).await;
+            (run, checksum)
+        }))
+        .buffer_unordered(SECTIONS_AT_ONCE);
+        let mut problems = Vec::new();
+        while let Some((run, checksum)) = checks.next().await {
+            match checksum {
+                Ok(found) if found == run.checksum => {}
+                Ok(_) => {
+                    problems.push((run.path(), format!("the section at {} does not match its checksum", run.offset)));
+                }
+                Err(e) if e.is_final() => problems.push((run.path(), e.what().to_owned())),
+                Err(e) => return Err(e),
+            }
+        }
+        drop(checks);
+        problems.into_iter().for_each(|(path, what)| self.problem(&path, what));
+        Ok(())
+    }
+}
+
+async fn section_checksum(store: &Store, run: &Run) -> Result<u32, Error> {
+    let end = run.offset + run.length;
+    let mut checksum = 0;
+    let mut at = run.offset;
+    while at < end {
+        let next = (at + PIECE_BYTES).min(end);
+        let piece = store.get_range(&run.path(), at..next, Purpose::Check).await?;
+        checksum = crc32c::crc32c_append(checksum, &piece);
+        at = next;
+    }
+    Ok(checksum)
+}

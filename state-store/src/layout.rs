@@ -1,0 +1,82 @@
+//! What the store must know of each state: where key groups stand in its keys, and how its operands merge.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use millstream_common::{Error, KeyGroup, Result, StateId};
+
+use crate::key;
+
+/// Where the key group stands in the store keys of a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `[state][key group][key]`
+    Point,
+    /// `[state][time][key group][key]`
+    TimeOrdered,
+}
+
+/// One state, as far as the store cares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateLayout {
+    /// How its keys are ordered.
+    pub layout: Layout,
+    /// The name of its merge operator; empty when it has no operands.
+    pub merge_operator: String,
+}
+
+/// The layouts of all states of a job. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layouts(Arc<BTreeMap<StateId, StateLayout>>);
+
+impl Layouts {
+    /// The layouts of these states.
+    #[must_use]
+    pub fn new(states: impl IntoIterator<Item = (StateId, StateLayout)>) -> Self {
+        Self(Arc::new(states.into_iter().collect()))
+    }
+
+    /// States without merge operands.
+    #[must_use]
+    pub fn plain(states: impl IntoIterator<Item = (StateId, Layout)>) -> Self {
+        Self::new(states.into_iter().map(|(id, layout)| (id, StateLayout { layout, merge_operator: String::new() })))
+    }
+
+    /// The layout of a state.
+    #[must_use]
+    pub fn get(&self, state: StateId) -> Option<&StateLayout> {
+        self.0.get(&state)
+    }
+
+    /// The states with their layouts, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (StateId, &StateLayout)> {
+        self.0.iter().map(|(id, l)| (*id, l))
+    }
+
+    /// State, key group and (for time-ordered states) time of a store key.
+    pub fn locate(&self, store_key: &[u8]) -> Result<Place> {
+        let state = key::state_of(store_key).ok_or_else(|| bad_key(store_key))?;
+        let layout = self.get(state).ok_or_else(|| unknown_state(state))?.layout;
+        let (group, time_ms) = key::key_group(store_key, layout).ok_or_else(|| bad_key(store_key))?;
+        Ok(Place { state, group, time_ms })
+    }
+}
+
+/// Where a store key stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its state.
+    pub state: StateId,
+    /// Its key group.
+    pub group: KeyGroup,
+    /// Its time, for time-ordered states.
+    pub time_ms: Option<i64>,
+}
+
+pub(crate) fn unknown_state(state: StateId) -> Error {
+    Error::internal(format!("state {state} has no layout: it is not in the table of states")).code(9203)
+}
+
+fn bad_key(store_key: &[u8]) -> Error {
+    Error::internal(format!("{store_key:02x?} is too short to be a store key")).code(9204)
+}

@@ -1,0 +1,47 @@
+//! The state of a job: one LSM tree on object storage, shared by all workers.
+//!
+//! Writing: [`section::SectionWriter`] collects a flush, [`StateStore::write_bundle`] uploads it, the coordinator
+//! lists the [`Run`] in a version ([`version`]). Reading: a [`View`] of the version's runs answers batched look-ups
+//! and scans. [`compaction`] keeps the runs few.
+//!
+//! Final, and held in place by golden files: [`key`] (codec and store keys), [`entry`] (kinds of entries), the version
+//! record. The body of sections may be replaced under a new format number.
+//!
+//! What this crate never does: decide who may write (the version chain does), delete, overwrite.
+
+pub mod compaction;
+mod cursor;
+pub mod entry;
+mod fetch;
+mod fold;
+pub mod fsck;
+mod get;
+#[cfg(test)]
+mod golden;
+pub mod key;
+mod layout;
+#[cfg(test)]
+mod model_tests;
+mod plan;
+mod report;
+mod run;
+mod scan;
+pub mod section;
+mod store;
+#[cfg(test)]
+mod store_tests;
+#[cfg(test)]
+mod testing;
+pub mod tree;
+pub mod version;
+mod view;
+
+pub use entry::{Expiry, MergeOperator, MergeOperators, ReadTime};
+pub use layout::{Layout, Layouts, Place, StateLayout};
+pub use report::ReadReport;
+pub use run::{Run, object_path, ranges_from_proto, ranges_to_proto};
+pub use scan::ScanPiece;
+pub use section::{EncodedSection, Interval, SectionWriter, Sequence};
+pub use store::{StateStore, StateStoreOptions, WriterName};
+pub use tree::Tree;
+pub use view::View;

@@ -1,0 +1,78 @@
+//! Which GETs bring the blocks that are wanted. Pure.
+
+use std::ops::Range;
+
+/// Limits of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlanLimits {
+    /// Neighbouring blocks with at most this many unwanted bytes between them come in one GET.
+    pub(crate) gap_bytes: u64,
+    /// A GET is at most this large, but for a single block that is larger.
+    pub(crate) request_bytes: u64,
+}
+
+/// A block that is wanted: its object (by any index) and bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) object: usize,
+    pub(crate) range: Range<u64>,
+}
+
+/// One GET and which of the wanted blocks it brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlannedGet {
+    pub(crate) object: usize,
+    pub(crate) range: Range<u64>,
+    /// Indices into what was wanted.
+    pub(crate) members: Vec<usize>,
+}
+
+pub(crate) fn plan(wanted: &[Wanted], limits: PlanLimits) -> Vec<PlannedGet> {
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_unstable_by_key(|&i| (wanted[i].object, wanted[i].range.start));
+    let mut gets: Vec<PlannedGet> = Vec::new();
+    for i in order {
+        let w = &wanted[i];
+        match gets.last_mut() {
+            Some(get)
+                if get.object == w.object
+                    && w.range.start <= get.range.end.saturating_add(limits.gap_bytes)
+                    && w.range.end.max(get.range.end) - get.range.start <= limits.request_bytes =>
+            {
+                get.range.end = get.range.end.max(w.range.end);
+                get.members.push(i);
+            }
+            _ => gets.push(PlannedGet { object: w.object, range: w.range.clone(), members: vec![i] }),
+        }
+    }
+    gets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(object: usize, start: u64, end: u64) -> Wanted {
+        Wanted { object, range: start..end }
+    }
+
+    #[test]
+    fn near_blocks_share_a_get_and_far_ones_do_not() {
+        let limits = PlanLimits { gap_bytes: 10, request_bytes: 100 };
+        let all = [wanted(1, 0, 20), wanted(0, 100, 120), wanted(0, 0, 20), wanted(0, 30, 50), wanted(0, 61, 70)];
+        let gets = plan(&all, limits);
+        let expected = [(0, 0..50, vec![2, 3]), (0, 61..70, vec![4]), (0, 100..120, vec![1]), (1, 0..20, vec![0])];
+        let got: Vec<_> = gets.into_iter().map(|g| (g.object, g.range, g.members)).collect();
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn no_get_is_larger_than_allowed_but_for_one_block() {
+        let limits = PlanLimits { gap_bytes: 10, request_bytes: 100 };
+        let all: Vec<_> = (0..10).map(|i| wanted(0, i * 40, i * 40 + 40)).chain([wanted(0, 400, 1000)]).collect();
+        let gets = plan(&all, limits);
+        assert!(gets[..5].iter().all(|g| g.range.end - g.range.start <= 100));
+        assert_eq!(gets.last().unwrap().range, 400..1000);
+        assert_eq!(gets.iter().map(|g| g.members.len()).sum::<usize>(), all.len());
+    }
+}

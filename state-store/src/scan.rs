@@ -1,0 +1,136 @@
+//! `scan`: entries in key order, piece by piece.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_common::{KeyGroupRanges, Result, StateId};
+use millstream_objects::Purpose;
+
+use crate::Layout;
+use crate::cursor::{Chain, Cursors, ReadMode, Step};
+use crate::entry::ReadTime;
+use crate::fold::{Resolved, resolve};
+use crate::key;
+use crate::report::ReadReport;
+use crate::run::Run;
+use crate::view::View;
+
+/// A piece of a scan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanPiece {
+    /// Store keys and values, in key order.
+    pub entries: Vec<(Bytes, Bytes)>,
+    /// Where the next piece begins; `None` when this was the last.
+    pub next: Option<Bytes>,
+    /// What it cost.
+    pub report: ReadReport,
+}
+
+/// The least that is read at once.
+const LEAST_AHEAD_BYTES: u64 = 64 << 10;
+
+impl View {
+    /// Entries in key order from `from` (inclusive) to `to` (exclusive), clipped to the view's key groups: the value
+    /// of each key at `time`, deleted and expired ones left out. A piece ends once it holds `max_bytes` of keys and
+    /// values; go on at `next`.
+    pub async fn scan(&self, from: &[u8], to: &[u8], max_bytes: usize, time: &ReadTime) -> Result<ScanPiece> {
+        let mut piece = ScanPiece::default();
+        let result = self.scan_piece(from, to, max_bytes, time, &mut piece).await;
+        self.store.add_to_totals(&piece.report);
+        result.map(|()| piece)
+    }
+
+    async fn scan_piece(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        max_bytes: usize,
+        time: &ReadTime,
+        piece: &mut ScanPiece,
+    ) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        let runs: Vec<(&Arc<Run>, KeyGroupRanges)> = self
+            .runs()
+            .iter()
+            .enumerate()
+            .filter(|(_, run)| self.run_in(run, from, to))
+            .map(|(i, run)| (run, self.clip(i).clone()))
+            .collect();
+        let only: Vec<&Arc<Run>> = runs.iter().map(|(run, _)| *run).collect();
+        let metas = self.store.metas(&only, Purpose::State, &mut piece.report).await?;
+        let ahead_bytes = (max_bytes as u64).max(LEAST_AHEAD_BYTES).min(self.store.options().read_ahead_bytes);
+        let mode = ReadMode { purpose: Purpose::State, ahead_bytes };
+        let mut cursors = Cursors::new(&self.store, self.layouts(), runs, metas, (from, Some(to)), mode);
+        let mut chain = Chain::default();
+        // Keys and values, one after the other, and where each ends: one allocation for the whole piece.
+        let mut arena = Vec::new();
+        let mut ends: Vec<(usize, usize)> = Vec::new();
+        loop {
+            match cursors.next_chain(&mut chain)? {
+                Step::End => break,
+                Step::Dry => cursors.fill(&mut piece.report).await?,
+                Step::Chain => {
+                    self.append(&chain, time, &mut arena, &mut ends)?;
+                    if arena.len() >= max_bytes {
+                        // The key right behind this one.
+                        chain.key.push(0);
+                        piece.next = Some(Bytes::copy_from_slice(&chain.key));
+                        cursors.keep_rest();
+                        break;
+                    }
+                }
+            }
+        }
+        piece.report.scanned += ends.len() as u64;
+        let arena = Bytes::from(arena);
+        let mut start = 0;
+        piece.entries.extend(ends.into_iter().map(|(middle, end)| {
+            let entry = (arena.slice(start..middle), arena.slice(middle..end));
+            start = end;
+            entry
+        }));
+        Ok(())
+    }
+
+    /// Appends the key and its value, if it has one.
+    fn append(
+        &self,
+        chain: &Chain,
+        time: &ReadTime,
+        arena: &mut Vec<u8>,
+        ends: &mut Vec<(usize, usize)>,
+    ) -> Result<()> {
+        let operator = || {
+            let state = self.layouts().locate(&chain.key)?.state;
+            let name = self.layouts().get(state).map_or("", |l| l.merge_operator.as_str());
+            self.store.0.merge.get(name)
+        };
+        let merged;
+        let value = match resolve(chain.entries(), time, operator)? {
+            Resolved::Absent => return Ok(()),
+            Resolved::Value(value) => value,
+            Resolved::Merged(value) => {
+                merged = value;
+                &merged
+            }
+        };
+        arena.extend_from_slice(&chain.key);
+        let middle = arena.len();
+        arena.extend_from_slice(value);
+        ends.push((middle, arena.len()));
+        Ok(())
+    }
+
+    /// Whether a run may hold keys from `from` to `to`, from its statistics.
+    fn run_in(&self, run: &Run, from: &[u8], to: &[u8]) -> bool {
+        let first = key::state_of(from).unwrap_or(StateId(0));
+        let last = key::state_of(to).unwrap_or(StateId(u16::MAX));
+        if first == last && self.layouts().get(first).is_some_and(|l| l.layout == Layout::TimeOrdered) {
+            let time = |bound: &[u8], otherwise| key::time_of(bound).unwrap_or(otherwise);
+            return run.may_hold(first, Some((time(from, i64::MIN), time(to, i64::MAX))));
+        }
+        run.states.iter().any(|s| first <= s.state && s.state <= last)
+    }
+}

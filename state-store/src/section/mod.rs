@@ -1,0 +1,158 @@
+//! A section: the sorted entries of one task for some key groups, as it stands inside a bundle object.
+//!
+//! Data blocks come first, then the meta part (statistics, block index, filter), which one GET reads. The body's
+//! format is `docs/formats.md`, version 1. A key's entries stand together in one block, newest first: merge operands
+//! and then at most one put or delete. Nothing here does I/O.
+//!
+//! - [`SectionWriter`]: collects unsorted entries; what a flush uses.
+//! - [`SectionBuilder`]: takes sorted entries one by one; what a compaction uses.
+
+mod block;
+mod builder;
+mod filter;
+mod meta;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_common::{Epoch, KeyGroupRanges, StateId, TaskId};
+
+pub use builder::SectionBuilder;
+pub use meta::{BlockInfo, SectionMeta};
+pub use writer::SectionWriter;
+
+pub(crate) use block::{Block, decode_stored};
+
+/// Format version of sections.
+pub const SECTION_FORMAT: u16 = 1;
+
+/// How sections are cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SectionOptions {
+    /// A data block is closed once its keys and values have this many bytes.
+    pub block_bytes: usize,
+    /// Bits of the filter for each key. 10 give about 1 % false positives.
+    pub filter_bits_per_key: usize,
+    /// Blocks of sections up to this size (uncompressed bytes) are handed to the block cache when they are written.
+    pub keep_blocks_bytes: usize,
+}
+
+impl Default for SectionOptions {
+    fn default() -> Self {
+        Self { block_bytes: 15 << 10, filter_bits_per_key: 10, keep_blocks_bytes: 256 << 10 }
+    }
+}
+
+/// One flush: the `flush`-th of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sequence {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Counted from 0 in each epoch.
+    pub flush: u32,
+}
+
+/// What a run holds: all flushes from `min` to `max`, both included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Interval {
+    /// The oldest.
+    pub min: Sequence,
+    /// The newest.
+    pub max: Sequence,
+}
+
+impl Interval {
+    /// Flush number `flush` of `epoch`.
+    #[must_use]
+    pub fn of(epoch: Epoch, flush: u32) -> Self {
+        let one = Sequence { epoch, flush };
+        Self { min: one, max: one }
+    }
+
+    /// The smallest interval that holds both.
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        Self { min: self.min.min(other.min), max: self.max.max(other.max) }
+    }
+
+    /// Whether `other` lies inside.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        self.min <= other.min && other.max <= self.max
+    }
+
+    /// Whether they share a flush.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.min <= other.max && other.min <= self.max
+    }
+}
+
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}..{}.{}", self.min.epoch, self.min.flush, self.max.epoch, self.max.flush)
+    }
+}
+
+/// What a section holds of one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateStats {
+    /// The state.
+    pub state: StateId,
+    /// Least and greatest time; for time-ordered states only.
+    pub times: Option<(i64, i64)>,
+    /// How many entries.
+    pub entries: u64,
+}
+
+/// A section ready to be written into a bundle.
+#[derive(Clone, Debug)]
+pub struct EncodedSection {
+    pub(crate) task: TaskId,
+    pub(crate) ranges: KeyGroupRanges,
+    pub(crate) interval: Interval,
+    /// The bytes, in pieces.
+    pub(crate) pieces: Vec<Bytes>,
+    pub(crate) length: u64,
+    pub(crate) meta_offset: u64,
+    pub(crate) checksum: u32,
+    pub(crate) meta: Arc<SectionMeta>,
+    /// Offset in the section and uncompressed body of every block, when the section is small.
+    pub(crate) kept_blocks: Vec<(u64, Bytes)>,
+}
+
+impl EncodedSection {
+    /// The task whose entries it holds.
+    #[must_use]
+    pub fn task(&self) -> TaskId {
+        self.task
+    }
+
+    /// The flushes that it holds.
+    #[must_use]
+    pub fn interval(&self) -> Interval {
+        self.interval
+    }
+
+    /// How many entries.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.meta.entries()
+    }
+
+    /// How many bytes it has in the bundle.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes of memory that it holds.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let kept: usize = self.kept_blocks.iter().map(|(_, b)| b.len() + 48).sum();
+        self.length + self.meta.memory_bytes() as u64 + kept as u64
+    }
+}

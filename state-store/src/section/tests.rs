@@ -1,0 +1,264 @@
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use millstream_common::{Epoch, ErrorKind, KeyGroupRanges};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::entry::{EntryRef, Expiry, ends_chain};
+use crate::golden::Golden;
+use crate::key::state_of;
+use crate::testing::*;
+
+fn bytes_of(section: &EncodedSection) -> Vec<u8> {
+    section.pieces.concat()
+}
+
+/// All entries of a section, read back from its bytes: key to entries, newest first.
+fn read_back(stored: &[u8], meta_offset: usize, checksum: u32) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
+    let meta = SectionMeta::decode(&Bytes::copy_from_slice(&stored[meta_offset..]), checksum).unwrap();
+    let mut all: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+    for (i, info) in meta.blocks().iter().enumerate() {
+        let bytes = &stored[info.offset as usize..][..info.length as usize];
+        let block = Block::open(decode_stored(bytes, info.checksum).unwrap()).unwrap();
+        assert_eq!(block.len(), info.entries as usize);
+        for e in 0..block.len() {
+            let key = [block.prefix(), block.suffix(e)].concat();
+            assert!(meta.first_key(i) <= key.as_slice() && key.as_slice() <= meta.last_key(i));
+            assert!(meta.may_hold(millstream_common::hash::stable_hash(&key)));
+            assert_eq!(meta.seek(0, &key), i);
+            assert!(block.is_key(block.lower_bound(0, &key), &key));
+            all.entry(key).or_default().push(block.entry(e).to_vec());
+        }
+    }
+    all
+}
+
+fn random_section(seed: u64, keys: usize) -> (EncodedSection, BTreeMap<Vec<u8>, Vec<Vec<u8>>>) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let options =
+        SectionOptions { block_bytes: rng.random_range(1..400), keep_blocks_bytes: 1000, ..SectionOptions::default() };
+    let mut writer = SectionWriter::new(TASK);
+    let mut expected: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+    for _ in 0..keys * 2 {
+        let name = format!("key {}", rng.random_range(0..keys)).into_bytes();
+        let key = match rng.random_range(0..3) {
+            0 => point(POINT, &name),
+            1 => timed(rng.random_range(-3..3), &name),
+            _ => point(SUMS, &name),
+        };
+        let value = vec![7; rng.random_range(0..60)];
+        let expiry = if rng.random() { Expiry::Never } else { Expiry::ProcessingTime(5) };
+        let entry = match rng.random_range(0..4) {
+            0 => EntryRef::Delete,
+            1 if state_of(&key) == Some(SUMS) => EntryRef::Merge { operand: &value, written_ms: 3, expiry },
+            _ => EntryRef::Put { value: &value, expiry },
+        };
+        writer.add(&key, &entry);
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        expected.entry(key.to_vec()).or_default().insert(0, bytes);
+    }
+    for chain in expected.values_mut() {
+        let end = chain.iter().position(|e| ends_chain(e)).map_or(chain.len(), |i| i + 1);
+        chain.truncate(end);
+    }
+    assert!(!writer.is_empty() && writer.entries() == keys * 2 && writer.memory_bytes() > 0);
+    let section = writer.encode(&options, &layouts(), KeyGroupRanges::all(), Interval::of(Epoch(1), 0)).unwrap();
+    (section, expected)
+}
+
+#[test]
+fn what_was_written_is_read() {
+    for seed in 0..60 {
+        let (section, expected) = random_section(seed, 1 + seed as usize * 3);
+        let bytes = bytes_of(&section);
+        assert_eq!((bytes.len() as u64, crc32c::crc32c(&bytes)), (section.length, section.checksum));
+        assert_eq!(read_back(&bytes, section.meta_offset as usize, section.checksum), expected);
+        assert_eq!(section.entries(), expected.values().map(|c| c.len() as u64).sum::<u64>());
+        let by_state: u64 = section.meta.states().iter().map(|s| s.entries).sum();
+        assert_eq!(by_state, section.entries());
+        assert!(section.meta.states().iter().all(|s| s.times.is_some() == (s.state == TIMED)));
+        for (offset, body) in &section.kept_blocks {
+            let info = section.meta.blocks().iter().find(|b| b.offset == *offset).unwrap();
+            let stored = &bytes[*offset as usize..][..info.length as usize];
+            assert_eq!(decode_stored(stored, info.checksum).unwrap(), body);
+        }
+    }
+}
+
+#[test]
+fn an_empty_section_is_a_section() {
+    let section = SectionBuilder::new(TASK, &SectionOptions::default(), &layouts())
+        .finish(KeyGroupRanges::all(), Interval::of(Epoch(1), 0));
+    let bytes = bytes_of(&section);
+    assert!(read_back(&bytes, section.meta_offset as usize, section.checksum).is_empty());
+    assert!(!section.meta.may_hold(5));
+}
+
+#[test]
+fn a_large_section_is_cut_into_pieces() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut writer = SectionWriter::new(TASK);
+    let mut expected = BTreeMap::new();
+    for i in 0..4000 {
+        let value: Vec<u8> = (0..rng.random_range(0..2000)).map(|_| rng.random()).collect();
+        let key = point(POINT, format!("{i}").as_bytes());
+        writer.put(&key, &value, Expiry::Never);
+        let mut entry = Vec::new();
+        EntryRef::Put { value: &value, expiry: Expiry::Never }.encode(&mut entry);
+        expected.insert(key.to_vec(), vec![entry]);
+    }
+    let section =
+        writer.encode(&SectionOptions::default(), &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
+    assert!(section.pieces.len() > 2 && section.kept_blocks.is_empty());
+    let bytes = bytes_of(&section);
+    assert_eq!(read_back(&bytes, section.meta_offset as usize, section.checksum), expected);
+}
+
+#[test]
+fn entries_out_of_order_are_refused() {
+    let mut builder = SectionBuilder::new(TASK, &SectionOptions::default(), &layouts());
+    builder.add(&point(POINT, b"a"), &[2]).unwrap();
+    let lower = crate::key::state_start(POINT);
+    assert!(builder.add(&[&lower[..], &[0, 0]].concat(), &[2]).is_err() || builder.entries() == 2);
+    assert!(builder.add(&point(crate::testing::LISTS, b"a"), &[2]).is_ok());
+    assert!(builder.add(&point(POINT, b"a"), &[2]).is_err());
+    assert!(builder.add(&point(millstream_common::StateId(77), b"a"), &[2]).is_err(), "a state without a layout");
+}
+
+#[test]
+fn damaged_sections_are_errors() {
+    let (section, _) = random_section(7, 40);
+    let bytes = bytes_of(&section);
+    let meta = Bytes::copy_from_slice(&bytes[section.meta_offset as usize..]);
+    let corrupt = |r: millstream_common::Result<()>| assert_eq!(r.unwrap_err().kind(), ErrorKind::Corrupt);
+    for cut in 0..meta.len() {
+        corrupt(SectionMeta::decode(&meta.slice(..cut), section.checksum).map(drop));
+    }
+    for at in 0..meta.len() {
+        let mut damaged = meta.to_vec();
+        damaged[at] ^= 1 << (at % 8);
+        corrupt(SectionMeta::decode(&damaged.into(), section.checksum).map(drop));
+    }
+    // Another section's meta part is whole, and still not this one's.
+    let (other, _) = random_section(8, 40);
+    let other_meta = Bytes::from(bytes_of(&other)).slice(other.meta_offset as usize..);
+    let error = SectionMeta::decode(&other_meta, section.checksum).unwrap_err();
+    assert!(error.what().contains("checksum"), "{error}");
+
+    let info = &section.meta.blocks()[0];
+    let stored = &bytes[..info.length as usize];
+    for cut in 0..stored.len() {
+        corrupt(decode_stored(&stored[..cut], info.checksum).map(drop));
+    }
+    for at in 0..stored.len() {
+        let mut damaged = stored.to_vec();
+        damaged[at] ^= 1 << (at % 8);
+        corrupt(decode_stored(&damaged, info.checksum).map(drop));
+    }
+}
+
+#[test]
+fn garbage_with_a_right_checksum_never_panics() {
+    let mut rng = SmallRng::seed_from_u64(9);
+    let (section, _) = random_section(7, 60);
+    let bytes = bytes_of(&section);
+    let meta = &bytes[section.meta_offset as usize..];
+    let damage = |bytes: &[u8], rng: &mut SmallRng| {
+        let mut bytes = bytes.to_vec();
+        for _ in 0..rng.random_range(1..4) {
+            let at = rng.random_range(0..bytes.len());
+            bytes[at] = rng.random();
+        }
+        if rng.random_bool(0.2) {
+            bytes.truncate(rng.random_range(0..=bytes.len()));
+        }
+        bytes
+    };
+    let mut survived = 0;
+    for _ in 0..4000 {
+        let damaged = damage(meta, &mut rng);
+        // With a checksum of the whole that fits, whatever it says of the blocks.
+        let claims = damaged.get(8..12).map_or(0, |b| u32::from_le_bytes(b.try_into().unwrap()));
+        let whole = crc32c::crc32c_combine(claims, crc32c::crc32c(&damaged), damaged.len());
+        if let Ok(meta) = SectionMeta::decode(&damaged.into(), whole) {
+            survived += 1;
+            for i in 0..meta.blocks().len() {
+                let _ = (meta.first_key(i), meta.last_key(i), meta.seek(i, b"key"), meta.may_hold(rng.random()));
+            }
+        }
+        for info in section.meta.blocks() {
+            let stored = &bytes[info.offset as usize..][..info.length as usize];
+            let damaged = damage(stored, &mut rng);
+            if let Ok(body) = decode_stored(&damaged, crc32c::crc32c(&damaged)) {
+                survived += 1;
+                let block = Block::open(body).unwrap();
+                for i in 0..block.len() {
+                    let _ = (block.suffix(i), EntryRef::decode(block.entry(i)), block.compare(i, b"key"));
+                }
+                let _ = block.lower_bound(0, b"key");
+            }
+        }
+    }
+    assert!(survived > 100);
+}
+
+#[test]
+fn entries_are_as_released() {
+    let mut golden = Golden::default();
+    let entries = [
+        ("put", EntryRef::Put { value: b"value", expiry: Expiry::Never }),
+        ("put until event time -2", EntryRef::Put { value: b"", expiry: Expiry::EventTime(-2) }),
+        ("put until processing time 3", EntryRef::Put { value: b"v", expiry: Expiry::ProcessingTime(3) }),
+        ("delete", EntryRef::Delete),
+        ("merge written at 5", EntryRef::Merge { operand: b"op", written_ms: 5, expiry: Expiry::Never }),
+        ("merge until event time 9", EntryRef::Merge { operand: b"op", written_ms: -5, expiry: Expiry::EventTime(9) }),
+    ];
+    for (name, entry) in &entries {
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        golden.bytes(name, &bytes);
+    }
+    golden.compare("entries-1.txt");
+    for (name, entry) in &entries {
+        assert_eq!(EntryRef::decode(&Golden::read("entries-1.txt", name)).unwrap(), *entry);
+    }
+    for bad in [&[][..], &[0], &[4], &[0x31], &[0x11, 1, 2], &[3, 1], &[2, 2], &[0x12, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        assert!(EntryRef::decode(bad).is_err(), "{bad:?}");
+    }
+}
+
+/// The section of the golden file. LZ4's output may differ between its releases, so the file is read, not compared;
+/// with nothing in it, the test leaves what it should hold.
+#[test]
+fn sections_of_format_1_can_be_read() {
+    let mut writer = SectionWriter::new(TASK);
+    let mut expected = BTreeMap::new();
+    for i in 0..40 {
+        for key in [point(POINT, format!("{i}").as_bytes()), timed(i, b"same")] {
+            let mut entry = Vec::new();
+            EntryRef::Put { value: b"value value value", expiry: Expiry::Never }.encode(&mut entry);
+            writer.put(&key, b"value value value", Expiry::Never);
+            expected.insert(key.to_vec(), vec![entry]);
+        }
+    }
+    let options = SectionOptions { block_bytes: 500, ..SectionOptions::default() };
+    let section = writer.encode(&options, &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
+    let bytes = bytes_of(&section);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/section-1.txt");
+    if !std::path::Path::new(file).exists() {
+        let mut golden = Golden::default();
+        golden.bytes("section", &bytes);
+        golden.bytes(
+            "meta offset, checksum",
+            &[section.meta_offset.to_le_bytes(), u64::from(section.checksum).to_le_bytes()].concat(),
+        );
+        golden.compare("section-1.txt");
+    }
+    let numbers = Golden::read("section-1.txt", "meta offset, checksum");
+    let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().unwrap());
+    let stored = Golden::read("section-1.txt", "section");
+    assert_eq!(read_back(&stored, number(0) as usize, number(8) as u32), expected);
+}

@@ -1,0 +1,208 @@
+//! The state store of one job in one process: writes bundles, opens views, runs compactions.
+//!
+//! It holds no list of what is live: runs come from the version (or from this process's own flushes) and are handed
+//! in. It never deletes and never overwrites: each object has a name that was never used before.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_cache::{BlockKey, Caches};
+use millstream_common::hash::stable_hash;
+use millstream_common::{Env, Error, Execution, Generation, KeyGroupRanges, Result};
+use millstream_objects::{Purpose, Store};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::Layouts;
+use crate::compaction::CompactionOptions;
+use crate::entry::MergeOperators;
+use crate::plan::PlanLimits;
+use crate::report::ReadReport;
+use crate::run::{Run, object_path};
+use crate::section::{EncodedSection, SectionOptions};
+use crate::view::View;
+
+/// Begins every bundle object: magic and format.
+const BUNDLE_HEAD: [u8; 8] = *b"MSBD\x01\0\0\0";
+
+/// Settings of the state store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateStoreOptions {
+    /// How sections are cut.
+    pub section: SectionOptions,
+    /// Blocks with at most this many unwanted bytes between them come in one GET.
+    pub gap_bytes: u64,
+    /// A GET is at most this large.
+    pub request_bytes: u64,
+    /// GETs in flight at most.
+    pub gets_in_flight: usize,
+    /// Bytes of GETs in flight at most.
+    pub bytes_in_flight: u64,
+    /// A scan or compaction reads this far ahead in each run.
+    pub read_ahead_bytes: u64,
+    /// When and how runs are merged.
+    pub compaction: CompactionOptions,
+}
+
+impl Default for StateStoreOptions {
+    fn default() -> Self {
+        Self {
+            section: SectionOptions::default(),
+            gap_bytes: 64 << 10,
+            request_bytes: 8 << 20,
+            gets_in_flight: 64,
+            bytes_in_flight: 64 << 20,
+            read_ahead_bytes: 1 << 20,
+            compaction: CompactionOptions::default(),
+        }
+    }
+}
+
+impl StateStoreOptions {
+    /// Refuses what cannot be.
+    pub fn validate(&self) -> Result<()> {
+        let positive = [
+            ("section.block_bytes", self.section.block_bytes as u64),
+            ("section.filter_bits_per_key", self.section.filter_bits_per_key as u64),
+            ("request_bytes", self.request_bytes),
+            ("gets_in_flight", self.gets_in_flight as u64),
+            ("bytes_in_flight", self.bytes_in_flight),
+            ("read_ahead_bytes", self.read_ahead_bytes),
+        ];
+        match positive.iter().find(|(_, value)| *value == 0) {
+            Some((name, _)) => Err(Error::config(format!("the state store's {name} must not be 0")).code(1205)),
+            None => self.compaction.validate(),
+        }
+    }
+}
+
+/// Who writes an object: part of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriterName {
+    /// The generation of the leader that the writer obeys.
+    pub generation: Generation,
+    /// The execution that the writer belongs to.
+    pub execution: Execution,
+}
+
+/// The state store of one job in one process. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct StateStore(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) caches: Caches,
+    pub(crate) options: StateStoreOptions,
+    pub(crate) env: Env,
+    pub(crate) merge: MergeOperators,
+    /// Permits for GETs in flight, and for their KiB.
+    pub(crate) gets: Semaphore,
+    pub(crate) get_kib: Semaphore,
+    totals: Mutex<ReadReport>,
+}
+
+impl StateStore {
+    /// The state below `store` (a job's prefix). The caches may be shared with other jobs of the process.
+    #[must_use]
+    pub fn new(store: Store, caches: Caches, options: StateStoreOptions, env: Env, merge: MergeOperators) -> Self {
+        let gets = Semaphore::new(options.gets_in_flight.max(1));
+        let get_kib = Semaphore::new(kib(options.bytes_in_flight).max(1));
+        Self(Arc::new(Inner { store, caches, options, env, merge, gets, get_kib, totals: Mutex::default() }))
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn options(&self) -> &StateStoreOptions {
+        &self.0.options
+    }
+
+    /// The caches.
+    #[must_use]
+    pub fn caches(&self) -> &Caches {
+        &self.0.caches
+    }
+
+    /// Writes sections as one object with one PUT; nothing when there are none. The runs come back in the order of
+    /// `sections`; they are not live before a version lists them. Metadata, and the blocks of small sections, go into
+    /// the caches.
+    pub async fn write_bundle(&self, writer: WriterName, sections: Vec<EncodedSection>) -> Result<Vec<Run>> {
+        self.write(writer, sections, Purpose::State).await
+    }
+
+    pub(crate) async fn write(
+        &self,
+        writer: WriterName,
+        sections: Vec<EncodedSection>,
+        purpose: Purpose,
+    ) -> Result<Vec<Run>> {
+        if sections.is_empty() {
+            return Ok(Vec::new());
+        }
+        let object = self.object_name(writer);
+        let mut body = vec![Bytes::from_static(&BUNDLE_HEAD)];
+        let mut offset = BUNDLE_HEAD.len() as u64;
+        let object_bytes = offset + sections.iter().map(|s| s.length).sum::<u64>();
+        let mut runs = Vec::with_capacity(sections.len());
+        for section in &sections {
+            body.extend_from_slice(&section.pieces);
+            runs.push(Run {
+                task: section.task,
+                object: object.clone(),
+                offset,
+                length: section.length,
+                meta_offset: offset + section.meta_offset,
+                meta_length: (section.length - section.meta_offset) as u32,
+                checksum: section.checksum,
+                clip: section.ranges.clone(),
+                interval: section.interval,
+                entries: section.meta.entries(),
+                states: section.meta.states().to_vec(),
+                object_bytes,
+            });
+            offset += section.length;
+        }
+        self.0.store.put(&object_path(&object), body, purpose).await?;
+        for (run, section) in runs.iter().zip(sections) {
+            let object = run.object_id();
+            let bytes = section.meta.memory_bytes();
+            self.0.caches.insert_metadata(BlockKey { object, offset: run.meta_offset }, section.meta, bytes);
+            for (at, block) in section.kept_blocks {
+                self.0.caches.insert_block(BlockKey { object, offset: run.offset + at }, block);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// `{2 characters of a hash}/{generation}-{execution}-{unique}`: the hash spreads requests over S3's prefixes.
+    fn object_name(&self, writer: WriterName) -> String {
+        let unique = self.0.env.unique_id();
+        let spread = stable_hash(unique.as_bytes()) & 0xff;
+        format!("{spread:02x}/{}-{}-{unique}", writer.generation, writer.execution)
+    }
+
+    /// An immutable view of the runs that overlap `ranges`.
+    #[must_use]
+    pub fn view(&self, runs: Vec<Arc<Run>>, ranges: KeyGroupRanges, layouts: Layouts) -> View {
+        View::new(self.clone(), runs, ranges, layouts)
+    }
+
+    /// What all reads cost so far, compactions not included.
+    #[must_use]
+    pub fn totals(&self) -> ReadReport {
+        *self.0.totals.lock()
+    }
+
+    pub(crate) fn add_to_totals(&self, report: &ReadReport) {
+        *self.0.totals.lock() += *report;
+    }
+
+    pub(crate) fn plan_limits(&self) -> PlanLimits {
+        PlanLimits { gap_bytes: self.0.options.gap_bytes, request_bytes: self.0.options.request_bytes }
+    }
+}
+
+/// Semaphore permits for so many bytes.
+pub(crate) fn kib(bytes: u64) -> usize {
+    // A semaphore counts to usize::MAX >> 3; a GET never has 2 TiB.
+    (bytes.div_ceil(1024) as usize).min(u32::MAX as usize >> 1)
+}

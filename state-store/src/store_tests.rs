@@ -1,0 +1,389 @@
+//! What reads and writes cost and how they fail, on stores in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream_common::{Env, Epoch, ErrorKind, KeyGroup, KeyGroupRange, KeyGroupRanges};
+use millstream_objects::object_store::memory::InMemory;
+use millstream_objects::{Faults, FaultyStore, Operation, Purpose, Store, StoreOptions};
+use millstream_proto::version::{VersionRecord, version_record};
+
+use crate::compaction::{CompactionDone, CompactionOutcome, apply};
+use crate::section::SectionOptions;
+use crate::testing::*;
+use crate::version::VersionLog;
+use crate::*;
+
+const NOW: ReadTime = ReadTime::START;
+
+fn keys(n: usize) -> Vec<Bytes> {
+    (0..n).map(|i| point(POINT, format!("key {i}").as_bytes())).collect()
+}
+
+fn section(keys: &[Bytes], value: &[u8], epoch: u64, options: &StateStoreOptions) -> EncodedSection {
+    let mut writer = SectionWriter::new(TASK);
+    keys.iter().for_each(|k| writer.put(k, value, Expiry::Never));
+    writer.encode(&options.section, &layouts(), KeyGroupRanges::all(), Interval::of(Epoch(epoch), 0)).unwrap()
+}
+
+/// A run in which every key has this value, written by a process whose caches nobody else has.
+async fn written(store: &Store, env: &Env, keys: &[Bytes], value: &[u8], epoch: u64) -> Arc<Run> {
+    let writer = state_store(store, env, false, small_blocks());
+    let section = section(keys, value, epoch, writer.options());
+    Arc::new(writer.write_bundle(WRITER, vec![section]).await.unwrap().remove(0))
+}
+
+fn small_blocks() -> StateStoreOptions {
+    let section = SectionOptions { block_bytes: 200, keep_blocks_bytes: 0, ..SectionOptions::default() };
+    StateStoreOptions { section, gap_bytes: 0, gets_in_flight: 4096, ..StateStoreOptions::default() }
+}
+
+fn view(store: &StateStore, runs: &[Arc<Run>]) -> View {
+    store.view(runs.to_vec(), KeyGroupRanges::all(), layouts())
+}
+
+#[tokio::test]
+async fn a_bundle_is_one_put_and_its_runs_come_in_order() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let states = state_store(&store, &env, true, StateStoreOptions::default());
+    assert!(states.write_bundle(WRITER, Vec::new()).await.unwrap().is_empty());
+    let all = keys(30);
+    let sections = (0..3).map(|i| section(&all[i * 10..][..10], &[i as u8], 1 + i as u64, states.options())).collect();
+    let runs = states.write_bundle(WRITER, sections).await.unwrap();
+    assert_eq!(store.meter().snapshot().put, 1);
+    assert!(runs.windows(2).all(|w| w[0].object == w[1].object && w[0].offset + w[0].length == w[1].offset));
+    assert_eq!(runs[2].offset + runs[2].length, runs[0].object_bytes);
+    assert_eq!(store.size(&runs[0].path(), Purpose::Check).await.unwrap(), Some(runs[0].object_bytes));
+    assert!(runs[0].object[2..].starts_with("/1-2-"), "{}", runs[0].object);
+    let view = view(&states, &runs.into_iter().map(Arc::new).collect::<Vec<_>>());
+    let (values, report) = view.multi_get(&all, &NOW).await.unwrap();
+    for (i, value) in values.iter().enumerate() {
+        assert_eq!(value.as_deref(), Some(&[(i / 10) as u8][..]));
+    }
+    // All of it was in the caches.
+    assert_eq!((report.gets, report.memory_hits, store.meter().snapshot().get), (0, 3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_batch_takes_two_dependent_stages() {
+    let env = Env::test(1);
+    let latency = Duration::from_millis(30);
+    let faults = Faults { latency_p50: latency, latency_p99: latency, ..Faults::none() };
+    let backend = FaultyStore::new(Arc::new(InMemory::new()), &env, Faults::none());
+    let store = Store::from_backend(Arc::new(backend.clone()), "memory://", &StoreOptions::default(), &env);
+    let all = keys(3000);
+    let mut runs = Vec::new();
+    for run in 0..6 {
+        let some: Vec<_> = all.iter().skip(run).step_by(6).cloned().collect();
+        runs.push(written(&store, &env, &some, &[run as u8; 20], run as u64).await);
+    }
+    backend.set(faults);
+    let states = state_store(&store, &env, true, small_blocks());
+    let started = env.now();
+    let (values, report) = view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
+    assert!(values.iter().enumerate().all(|(i, v)| v.as_deref() == Some(&[(i % 6) as u8; 20][..])));
+    // Two GETs one after the other; the slowest of so many takes up to twice the median.
+    let took = env.now().since(started);
+    assert!(took <= latency * 4, "{took:?} {report:?}");
+    assert!(report.gets > 6 && report.waited == took && report.filtered > 10_000, "{report:?}");
+    assert_eq!(report.gets, store.meter().snapshot().tally(Operation::Get, Purpose::State).requests);
+    let (_, again) = view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
+    assert_eq!((again.gets, again.misses), (0, 0));
+}
+
+#[tokio::test]
+async fn neighbouring_blocks_come_in_one_get_and_only_newest_ones_when_that_saves_much() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let mut runs = Vec::new();
+    for epoch in 1..=6 {
+        runs.push(written(&store, &env, &all, &[epoch as u8; 20], epoch).await);
+    }
+    let options = StateStoreOptions { gap_bytes: 64 << 10, ..small_blocks() };
+    let states = state_store(&store, &env, true, options);
+    let (values, report) = view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
+    assert!(values.iter().all(|v| v.as_deref() == Some(&[6; 20][..])));
+    // Six meta parts, and all blocks of the newest run in one piece.
+    assert_eq!(report.gets, 7, "{report:?}");
+    assert!(report.misses < 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_many_want_is_fetched_once() {
+    let env = Env::test(1);
+    let faults =
+        Faults { latency_p50: Duration::from_millis(30), latency_p99: Duration::from_millis(60), ..Faults::none() };
+    let backend = FaultyStore::new(Arc::new(InMemory::new()), &env, faults);
+    let store = Store::from_backend(Arc::new(backend), "memory://", &StoreOptions::default(), &env);
+    let all = keys(500);
+    let run = written(&store, &env, &all, b"v", 1).await;
+    let states = state_store(&store, &env, true, small_blocks());
+    let view = view(&states, &[run]);
+    let reads = (0..8).map(|i| view.multi_get(&all[i * 10..], &NOW));
+    let reports: Vec<_> = futures::future::join_all(reads).await.into_iter().map(|r| r.unwrap().1).collect();
+    let misses: u64 = reports.iter().map(|r| r.misses).sum();
+    let shared: u64 = reports.iter().map(|r| r.shared).sum();
+    let blocks = view.store.metas(&[&view.runs()[0]], Purpose::State, &mut ReadReport::default()).await.unwrap()[0]
+        .blocks()
+        .len();
+    assert_eq!(misses as usize, blocks);
+    assert!(shared > misses, "{shared} {misses}");
+    // Who gives up leaves nobody waiting.
+    let mut given_up = 0;
+    for after_ms in [1, 10, 20, 30, 40, 60] {
+        let cold = state_store(&store, &env, true, small_blocks());
+        let cold = cold.view(view.runs().to_vec(), KeyGroupRanges::all(), layouts());
+        let first = env.timeout(Duration::from_millis(after_ms), "the first", cold.multi_get(&all, &NOW));
+        let (first, second) = futures::join!(first, cold.multi_get(&all, &NOW));
+        given_up += usize::from(first.is_err());
+        assert!(second.unwrap().0.iter().all(Option::is_some));
+    }
+    assert!(given_up >= 2, "{given_up}");
+}
+
+async fn damage(store: &Store, path: &str, change: impl Fn(&mut Vec<u8>)) {
+    let mut bytes = store.get(path, Purpose::Check).await.unwrap().unwrap().to_vec();
+    change(&mut bytes);
+    store.delete(path, Purpose::Check).await.unwrap();
+    store.put(path, vec![bytes.into()], Purpose::Check).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_is_found_and_named() {
+    let env = Env::test(1);
+    let all = keys(100);
+    for at in (0..).map(|i| 8 + i * 37) {
+        let store = memory_store(&env);
+        let run = written(&store, &env, &all, b"some value", 1).await;
+        if at >= run.object_bytes {
+            break;
+        }
+        damage(&store, &run.path(), |bytes| bytes[at as usize] ^= 0x10).await;
+        let states = state_store(&store, &env, false, small_blocks());
+        let view = view(&states, std::slice::from_ref(&run));
+        let get = view.multi_get(&all, &NOW).await.unwrap_err();
+        let scan = view.scan(&[], &[0xff], 1 << 20, &NOW).await.unwrap_err();
+        let compact = states
+            .compact(std::slice::from_ref(&run), &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW)
+            .await
+            .unwrap_err();
+        for error in [get, scan, compact] {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error:?}");
+            assert!(error.what().contains("checksum"), "byte {at}: {error}");
+            assert!(error.place().contains(&run.object) && error.place().contains("offset"), "{error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_in_the_place_of_another_or_none_is_found() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(100);
+    let a = written(&store, &env, &all, b"value a", 1).await;
+    let b = written(&store, &env, &all, b"value b", 2).await;
+    assert_eq!(a.length, b.length, "the same shape, other bytes");
+    let other = store.get(&b.path(), Purpose::Check).await.unwrap().unwrap();
+    damage(&store, &a.path(), |bytes| *bytes = other.to_vec()).await;
+    let states = state_store(&store, &env, false, small_blocks());
+    let error = view(&states, std::slice::from_ref(&a)).multi_get(&all, &NOW).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.what().contains("checksum"), "{error}");
+    // The metadata was read before the object was swapped: the blocks tell.
+    let states = state_store(&store, &env, true, small_blocks());
+    damage(&store, &b.path(), |bytes| bytes[9] ^= 0).await;
+    let b_view = view(&states, std::slice::from_ref(&b));
+    b_view.multi_get(&all[..1], &NOW).await.unwrap();
+    let c = written(&store, &env, &all, b"value c", 3).await;
+    let other = store.get(&c.path(), Purpose::Check).await.unwrap().unwrap();
+    damage(&store, &b.path(), |bytes| *bytes = other.to_vec()).await;
+    let error = b_view.multi_get(&all, &NOW).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.what().contains("checksum"), "{error}");
+
+    damage(&store, &c.path(), |bytes| bytes.truncate(bytes.len() / 2)).await;
+    let states = state_store(&store, &env, false, small_blocks());
+    let error = view(&states, std::slice::from_ref(&c)).multi_get(&all, &NOW).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    store.delete(&c.path(), Purpose::Check).await.unwrap();
+    let error = view(&states, std::slice::from_ref(&c)).multi_get(&all, &NOW).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test]
+async fn keys_of_other_owners_are_refused() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let states = state_store(&store, &env, true, StateStoreOptions::default());
+    let key = point(POINT, b"key");
+    let group = u32::from(group_of(b"key").0);
+    let own = states.view(Vec::new(), KeyGroupRange::new(group, group + 1).into(), layouts());
+    assert_eq!(own.multi_get(std::slice::from_ref(&key), &NOW).await.unwrap().0, [None]);
+    let others = states.view(Vec::new(), KeyGroupRange::new(group + 1, group + 2).into(), layouts());
+    assert_eq!(others.multi_get(&[key], &NOW).await.unwrap_err().kind(), ErrorKind::Internal);
+}
+
+#[tokio::test]
+async fn a_compaction_of_young_small_runs_reads_nothing_from_the_store() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let states = state_store(&store, &env, true, StateStoreOptions::default());
+    let all = keys(50);
+    let mut runs = Vec::new();
+    for epoch in 1..=8 {
+        let section = section(&all, &[epoch as u8], epoch, states.options());
+        runs.extend(states.write_bundle(WRITER, vec![section]).await.unwrap().into_iter().map(Arc::new));
+    }
+    let outputs = states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    let metered = store.meter().snapshot();
+    assert_eq!((outputs.len(), metered.get, metered.put), (1, 0, 9));
+    assert_eq!(outputs[0].entries, 50);
+    let view = view(&states, &[Arc::new(outputs[0].clone())]);
+    let (values, report) = view.multi_get(&all, &NOW).await.unwrap();
+    assert!(values.iter().all(|v| v.as_deref() == Some(&[8][..])));
+    assert_eq!(report.gets, 0);
+}
+
+#[tokio::test]
+async fn compactions_and_scans_leave_the_cache_alone() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let mut runs = Vec::new();
+    for epoch in 1..=3 {
+        runs.push(written(&store, &env, &all, &[epoch as u8; 50], epoch).await);
+    }
+    let states = state_store(&store, &env, true, small_blocks());
+    view(&states, &runs).multi_get(&all[..50], &NOW).await.unwrap();
+    let before = states.caches().stats();
+    states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    let piece = view(&states, &runs).scan(&[], &[0xff], usize::MAX, &NOW).await.unwrap();
+    assert_eq!(piece.entries.len(), 2000);
+    let after = states.caches().stats();
+    assert_eq!((after.memory_bytes, after.memory_hits), (before.memory_bytes, before.memory_hits));
+}
+
+#[tokio::test]
+async fn large_outputs_are_cut_by_key_groups() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let mut options = small_blocks();
+    options.compaction.output_bytes = 10_000;
+    let states = state_store(&store, &env, false, options);
+    let all = keys(3000);
+    let (a, b) =
+        (written(&store, &env, &all[..2000], b"a", 1).await, written(&store, &env, &all[1000..], b"b", 2).await);
+    let outputs =
+        states.compact(&[a.clone(), b.clone()], &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    assert!(outputs.len() > 3, "{}", outputs.len());
+    assert!(outputs.iter().all(|o| o.length < 15_000));
+    let done = CompactionDone {
+        task: TASK,
+        inputs: vec![a.clone(), b.clone()],
+        ranges: KeyGroupRanges::all(),
+        bottom: true,
+        outputs,
+    };
+    let old = tree().with_runs(vec![a, b]);
+    let CompactionOutcome::Applied(new) = apply(&old, &done) else { panic!() };
+    new.check().unwrap();
+    assert_eq!(new.runs_of(TASK, &KeyGroupRange::new(7, 8).into()).len(), 1);
+    let (values, _) = view(&states, new.runs()).multi_get(&all, &NOW).await.unwrap();
+    for (i, value) in values.iter().enumerate() {
+        assert_eq!(value.as_deref(), Some(if i < 1000 { &b"a"[..] } else { b"b" }));
+    }
+    assert!(new.runs().iter().all(|r| !r.clip.contains(KeyGroup(0)) || r.entries > 0));
+}
+
+#[tokio::test]
+async fn a_time_range_is_one_forward_scan() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let states = state_store(&store, &env, false, small_blocks());
+    let mut writer = SectionWriter::new(TASK);
+    let mut expected = BTreeMap::new();
+    for t in 0..100 {
+        for k in 0..20 {
+            let key = timed(t, format!("{k}").as_bytes());
+            writer.put(&key, &[k], Expiry::Never);
+            expected.insert(key, Bytes::from(vec![k]));
+        }
+    }
+    let section =
+        writer.encode(&states.options().section, &layouts(), KeyGroupRanges::all(), Interval::of(Epoch(1), 0)).unwrap();
+    let run = Arc::new(states.write_bundle(WRITER, vec![section]).await.unwrap().remove(0));
+    let view = view(&states, &[run]);
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    key::timed_start(TIMED, 10, &mut from);
+    key::timed_start(TIMED, 13, &mut to);
+    let piece = view.scan(&from, &to, usize::MAX, &NOW).await.unwrap();
+    let due: Vec<_> = expected.range(Bytes::from(from)..Bytes::from(to)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    assert_eq!((piece.entries, piece.next), (due, None));
+    assert_eq!(piece.report.gets, 2, "meta part and blocks");
+    assert!(view.may_hold(TIMED, Some((98, 200))) && !view.may_hold(TIMED, Some((99, 200))));
+    assert!(!view.may_hold(TIMED, Some((i64::MAX, i64::MAX))) && !view.may_hold(POINT, None));
+}
+
+async fn commit(log: &VersionLog, number: u64, epoch: u64, tree: &Tree) {
+    let record = VersionRecord {
+        number,
+        kind: version_record::Kind::Checkpoint.into(),
+        generation: 1,
+        nonce: format!("{number:032x}"),
+        epoch,
+        hash_id: 1,
+        key_codec_id: 1,
+        tree: Some(tree.to_proto()),
+        ..VersionRecord::default()
+    };
+    log.commit(&record).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn fsck_finds_what_is_wrong_and_nothing_else() {
+    let env = Env::test(1);
+    let all = keys(100);
+    let state_of_a_job = async || {
+        let store = memory_store(&env);
+        let job = store.child("job");
+        let log = VersionLog::new(job.clone(), env.clone());
+        let mut tree = tree();
+        let mut runs = Vec::new();
+        for epoch in 1..=3 {
+            let run = written(&job, &env, &all, &[epoch as u8], epoch).await;
+            runs.push(run.clone());
+            tree.add_runs([run]);
+            commit(&log, epoch, epoch, &tree).await;
+        }
+        written(&job, &env, &all, b"left over", 9).await;
+        (store, job, log, tree, runs)
+    };
+    let (store, job, log, tree, runs) = state_of_a_job().await;
+    let report = fsck::check(&store, &env).await.unwrap();
+    assert_eq!((report.problems.as_slice(), report.jobs.as_slice()), (&[][..], &["job".to_owned()][..]));
+    assert_eq!((report.versions, report.objects, report.unreferenced.0), (3, 3, 1));
+    assert_eq!(report.bytes, runs.iter().map(|r| r.object_bytes).sum::<u64>());
+
+    // A successor that loses a run.
+    commit(&log, 4, 4, &tree.with_runs(runs[1..].to_vec())).await;
+    let problems = fsck::check(&store, &env).await.unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].what.contains("lost"), "{problems:?}");
+    assert_eq!(problems[0].object, format!("job/{}", VersionLog::path(4.into())));
+
+    damage(&job, &runs[0].path(), |b| b[20] ^= 1).await;
+    damage(&job, &runs[1].path(), |b| b.push(0)).await;
+    job.delete(&runs[2].path(), Purpose::Check).await.unwrap();
+    damage(&job, &VersionLog::path(1.into()), |b| b[20] ^= 1).await;
+    let problems = fsck::check(&store, &env).await.unwrap().problems;
+    let find = |path: String, text: &str| {
+        let path = format!("job/{path}");
+        assert!(problems.iter().any(|p| p.object == path && p.what.contains(text)), "{path} {text}: {problems:?}");
+    };
+    find(runs[0].path(), "checksum");
+    find(runs[1].path(), "bytes instead of");
+    find(runs[2].path(), "not there");
+    find(VersionLog::path(1.into()), "checksum");
+    assert_eq!(problems.len(), 5);
+}
