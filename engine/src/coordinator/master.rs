@@ -1,0 +1,1099 @@
+//! The master of one job: a state machine that decides when to deploy, checkpoint, restart, rescale and end it.
+//!
+//! It does no I/O, reads no clock and sends nothing: each handler takes facts and leaves [`Action`]s, which the
+//! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
+//! had changed), never before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_common::env::Moment;
+use millstream_common::{AssignmentId, Error, ErrorKind, Result};
+use millstream_proto::control::{
+    CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec,
+    LiveSplits, Placement, PrepareRescale, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted,
+    inject_barrier::Kind, to_coordinator, to_worker,
+};
+use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Status;
+
+use super::assignment;
+use super::record::{self, CommittableKey, EpochResult, committable_id_key, committable_key};
+use super::statistics::Statistics;
+use crate::convert::{assignment_from_proto, assignment_to_proto, failure_from_proto};
+use crate::element::Assignment;
+use crate::settings::{RestartStrategy, Settings};
+
+/// What a worker can do, as its session said.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerFacts {
+    pub(crate) data_address: String,
+    /// Slots that no job uses.
+    pub(crate) free: u32,
+}
+
+/// What a handler knows, and where it leaves what is to be done.
+pub(crate) struct Turn<'a> {
+    pub(crate) now: Moment,
+    pub(crate) wall_ms: i64,
+    pub(crate) workers: &'a BTreeMap<String, WorkerFacts>,
+    pub(crate) out: Vec<Action>,
+}
+
+/// What the coordinator carries out.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Send(String, Box<to_worker::Message>),
+    Commit(Box<VersionRecord>),
+    Timer(Timer, Duration),
+    /// The answer to a client's request.
+    Reply(u64, Result<()>),
+    /// The job has come to its end.
+    Ended,
+}
+
+/// What a timer is for; one that no longer fits is ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timer {
+    Checkpoint { turn: u64 },
+    CheckpointTimeout { epoch: u64 },
+    Restart { execution: u64 },
+    RescaleTimeout { assignment: AssignmentId, execution: u64 },
+}
+
+/// A split that some subtask reads.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownSplit {
+    pub(crate) source_uid: String,
+    pub(crate) id: String,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It waits for slots for the first time.
+    Created,
+    /// The newest version's output is being committed before the subtasks start.
+    Recovering,
+    /// Workers make the subtasks.
+    Deploying(BTreeSet<String>),
+    Running,
+    /// It waits: for its delay, for slots, or for a record in flight.
+    Restarting {
+        delayed: bool,
+    },
+    Ended(End),
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Finished,
+    Stopped,
+    Canceled,
+    Failed,
+    Fenced,
+}
+
+/// The number of a `Canceled` error of a task that ended without saying why: a restart may mend that.
+const CANCELED_WITHOUT_A_REASON: u16 = 6000;
+
+struct Checkpoint {
+    epoch: u64,
+    kind: Kind,
+    started: Moment,
+    missing: BTreeSet<String>,
+    reports: Vec<CheckpointReport>,
+    /// Clients that wait for it.
+    tokens: Vec<u64>,
+}
+
+enum Committing {
+    Checkpoint,
+    Compaction,
+    Confirmation,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// A checkpoint goes before, so that the one that carries the assignment is small.
+    Before,
+    Preparing(BTreeSet<(String, bool)>),
+    Barrier,
+    Serving(BTreeSet<String>),
+}
+
+/// The assignment that a rescale leads to, the worker of each of its subtasks, and the owner of each split.
+type Plan = (Assignment, Vec<String>, BTreeMap<(String, String), u32>);
+
+struct Rescale {
+    token: Option<u64>,
+    from: u32,
+    to: u32,
+    stage: Stage,
+    next: Option<Plan>,
+    pause_ms: u64,
+    bytes: u64,
+}
+
+/// The state machine; see the module.
+pub(crate) struct JobMaster {
+    pub(crate) spec: JobSpec,
+    pub(crate) settings: Settings,
+    pub(crate) record: VersionRecord,
+    pub(crate) restored_from: Option<u64>,
+    pub(crate) execution: u64,
+    attempt: u64,
+    next_epoch: u64,
+    pub(crate) assignment: Assignment,
+    /// By subtask index: the worker.
+    pub(crate) placement: Vec<String>,
+    /// Workers without subtasks since a scale-in: they may still owe commits.
+    leaving: BTreeSet<String>,
+    splits: Vec<KnownSplit>,
+    owners: BTreeMap<(String, String), u32>,
+    finished: BTreeSet<(String, String)>,
+    no_more_splits: bool,
+    input_ended: bool,
+    pub(crate) phase: Phase,
+    checkpoint: Option<Checkpoint>,
+    committing: Option<Committing>,
+    in_flight: Option<Box<VersionRecord>>,
+    confirmed: BTreeSet<CommittableKey>,
+    compactions: Vec<CompactionDone>,
+    rescale: Option<Rescale>,
+    /// The status that the last barrier's record leads to.
+    ending: Option<Status>,
+    /// The last barrier's record stands; what is left is to confirm its commits.
+    last_committed: bool,
+    stop_tokens: Vec<u64>,
+    wanted_checkpoints: Vec<u64>,
+    checkpoint_turn: u64,
+    last_checkpoint_end: Moment,
+    failures_in_row: u32,
+    delay: Duration,
+    running_since: Moment,
+    pub(crate) error: Option<Arc<Error>>,
+    pub(crate) statistics: Statistics,
+}
+
+impl JobMaster {
+    /// A job whose take-over record `record` stands.
+    pub(crate) fn new(
+        spec: JobSpec,
+        settings: Settings,
+        record: VersionRecord,
+        restored_from: Option<u64>,
+        splits: Vec<KnownSplit>,
+        no_more_splits: bool,
+        now: Moment,
+    ) -> Result<Self> {
+        let assignment = assignment_from_proto(record.assignment.as_ref().unwrap_or(&Default::default()))?;
+        Ok(Self {
+            next_epoch: record.epoch + 1,
+            delay: settings.restart.initial_delay,
+            spec,
+            settings,
+            restored_from,
+            execution: 0,
+            attempt: 0,
+            assignment,
+            placement: Vec::new(),
+            leaving: BTreeSet::new(),
+            splits,
+            owners: BTreeMap::new(),
+            finished: BTreeSet::new(),
+            no_more_splits,
+            input_ended: false,
+            phase: Phase::Created,
+            checkpoint: None,
+            committing: None,
+            in_flight: None,
+            confirmed: BTreeSet::new(),
+            compactions: Vec::new(),
+            rescale: None,
+            ending: None,
+            last_committed: false,
+            stop_tokens: Vec::new(),
+            wanted_checkpoints: Vec::new(),
+            checkpoint_turn: 0,
+            last_checkpoint_end: now,
+            failures_in_row: 0,
+            running_since: now,
+            error: None,
+            statistics: Statistics::default(),
+            record,
+        })
+    }
+
+    /// A job that had finished before it was asked for again.
+    pub(crate) fn finished(spec: JobSpec, settings: Settings, record: VersionRecord, now: Moment) -> Result<Self> {
+        let restored = Some(record.number);
+        let mut master = Self::new(spec, settings, record, restored, Vec::new(), true, now)?;
+        master.phase = Phase::Ended(End::Finished);
+        Ok(master)
+    }
+
+    /// The number of the record in flight.
+    pub(crate) fn in_flight_number(&self) -> Option<u64> {
+        self.in_flight.as_ref().map(|r| r.number)
+    }
+
+    /// The record in flight goes out under this nonce, again and again.
+    pub(crate) fn set_nonce(&mut self, nonce: &str) {
+        if let Some(r) = &mut self.in_flight {
+            r.nonce = nonce.to_owned();
+        }
+    }
+
+    /// The name of its present deployment.
+    pub(crate) fn job_ref(&self) -> JobRef {
+        JobRef { id: self.spec.id.clone(), generation: self.record.generation, execution: self.execution }
+    }
+
+    /// As `status` shows it.
+    pub(crate) fn state(&self) -> &'static str {
+        match &self.phase {
+            Phase::Created => "created",
+            Phase::Recovering | Phase::Deploying(_) if self.execution <= 1 => "created",
+            Phase::Recovering | Phase::Deploying(_) | Phase::Restarting { .. } => "restarting",
+            Phase::Running => "running",
+            Phase::Ended(End::Finished) => "finished",
+            Phase::Ended(End::Stopped) => "stopped",
+            Phase::Ended(End::Canceled) => "canceled",
+            Phase::Ended(End::Failed | End::Fenced) => "failed",
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// The workers that have to do with the present deployment.
+    pub(crate) fn workers_in_use(&self) -> BTreeSet<String> {
+        let next = self.rescale.iter().filter_map(|r| r.next.as_ref()).flat_map(|n| &n.1);
+        self.placement.iter().chain(next).cloned().collect()
+    }
+
+    /// How many slots of each worker the job holds.
+    pub(crate) fn slots_in_use(&self) -> BTreeMap<String, u32> {
+        let mut used = BTreeMap::new();
+        let planned = self.rescale.as_ref().and_then(|r| r.next.as_ref()).map(|n| &n.1);
+        let longest = match planned {
+            Some(next) if next.len() > self.placement.len() => next,
+            _ => &self.placement,
+        };
+        for w in longest {
+            *used.entry(w.clone()).or_insert(0) += 1;
+        }
+        used
+    }
+
+    // ---- deployment
+
+    /// Deploys the job when it waits for slots and there are enough.
+    pub(crate) fn try_deploy(&mut self, t: &mut Turn<'_>) {
+        let waits = matches!(self.phase, Phase::Created | Phase::Restarting { delayed: false });
+        if !waits || self.committing.is_some() {
+            return;
+        }
+        // After a failure amid a rescale it is the newest record that says whose table holds.
+        match assignment_from_proto(self.record.assignment.as_ref().unwrap_or(&Default::default())) {
+            Ok(a) => self.assignment = a,
+            Err(e) => return self.end(End::Failed, Some(e), t),
+        }
+        let Some(placement) = place(self.assignment.parallelism(), t.workers) else { return };
+        self.placement = placement;
+        self.last_committed = false;
+        self.execution += 1;
+        self.attempt += 1;
+        self.finished = self
+            .record
+            .splits
+            .iter()
+            .filter(|s| s.finished)
+            .map(|s| (s.source_uid.clone(), s.split_id.clone()))
+            .collect();
+        self.owners = self.owners_for(self.assignment.parallelism());
+        self.input_ended = false;
+        self.phase = Phase::Recovering;
+        // What the record lists is committed before anybody writes on; leftovers of older deployments go.
+        let committables = self
+            .record
+            .committables
+            .iter()
+            .filter(|c| !self.confirmed.contains(&committable_key(c)))
+            .cloned()
+            .collect();
+        let order =
+            CommitNow { job: Some(self.job_ref()), spec: Some(self.spec.clone()), committables, clean_up: true };
+        t.out.push(Action::Send(self.placement[0].clone(), Box::new(to_worker::Message::CommitNow(order))));
+    }
+
+    fn owners_for(&self, parallelism: u32) -> BTreeMap<(String, String), u32> {
+        let mut owners = BTreeMap::new();
+        let sources: BTreeSet<&String> = self.splits.iter().map(|s| &s.source_uid).collect();
+        for source in sources {
+            let of_source: Vec<(String, bool)> = self
+                .splits
+                .iter()
+                .filter(|s| s.source_uid == *source)
+                .map(|s| (s.id.clone(), !self.finished.contains(&(source.clone(), s.id.clone()))))
+                .collect();
+            let old: BTreeMap<String, u32> =
+                self.owners.iter().filter(|((s, _), _)| s == source).map(|((_, id), &o)| (id.clone(), o)).collect();
+            for (id, owner) in assignment::split_owners(&of_source, &old, parallelism) {
+                owners.insert((source.clone(), id), owner);
+            }
+        }
+        owners
+    }
+
+    fn split_owner_messages(&self, owners: &BTreeMap<(String, String), u32>) -> Vec<SplitOwner> {
+        (0u32..)
+            .zip(&self.splits)
+            .filter_map(|(index, s)| {
+                let subtask = *owners.get(&(s.source_uid.clone(), s.id.clone()))?;
+                Some(SplitOwner {
+                    index,
+                    source_uid: s.source_uid.clone(),
+                    split_id: s.id.clone(),
+                    payload: s.payload.clone(),
+                    subtask,
+                })
+            })
+            .collect()
+    }
+
+    fn deploy(&mut self, t: &mut Turn<'_>) {
+        let workers: BTreeSet<String> = self.placement.iter().cloned().collect();
+        for w in &workers {
+            let subtasks = (0u32..).zip(&self.placement).filter(|(_, p)| *p == w).map(|(i, _)| i).collect();
+            let deploy = self.deploy_message(t, &self.assignment, &self.placement, subtasks, &self.owners);
+            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::Deploy(deploy))));
+        }
+        self.phase = Phase::Deploying(workers);
+    }
+
+    fn deploy_message(
+        &self,
+        t: &Turn<'_>,
+        assignment: &Assignment,
+        placement: &[String],
+        subtasks: Vec<u32>,
+        owners: &BTreeMap<(String, String), u32>,
+    ) -> Deploy {
+        Deploy {
+            job: Some(self.job_ref()),
+            spec: Some(self.spec.clone()),
+            assignment: Some(assignment_to_proto(assignment)),
+            placement: Some(placement_message(placement, t.workers)),
+            subtasks,
+            attempt: self.attempt,
+            version: Some(self.record.clone()),
+            splits: self.split_owner_messages(owners),
+            join: false,
+            live_splits: self.live_splits().values().copied().max().unwrap_or(0),
+            epoch: self.next_epoch,
+            previous: None,
+        }
+    }
+
+    fn live_splits(&self) -> BTreeMap<String, u64> {
+        let mut live = BTreeMap::new();
+        for s in &self.splits {
+            let alive = !self.finished.contains(&(s.source_uid.clone(), s.id.clone()));
+            *live.entry(s.source_uid.clone()).or_insert(0) += u64::from(alive);
+        }
+        live
+    }
+
+    fn on_deployed(&mut self, worker: &str, t: &mut Turn<'_>) {
+        if let Phase::Deploying(missing) = &mut self.phase {
+            missing.remove(worker);
+            if missing.is_empty() {
+                self.phase = Phase::Running;
+                self.running_since = t.now;
+                self.last_checkpoint_end = t.now;
+                self.schedule_checkpoint(t);
+                self.send_live_splits(t);
+                self.check_end_of_input(t);
+            }
+        } else if let Some(Rescale { stage: Stage::Preparing(missing), .. }) = &mut self.rescale {
+            missing.remove(&(worker.to_owned(), true));
+            self.when_prepared(t);
+        }
+    }
+
+    // ---- messages of workers
+
+    /// A message of a worker about this job's present deployment.
+    pub(crate) fn on_message(&mut self, worker: &str, message: to_coordinator::Message, t: &mut Turn<'_>) {
+        use to_coordinator::Message as M;
+        if self.has_ended() {
+            return;
+        }
+        match message {
+            M::Deployed(_) => self.on_deployed(worker, t),
+            M::Prepared(_) => {
+                if let Some(Rescale { stage: Stage::Preparing(missing), .. }) = &mut self.rescale {
+                    missing.remove(&(worker.to_owned(), false));
+                    self.when_prepared(t);
+                }
+            }
+            M::Report(report) => self.on_report(worker, report, t),
+            M::CheckpointFailed(f) => {
+                let error = failure_from_proto(&f.failure.unwrap_or_default());
+                self.on_checkpoint_failed(f.epoch, &error, t);
+            }
+            M::TaskFailed(f) => {
+                let error = failure_from_proto(&f.failure.unwrap_or_default());
+                self.on_failure(error, t);
+            }
+            M::Confirmed(c) => self.on_confirmed(c, t),
+            M::CompactionDone(c) => {
+                self.compactions.push(c);
+                self.pump(t);
+            }
+            M::Serving(s) => self.on_serving(worker, s.pause_ms, t),
+            M::SplitsFinished(s) => self.on_splits_finished(s.splits, t),
+            M::Hello(_) | M::Heartbeat(_) => {}
+        }
+    }
+
+    fn on_splits_finished(&mut self, splits: Vec<SplitId>, t: &mut Turn<'_>) {
+        self.finished.extend(splits.into_iter().map(|s| (s.source_uid, s.split_id)));
+        self.send_live_splits(t);
+        self.check_end_of_input(t);
+    }
+
+    fn send_live_splits(&self, t: &mut Turn<'_>) {
+        let counts: Vec<_> =
+            self.live_splits().into_iter().map(|(source_uid, live)| SplitCount { source_uid, live }).collect();
+        self.broadcast(t, |job| to_worker::Message::LiveSplits(LiveSplits { job: Some(job), counts: counts.clone() }));
+    }
+
+    fn broadcast(&self, t: &mut Turn<'_>, message: impl Fn(JobRef) -> to_worker::Message) {
+        for w in self.workers_in_use() {
+            t.out.push(Action::Send(w, Box::new(message(self.job_ref()))));
+        }
+    }
+
+    /// When all splits of all sources have ended and none comes any more, time ends, and so does the job.
+    fn check_end_of_input(&mut self, t: &mut Turn<'_>) {
+        let all = self.splits.iter().all(|s| self.finished.contains(&(s.source_uid.clone(), s.id.clone())));
+        if !all || !self.no_more_splits || self.phase != Phase::Running || self.rescale.is_some() {
+            return;
+        }
+        if !self.input_ended {
+            self.input_ended = true;
+            self.broadcast(t, |job| to_worker::Message::EndOfInput(EndOfInput { job: Some(job) }));
+        }
+        if self.ending.is_none() && self.checkpoint.is_none() {
+            self.ending = Some(Status::Finished);
+            self.trigger(Kind::Last, t);
+        }
+    }
+
+    fn on_confirmed(&mut self, c: Confirmed, t: &mut Turn<'_>) {
+        for id in &c.committables {
+            let key = committable_id_key(id);
+            if let Some(listed) = self.record.committables.iter().find(|c| committable_key(c) == key)
+                && self.confirmed.insert(key)
+            {
+                self.statistics.rows_out += listed.rows;
+            }
+        }
+        if let Some(f) = c.failure {
+            return self.on_failure(failure_from_proto(&f), t);
+        }
+        if self.phase == Phase::Recovering {
+            self.deploy(t);
+        }
+        self.pump(t);
+    }
+
+    // ---- checkpoints
+
+    fn schedule_checkpoint(&mut self, t: &mut Turn<'_>) {
+        let c = &self.settings.checkpoint;
+        if c.interval.is_zero() {
+            return;
+        }
+        self.checkpoint_turn += 1;
+        let since_start = t.now.since(self.statistics.last_trigger);
+        let since_end = t.now.since(self.last_checkpoint_end);
+        let wait = c.interval.saturating_sub(since_start).max(c.min_pause.saturating_sub(since_end));
+        t.out.push(Action::Timer(Timer::Checkpoint { turn: self.checkpoint_turn }, wait));
+    }
+
+    fn trigger(&mut self, kind: Kind, t: &mut Turn<'_>) {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        self.statistics.last_trigger = t.now;
+        let missing: BTreeSet<String> = self.placement.iter().cloned().collect();
+        let assignment_id = match (&kind, self.rescale.as_ref().and_then(|r| r.next.as_ref())) {
+            (Kind::Rescale, Some((a, _, _))) => a.id.0,
+            _ => self.assignment.id.0,
+        };
+        for w in &missing {
+            let inject = InjectBarrier { job: Some(self.job_ref()), epoch, kind: kind.into(), assignment_id };
+            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::InjectBarrier(inject))));
+        }
+        t.out.push(Action::Timer(Timer::CheckpointTimeout { epoch }, self.settings.checkpoint.timeout));
+        let tokens = std::mem::take(&mut self.wanted_checkpoints);
+        self.checkpoint = Some(Checkpoint { epoch, kind, started: t.now, missing, reports: Vec::new(), tokens });
+    }
+
+    fn on_report(&mut self, worker: &str, report: CheckpointReport, t: &mut Turn<'_>) {
+        if let Some(c) = &mut self.checkpoint
+            && c.epoch == report.epoch
+            && c.missing.remove(worker)
+        {
+            c.reports.push(report);
+        }
+        self.pump(t);
+    }
+
+    fn on_checkpoint_failed(&mut self, epoch: u64, error: &Error, t: &mut Turn<'_>) {
+        // Once its record is on its way an epoch ends only with it.
+        if self.checkpoint.as_ref().is_none_or(|c| c.epoch != epoch)
+            || matches!(self.committing, Some(Committing::Checkpoint))
+        {
+            return;
+        }
+        let Some(c) = self.checkpoint.take() else { return };
+        self.statistics.failed += 1;
+        self.failures_in_row += 1;
+        tracing::warn!("job {}: the checkpoint of epoch {epoch} failed: {error}", self.spec.name);
+        for token in c.tokens {
+            t.out.push(Action::Reply(
+                token,
+                Err(Error::unavailable(format!("the checkpoint failed: {error}")).code(7110)),
+            ));
+        }
+        let ordinary = c.kind == Kind::Checkpoint || (cfg!(planted_bug = "25") && c.kind == Kind::Rescale);
+        if !ordinary || self.failures_in_row > self.settings.checkpoint.tolerable_failures {
+            let what = format!("{} checkpoints failed in a row, the last: {error}", self.failures_in_row);
+            return self.on_failure(Error::unavailable(what).code(7111), t);
+        }
+        if cfg!(planted_bug = "25") && c.kind == Kind::Rescale {
+            // Planted: the rescale goes on as if its epoch could be taken along by a later one: who gained key groups
+            // starts from the record before.
+            self.assume_rescaled();
+            self.record.assignment = Some(assignment_to_proto(&self.assignment));
+            self.announce_version(t);
+        }
+        self.last_checkpoint_end = t.now;
+        self.after_checkpoint(t);
+    }
+
+    /// What goes into a record next, if anything, now that none is in flight.
+    fn pump(&mut self, t: &mut Turn<'_>) {
+        if self.committing.is_some() || self.has_ended() {
+            return;
+        }
+        if self.checkpoint.as_ref().is_some_and(|c| c.missing.is_empty()) {
+            return self.commit_checkpoint(t);
+        }
+        let confirmed_all = self.confirmed_all();
+        if let Some(status) = self.ending
+            && self.checkpoint.is_none()
+            && self.record.status() == Status::Running
+            && self.last_committed
+            && confirmed_all
+        {
+            let record = record::confirmation(&self.record, &self.confirmed, status);
+            return self.commit(Committing::Confirmation, record, t);
+        }
+        if !self.compactions.is_empty() && self.phase == Phase::Running {
+            let done = std::mem::take(&mut self.compactions);
+            match record::compactions(&self.record, &done) {
+                Ok(Some(record)) => self.commit(Committing::Compaction, record, t),
+                Ok(None) => {}
+                Err(e) => self.on_failure(e, t),
+            }
+        }
+    }
+
+    /// Whether all output that the newest record lists is visible.
+    fn confirmed_all(&self) -> bool {
+        self.record.committables.iter().all(|c| self.confirmed.contains(&committable_key(c)))
+    }
+
+    fn commit(&mut self, what: Committing, mut record: VersionRecord, t: &mut Turn<'_>) {
+        record.committed_ms = t.wall_ms;
+        self.committing = Some(what);
+        self.in_flight = Some(Box::new(record.clone()));
+        t.out.push(Action::Commit(Box::new(record)));
+    }
+
+    fn commit_checkpoint(&mut self, t: &mut Turn<'_>) {
+        let Some(c) = &self.checkpoint else { return };
+        let next = self.rescale.as_ref().and_then(|r| r.next.as_ref());
+        let result = EpochResult {
+            epoch: c.epoch,
+            reports: &c.reports,
+            confirmed: &self.confirmed,
+            assignment: if c.kind == Kind::Rescale { next.map(|n| &n.0) } else { None },
+            last: if c.kind == Kind::Last { self.ending } else { None },
+        };
+        match record::checkpoint(&self.record, &result) {
+            Ok(Some(record)) => self.commit(Committing::Checkpoint, record, t),
+            Ok(None) => self.end_checkpoint(false, t),
+            Err(e) => self.on_failure(e, t),
+        }
+    }
+
+    /// The outcome of the record in flight: it stands (true), or somebody else's does.
+    pub(crate) fn on_committed(&mut self, stands: bool, t: &mut Turn<'_>) {
+        let (Some(what), Some(record)) = (self.committing.take(), self.in_flight.take()) else { return };
+        if self.has_ended() {
+            return;
+        }
+        if !stands {
+            let what = "a newer leader has taken this job over: this one is fenced";
+            let e = Error::fenced(what).at(format!("version {}", record.number));
+            return self.end(End::Fenced, Some(e), t);
+        }
+        self.record = *record;
+        let still: BTreeSet<_> = self.record.committables.iter().map(committable_key).collect();
+        self.confirmed.retain(|k| still.contains(k));
+        match what {
+            Committing::Checkpoint => {
+                let deployed = matches!(self.phase, Phase::Running);
+                if deployed {
+                    self.announce_version(t);
+                }
+                self.end_checkpoint(true, t);
+            }
+            Committing::Compaction => {
+                self.announce_version(t);
+            }
+            Committing::Confirmation => {}
+        }
+        self.maybe_ended(t);
+        self.pump(t);
+        self.try_deploy(t);
+    }
+
+    /// The coordinator could not learn what became of the record in flight. It is sent again until its number is taken.
+    pub(crate) fn on_commit_unknown(&mut self, error: &Error, t: &mut Turn<'_>) {
+        if cfg!(planted_bug = "24") && matches!(self.committing, Some(Committing::Checkpoint)) {
+            // Planted: what was not found when it was read back is taken for never written.
+            self.committing = None;
+            self.in_flight = None;
+            if let Some(epoch) = self.checkpoint.as_ref().map(|c| c.epoch) {
+                return self.on_checkpoint_failed(epoch, error, t);
+            }
+        }
+        tracing::warn!("job {}: a version record is sent again: {error}", self.spec.name);
+        if let Some(record) = &self.in_flight {
+            t.out.push(Action::Commit(record.clone()));
+        }
+    }
+
+    fn announce_version(&self, t: &mut Turn<'_>) {
+        let record = self.record.clone();
+        self.broadcast(t, |job| {
+            to_worker::Message::VersionCommitted(VersionCommitted { job: Some(job), record: Some(record.clone()) })
+        });
+    }
+
+    fn maybe_ended(&mut self, t: &mut Turn<'_>) {
+        match self.record.status() {
+            Status::Finished => self.end(End::Finished, None, t),
+            Status::Stopped => self.end(End::Stopped, None, t),
+            _ => {}
+        }
+    }
+
+    /// The epoch in flight is over: its record stands, or nothing had changed.
+    fn end_checkpoint(&mut self, committed: bool, t: &mut Turn<'_>) {
+        let Some(c) = self.checkpoint.take() else { return };
+        self.failures_in_row = 0;
+        self.last_checkpoint_end = t.now;
+        self.statistics.rows_out += c.reports.iter().map(|r| r.rows_out).sum::<u64>();
+        if committed {
+            let bytes = c.reports.iter().map(|r| r.bytes_written).sum();
+            let puts = c.reports.iter().map(|r| u64::from(r.puts)).sum::<u64>() + 1;
+            self.statistics.checkpoint_done(t.now.since(c.started), bytes, puts);
+            if c.kind == Kind::Rescale
+                && let Some(r) = &mut self.rescale
+            {
+                r.bytes = bytes;
+            }
+        }
+        for token in c.tokens {
+            t.out.push(Action::Reply(token, Ok(())));
+        }
+        match c.kind {
+            Kind::Last => {
+                self.last_committed = true;
+                self.maybe_ended(t);
+            }
+            Kind::Rescale => self.on_rescale_committed(),
+            _ => self.after_checkpoint(t),
+        }
+    }
+
+    fn after_checkpoint(&mut self, t: &mut Turn<'_>) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        if self.rescale.as_ref().is_some_and(|r| matches!(r.stage, Stage::Before)) {
+            return self.prepare_rescale(t);
+        }
+        if self.rescale.is_some() {
+            return;
+        }
+        if !self.stop_tokens.is_empty() && self.ending.is_none() {
+            self.ending = Some(Status::Stopped);
+            return self.trigger(Kind::Last, t);
+        }
+        self.check_end_of_input(t);
+        if self.checkpoint.is_some() {
+            return;
+        }
+        if !self.wanted_checkpoints.is_empty() {
+            return self.trigger(Kind::Checkpoint, t);
+        }
+        self.schedule_checkpoint(t);
+    }
+
+    // ---- timers
+
+    pub(crate) fn on_timer(&mut self, timer: Timer, t: &mut Turn<'_>) {
+        match timer {
+            Timer::Checkpoint { turn } => {
+                let due = turn == self.checkpoint_turn && self.phase == Phase::Running && self.ending.is_none();
+                if due && self.checkpoint.is_none() && self.rescale.is_none() {
+                    self.trigger(Kind::Checkpoint, t);
+                }
+            }
+            Timer::CheckpointTimeout { epoch } => {
+                let limit = self.settings.checkpoint.timeout;
+                let e = Error::unavailable(format!("it took longer than {limit:?}")).code(7112);
+                self.on_checkpoint_failed(epoch, &e, t);
+            }
+            Timer::Restart { execution } => {
+                if execution == self.execution
+                    && let Phase::Restarting { delayed } = &mut self.phase
+                {
+                    *delayed = false;
+                    self.try_deploy(t);
+                }
+            }
+            Timer::RescaleTimeout { assignment, execution } => {
+                let late = self.rescale.as_ref().and_then(|r| r.next.as_ref()).is_some_and(|n| n.0.id == assignment);
+                let open =
+                    matches!(self.rescale.as_ref().map(|r| &r.stage), Some(Stage::Preparing(_) | Stage::Serving(_)));
+                if late && open && execution == self.execution {
+                    let e = Error::unavailable("the rescale took longer than a checkpoint may").code(7113);
+                    self.on_failure(e, t);
+                }
+            }
+        }
+    }
+
+    // ---- failures
+
+    /// A worker is gone.
+    pub(crate) fn on_worker_lost(&mut self, worker: &str, t: &mut Turn<'_>) {
+        // One that a scale-in has left without subtasks takes the commits along that it owes: others make them anew.
+        let owes = self.leaving.remove(worker) && !self.confirmed_all();
+        if !self.has_ended() && (owes || self.workers_in_use().contains(worker)) {
+            if cfg!(planted_bug = "26") {
+                self.keep_survivors();
+            }
+            self.on_failure(Error::unavailable(format!("worker {worker} is lost")).code(7120), t);
+        }
+    }
+
+    /// Planted bug 26: the subtasks of the workers that are left go on with their state (what they have reported since the
+    /// newest record) while the sources are rewound.
+    fn keep_survivors(&mut self) {
+        let Some(c) = self.checkpoint.as_ref().filter(|_| self.committing.is_none()) else { return };
+        let result = EpochResult {
+            epoch: c.epoch,
+            reports: &c.reports,
+            confirmed: &BTreeSet::new(),
+            assignment: None,
+            last: None,
+        };
+        if let Ok(Some(after)) = record::checkpoint(&self.record, &result) {
+            (self.record.tree, self.record.progress) = (after.tree, after.progress);
+        }
+    }
+
+    fn on_failure(&mut self, error: Error, t: &mut Turn<'_>) {
+        if self.has_ended() {
+            return;
+        }
+        let none = self.settings.restart.strategy == RestartStrategy::None;
+        if error.kind() == ErrorKind::Canceled && error.number() != CANCELED_WITHOUT_A_REASON {
+            // Its owner called it off, as the reader of stdout does that closes it.
+            return self.end(End::Canceled, Some(error), t);
+        }
+        if (error.is_final() && error.kind() != ErrorKind::Canceled) || none {
+            return self.end(End::Failed, Some(error), t);
+        }
+        if matches!(self.phase, Phase::Created | Phase::Restarting { .. }) {
+            return;
+        }
+        tracing::warn!("job {}: restart after: {error}", self.spec.name);
+        self.stop_deployment(t);
+        self.fail_requests(&error, t);
+        self.statistics.restarts += 1;
+        let r = &self.settings.restart;
+        if t.now.since(self.running_since) >= r.reset_after {
+            self.delay = r.initial_delay;
+        }
+        let wait = self.delay;
+        self.delay = self.delay.mul_f64(r.backoff_multiplier.max(1.0)).min(r.max_delay);
+        self.phase = Phase::Restarting { delayed: true };
+        t.out.push(Action::Timer(Timer::Restart { execution: self.execution }, wait));
+    }
+
+    fn stop_everywhere(&mut self, t: &mut Turn<'_>) {
+        let mut workers = self.workers_in_use();
+        workers.append(&mut self.leaving);
+        for w in workers {
+            let stop = to_worker::Message::StopJob(StopJob { job: Some(self.job_ref()) });
+            t.out.push(Action::Send(w, Box::new(stop)));
+        }
+    }
+
+    /// The newest record stands; everything that ran since is forgotten.
+    fn stop_deployment(&mut self, t: &mut Turn<'_>) {
+        self.stop_everywhere(t);
+        self.statistics.fold();
+        if !matches!(self.committing, Some(Committing::Checkpoint)) {
+            self.checkpoint = None;
+        }
+        self.compactions.clear();
+        self.placement.clear();
+        self.ending = None;
+        self.last_committed = false;
+    }
+
+    fn fail_requests(&mut self, error: &Error, t: &mut Turn<'_>) {
+        let mut tokens = std::mem::take(&mut self.wanted_checkpoints);
+        tokens.append(&mut self.stop_tokens);
+        tokens.extend(self.checkpoint.iter_mut().flat_map(|c| std::mem::take(&mut c.tokens)));
+        if let Some(r) = self.rescale.take() {
+            tokens.extend(r.token);
+            // The table of the newest record holds, whichever it is, once the record in flight is decided.
+        }
+        for token in tokens {
+            let e = Error::unavailable(format!("the job restarts: {error}")).code(7121).next("ask again");
+            t.out.push(Action::Reply(token, Err(e)));
+        }
+    }
+
+    fn end(&mut self, end: End, error: Option<Error>, t: &mut Turn<'_>) {
+        self.stop_everywhere(t);
+        let stopped = std::mem::take(&mut self.stop_tokens);
+        for token in stopped {
+            let outcome = match end {
+                End::Stopped | End::Finished | End::Canceled => Ok(()),
+                _ => Err(Error::unavailable("the job failed before it had stopped").code(7122)),
+            };
+            t.out.push(Action::Reply(token, outcome));
+        }
+        let why =
+            error.as_ref().map_or_else(|| Error::canceled("the job has ended"), |e| Error::canceled(e.to_string()));
+        self.fail_requests(&why, t);
+        self.statistics.fold();
+        self.placement.clear();
+        self.error = error.map(Arc::new);
+        self.phase = Phase::Ended(end);
+        t.out.push(Action::Ended);
+    }
+
+    // ---- requests of clients
+
+    pub(crate) fn want_checkpoint(&mut self, token: u64, t: &mut Turn<'_>) {
+        if self.phase != Phase::Running || self.ending.is_some() {
+            return t.out.push(Action::Reply(token, Err(self.not_running())));
+        }
+        self.wanted_checkpoints.push(token);
+        if self.checkpoint.is_none() && self.rescale.is_none() {
+            self.trigger(Kind::Checkpoint, t);
+        }
+    }
+
+    fn not_running(&self) -> Error {
+        let e = Error::unavailable(format!("the job is {}", self.state())).code(7123);
+        if self.has_ended() { e.next("submit it again to go on") } else { e.next("ask again when it runs") }
+    }
+
+    pub(crate) fn want_stop(&mut self, token: u64, t: &mut Turn<'_>) {
+        if self.phase != Phase::Running || self.input_ended {
+            return t.out.push(Action::Reply(token, Err(self.not_running())));
+        }
+        self.stop_tokens.push(token);
+        if self.checkpoint.is_none() && self.rescale.is_none() && self.ending.is_none() {
+            self.ending = Some(Status::Stopped);
+            self.trigger(Kind::Last, t);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, token: u64, t: &mut Turn<'_>) {
+        if !self.has_ended() {
+            self.end(End::Canceled, None, t);
+        }
+        t.out.push(Action::Reply(token, Ok(())));
+    }
+
+    pub(crate) fn want_rescale(&mut self, parallelism: u32, token: u64, t: &mut Turn<'_>) {
+        let now = self.assignment.parallelism();
+        let refusal = if parallelism == 0 {
+            Some(Error::config("parallelism 0 is no parallelism").code(1506))
+        } else if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
+            Some(self.not_running())
+        } else if self.rescale.is_some() {
+            Some(Error::unavailable("another rescale is under way").code(7130).next("ask again when it is done"))
+        } else if parallelism > now && place(parallelism - now, t.workers).is_none() {
+            let free: u32 = t.workers.values().map(|w| w.free).sum();
+            let what =
+                format!("{} more slots are needed for parallelism {parallelism}, {free} are free", parallelism - now);
+            Some(Error::config(what).code(7131).next("start more workers, or ask for less"))
+        } else {
+            None
+        };
+        if let Some(e) = refusal {
+            return t.out.push(Action::Reply(token, Err(e)));
+        }
+        if parallelism == now {
+            return t.out.push(Action::Reply(token, Ok(())));
+        }
+        let stage = Stage::Before;
+        self.rescale =
+            Some(Rescale { token: Some(token), from: now, to: parallelism, stage, next: None, pause_ms: 0, bytes: 0 });
+        if self.checkpoint.is_none() {
+            self.trigger(Kind::Checkpoint, t);
+        }
+    }
+
+    // ---- rescale
+
+    fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
+        let Some(r) = &self.rescale else { return };
+        let (from, to) = (r.from, r.to);
+        let id = self.assignment.id.next();
+        let assignment = assignment::rescale(&self.assignment, id, to);
+        let mut placement: Vec<String> = self.placement.iter().take(to as usize).cloned().collect();
+        if to > from {
+            match place(to - from, t.workers) {
+                Some(added) => placement.extend(added),
+                None => {
+                    let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
+                    if let Some(token) = self.rescale.take().and_then(|r| r.token) {
+                        t.out.push(Action::Reply(token, Err(e)));
+                    }
+                    return self.after_checkpoint(t);
+                }
+            }
+        }
+        let owners = self.owners_for(to);
+        let mut missing = BTreeSet::new();
+        self.attempt += 1;
+        let joined: BTreeSet<String> = placement.iter().skip(from as usize).cloned().collect();
+        for w in joined {
+            let subtasks =
+                (0u32..).zip(&placement).skip(from as usize).filter(|(_, p)| **p == w).map(|(i, _)| i).collect();
+            let mut deploy = self.deploy_message(t, &assignment, &placement, subtasks, &owners);
+            deploy.join = true;
+            deploy.previous = Some(assignment_to_proto(&self.assignment));
+            deploy.epoch = self.next_epoch + 1;
+            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::Deploy(deploy))));
+            missing.insert((w, true));
+        }
+        for w in self.placement.iter().cloned().collect::<BTreeSet<_>>() {
+            let prepare = PrepareRescale {
+                job: Some(self.job_ref()),
+                assignment: Some(assignment_to_proto(&assignment)),
+                placement: Some(placement_message(&placement, t.workers)),
+                splits: self.split_owner_messages(&owners),
+            };
+            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::PrepareRescale(prepare))));
+            missing.insert((w, false));
+        }
+        let timeout = Timer::RescaleTimeout { assignment: id, execution: self.execution };
+        t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
+        if let Some(r) = &mut self.rescale {
+            r.stage = Stage::Preparing(missing);
+            r.next = Some((assignment, placement, owners));
+        }
+    }
+
+    fn when_prepared(&mut self, t: &mut Turn<'_>) {
+        let Some(r) = &mut self.rescale else { return };
+        if matches!(&r.stage, Stage::Preparing(missing) if missing.is_empty()) && self.checkpoint.is_none() {
+            r.stage = Stage::Barrier;
+            self.trigger(Kind::Rescale, t);
+        }
+    }
+
+    fn on_rescale_committed(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        self.assume_rescaled();
+    }
+
+    fn assume_rescaled(&mut self) {
+        let workers = self.workers_in_use();
+        let Some(r) = &mut self.rescale else { return };
+        if let Some((assignment, placement, owners)) = r.next.clone() {
+            self.assignment = assignment;
+            self.leaving.extend(workers.iter().cloned());
+            self.leaving.retain(|w| !placement.contains(w));
+            self.placement = placement;
+            self.owners = owners;
+        }
+        r.stage = Stage::Serving(workers);
+    }
+
+    fn on_serving(&mut self, worker: &str, pause_ms: u64, t: &mut Turn<'_>) {
+        let Some(r) = &mut self.rescale else { return };
+        let Stage::Serving(missing) = &mut r.stage else { return };
+        missing.remove(worker);
+        r.pause_ms = r.pause_ms.max(pause_ms);
+        if !missing.is_empty() {
+            return;
+        }
+        if let Some(r) = self.rescale.take() {
+            self.statistics.rescaled(r.from, r.to, r.pause_ms, r.bytes);
+            if let Some(token) = r.token {
+                t.out.push(Action::Reply(token, Ok(())));
+            }
+        }
+        if self.checkpoint.is_none() {
+            self.after_checkpoint(t);
+        }
+    }
+}
+
+/// Workers for `count` subtasks, each to the one with the most free slots; `None` when there are too few.
+fn place(count: u32, workers: &BTreeMap<String, WorkerFacts>) -> Option<Vec<String>> {
+    let mut free: BTreeMap<&String, u32> = workers.iter().map(|(w, f)| (w, f.free)).collect();
+    let mut placement = Vec::new();
+    for _ in 0..count {
+        let (worker, slots) = free.iter_mut().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)))?;
+        if *slots == 0 {
+            return None;
+        }
+        *slots -= 1;
+        placement.push((*worker).clone());
+    }
+    Some(placement)
+}
+
+fn placement_message(placement: &[String], workers: &BTreeMap<String, WorkerFacts>) -> Placement {
+    let address = |w: &String| workers.get(w).map(|f| f.data_address.clone()).unwrap_or_default();
+    Placement { data_address: placement.iter().map(address).collect() }
+}

@@ -1,0 +1,760 @@
+//! The coordinator: keeps the sessions of workers, carries out what the masters of jobs decide, answers clients.
+//!
+//! It keeps nothing on disk: jobs, their versions and the leader's generation are in the object store. In a cluster it
+//! first becomes the leader ([`leader`]); in one process there is nobody to agree with. Either way a job belongs to
+//! whoever wrote its newest version record ([`open`], [`record`]).
+//!
+//! It is an actor with one bounded inbox. Object I/O runs beside it and comes back as an event.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_common::env::{AbortOnDrop, Moment};
+use millstream_common::{Env, Error, Generation, Lane, Result};
+use millstream_objects::Store;
+use millstream_proto::control::{
+    ClientReply, Failure, JobRef, LeaderInfo, Ping, ProcessUsage, Submit, ToCoordinator, ToWorker, Welcome,
+    client_reply, client_request, to_coordinator, to_worker,
+};
+use millstream_state_store::version::{CommitOutcome, VersionLog};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::convert::failure_to_proto;
+use crate::dataflow::JobRegistry;
+use crate::graph::JobGraph;
+use crate::transport::{Arrival, ClientCall, CoordinatorLink, Transport};
+use crate::worker::{PROTOCOL, Stores, UsageFn};
+
+pub mod assignment;
+mod leader;
+mod master;
+mod open;
+pub mod record;
+mod statistics;
+mod status;
+pub mod versions;
+
+use leader::Cluster;
+use master::{Action, JobMaster, Timer, Turn, WorkerFacts};
+use open::{From, OpenRequest, Opened};
+use status::StatusFacts;
+
+/// Settings of a coordinator.
+#[derive(Clone)]
+pub struct CoordinatorOptions {
+    /// Where clients and workers reach it; written into the leader's record.
+    pub address: String,
+    /// The place of all state, for messages.
+    pub state_url: String,
+    /// In a cluster: the place of all state. `None` in one process: no election, no list of jobs.
+    pub cluster: Option<Store>,
+    /// From one ping of a worker to the next.
+    pub heartbeat_interval: Duration,
+    /// A worker that is silent for so long is lost.
+    pub heartbeat_timeout: Duration,
+    /// What this process has used.
+    pub usage: UsageFn,
+    /// This process's number, so that a worker in it is not counted twice.
+    pub pid: u32,
+}
+
+struct WorkerSession {
+    session: u64,
+    tx: mpsc::Sender<ToWorker>,
+    data_address: String,
+    slots: u32,
+    heard: Moment,
+    usage: ProcessUsage,
+    _reader: AbortOnDrop,
+}
+
+struct Job {
+    master: JobMaster,
+    graph: JobGraph,
+    log: VersionLog,
+    store: Store,
+    started: Moment,
+    already_finished: bool,
+    /// Usage of processes that have worked for the job, by process.
+    usage: BTreeMap<String, ProcessUsage>,
+    ended: Option<Value>,
+}
+
+enum Event {
+    Worker(u64, Box<ToCoordinator>),
+    WorkerGone(u64),
+    Opened { id: String, result: Box<Result<Opened>>, reply: Option<oneshot::Sender<ClientReply>> },
+    Committed { id: String, number: u64, result: Result<CommitOutcome> },
+    Timer { id: String, timer: Timer },
+    Succeeded,
+}
+
+struct Coordinator {
+    env: Env,
+    options: CoordinatorOptions,
+    transport: Arc<dyn Transport>,
+    registry: Arc<JobRegistry>,
+    stores: Arc<dyn Stores>,
+    cluster: Option<Cluster>,
+    generation: Generation,
+    workers: BTreeMap<String, WorkerSession>,
+    /// Sessions that have not said hello.
+    strangers: BTreeMap<u64, (mpsc::Sender<ToWorker>, AbortOnDrop)>,
+    pids: BTreeMap<String, u32>,
+    jobs: BTreeMap<String, Job>,
+    /// Ended before this coordinator led: their last status.
+    past: BTreeMap<String, Value>,
+    opening: BTreeMap<String, String>,
+    replies: BTreeMap<u64, (String, bool, oneshot::Sender<ClientReply>)>,
+    next_number: u64,
+    events: mpsc::Sender<Event>,
+    fenced: Option<Error>,
+    /// When it last asked the store whether it still leads.
+    checked: Moment,
+}
+
+/// How often a leader asks whether it still is one.
+const LEADER_CHECK: Duration = Duration::from_secs(10);
+
+/// Events that wait before their senders do.
+const INBOX: usize = 4_096;
+
+/// Runs a coordinator on what arrives for it. Ends with a `Fenced` error when a newer leader has taken over, or when
+/// nothing can arrive any more.
+pub async fn run_coordinator(
+    options: CoordinatorOptions,
+    mut arrivals: mpsc::Receiver<Arrival>,
+    transport: Arc<dyn Transport>,
+    registry: Arc<JobRegistry>,
+    stores: Arc<dyn Stores>,
+    env: Env,
+) -> Result<()> {
+    let (events, mut inbox) = mpsc::channel(INBOX);
+    let cluster = options.cluster.as_ref().map(|root| Cluster::new(root, env.clone()));
+    let mut c = Coordinator {
+        env: env.clone(),
+        transport,
+        registry,
+        stores,
+        cluster,
+        generation: Generation(1),
+        workers: BTreeMap::new(),
+        strangers: BTreeMap::new(),
+        pids: BTreeMap::new(),
+        jobs: BTreeMap::new(),
+        past: BTreeMap::new(),
+        opening: BTreeMap::new(),
+        replies: BTreeMap::new(),
+        next_number: 0,
+        events,
+        fenced: None,
+        checked: env.now(),
+        options,
+    };
+    // It may be paused before it has begun.
+    let mut last_tick = env.now();
+    c.take_lead().await?;
+    loop {
+        if let Some(fenced) = c.fenced.take() {
+            return Err(fenced);
+        }
+        let tick = env.sleep(c.options.heartbeat_interval);
+        millstream_common::select! {
+            a = arrivals.recv() => match a {
+                Some(Arrival::Worker(link)) => c.greet(link),
+                Some(Arrival::Client(call)) => c.on_call(call),
+                None => return Err(Error::canceled("nobody can reach this coordinator any more")),
+            },
+            Some(e) = inbox.recv() => c.on_event(e),
+            () = tick => {}
+        }
+        let now = env.now();
+        if now.since(last_tick) >= c.options.heartbeat_interval {
+            // After a pause of the whole process somebody may lead instead.
+            let paused = now.since(last_tick) > Duration::from_secs(2);
+            last_tick = now;
+            c.tick(paused);
+        }
+    }
+}
+
+impl Coordinator {
+    async fn take_lead(&mut self) -> Result<()> {
+        let Some(cluster) = self.cluster.clone() else { return Ok(()) };
+        self.generation = cluster.lead(&self.options.address, &self.transport).await?;
+        tracing::info!("leading with generation {}", self.generation);
+        for (spec, ended) in cluster.jobs().await? {
+            match ended {
+                Some(status) => drop(self.past.insert(spec.id.clone(), status)),
+                None => {
+                    let request = OpenRequest { spec, parallelism: None, from: From::Latest, discard_state: false };
+                    self.open(request, None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    // ---- workers
+
+    fn greet(&mut self, link: CoordinatorLink) {
+        let session = self.number();
+        let events = self.events.clone();
+        let mut rx = link.rx;
+        let reader = self.env.spawn(Lane::Io, "worker session", async move {
+            while let Some(m) = rx.recv().await {
+                if events.send(Event::Worker(session, Box::new(m))).await.is_err() {
+                    return;
+                }
+            }
+            // The coordinator is gone when this fails.
+            let _ = events.send(Event::WorkerGone(session)).await;
+        });
+        self.strangers.insert(session, (link.tx, AbortOnDrop(reader)));
+    }
+
+    fn on_hello(&mut self, session: u64, hello: millstream_proto::control::Hello) {
+        let Some((tx, reader)) = self.strangers.remove(&session) else { return };
+        if hello.generation_seen > self.generation.0 {
+            self.succeeded();
+            return;
+        }
+        if hello.protocol != PROTOCOL {
+            tracing::warn!("worker {} speaks protocol {}, not {PROTOCOL}: refused", hello.worker, hello.protocol);
+            return;
+        }
+        // The same worker again: what it ran is over.
+        self.lose_worker(&hello.worker, "it opened a new session");
+        let welcome = Welcome { generation: self.generation.0 };
+        if tx.try_send(ToWorker { message: Some(to_worker::Message::Welcome(welcome)) }).is_err() {
+            return;
+        }
+        tracing::info!("worker {} with {} slots at {}", hello.worker, hello.slots, hello.data_address);
+        self.pids.insert(hello.worker.clone(), hello.pid);
+        let heard = self.env.now();
+        self.workers.insert(
+            hello.worker,
+            WorkerSession {
+                session,
+                tx,
+                data_address: hello.data_address,
+                slots: hello.slots,
+                heard,
+                usage: ProcessUsage::default(),
+                _reader: reader,
+            },
+        );
+        self.deploy_all();
+    }
+
+    fn lose_worker(&mut self, name: &str, why: &str) {
+        if self.workers.remove(name).is_none() {
+            return;
+        }
+        tracing::info!("worker {name} is lost: {why}");
+        for id in self.jobs.keys().cloned().collect::<Vec<_>>() {
+            self.turn(&id, |master, t| master.on_worker_lost(name, t));
+        }
+    }
+
+    fn worker_of(&self, session: u64) -> Option<String> {
+        self.workers.iter().find(|(_, w)| w.session == session).map(|(name, _)| name.clone())
+    }
+
+    fn on_worker_message(&mut self, session: u64, m: ToCoordinator) {
+        use to_coordinator::Message as M;
+        let Some(message) = m.message else { return };
+        if let M::Hello(hello) = message {
+            return self.on_hello(session, hello);
+        }
+        let Some(name) = self.worker_of(session) else { return };
+        if let Some(w) = self.workers.get_mut(&name) {
+            w.heard = self.env.now();
+        }
+        match message {
+            M::Heartbeat(beat) => {
+                if beat.generation_seen > self.generation.0 {
+                    self.succeeded();
+                }
+                self.on_heartbeat(&name, beat);
+            }
+            message => {
+                let Some(job) = job_of(&message) else { return };
+                if let M::Report(r) = &message
+                    && let Some(counters) = &r.counters
+                {
+                    self.count(&name, counters.clone());
+                }
+                if self.jobs.get(&job.id).is_some_and(|j| j.master.job_ref() == job) {
+                    self.turn(&job.id, |master, t| master.on_message(&name, message, t));
+                }
+            }
+        }
+    }
+
+    fn on_heartbeat(&mut self, name: &str, beat: millstream_proto::control::Heartbeat) {
+        let usage = beat.process.unwrap_or_default();
+        if let Some(w) = self.workers.get_mut(name) {
+            w.usage = usage;
+        }
+        for counters in beat.jobs {
+            if let Some(job) = counters.job.as_ref().and_then(|j| self.jobs.get_mut(&j.id)) {
+                job.usage.insert(name.to_owned(), usage);
+            }
+            self.count(name, counters);
+        }
+    }
+
+    fn count(&mut self, worker: &str, counters: millstream_proto::control::JobCounters) {
+        let Some(of) = counters.job.clone() else { return };
+        if let Some(job) = self.jobs.get_mut(&of.id).filter(|j| j.master.job_ref() == of && !j.master.has_ended()) {
+            job.master.statistics.update(worker, counters);
+        }
+    }
+
+    fn send(&mut self, worker: &str, message: to_worker::Message) {
+        let Some(w) = self.workers.get(worker) else { return };
+        if w.tx.try_send(ToWorker { message: Some(message) }).is_err() {
+            // A session that takes no messages is as good as lost; the reader's end or the time-out says so.
+            tracing::warn!("worker {worker} does not take its messages");
+            let (events, session) = (self.events.clone(), w.session);
+            self.env.spawn(Lane::Io, "lost worker", async move {
+                let _ = events.send(Event::WorkerGone(session)).await;
+            });
+        }
+    }
+
+    fn tick(&mut self, paused: bool) {
+        let now = self.env.now();
+        // One that commits nothing would never learn that it was succeeded, and keep its workers for ever.
+        let check = paused || now.since(self.checked) >= LEADER_CHECK;
+        if check && let Some(cluster) = self.cluster.clone() {
+            self.checked = now;
+            let (events, generation) = (self.events.clone(), self.generation);
+            self.env.spawn(Lane::Io, "leader check", async move {
+                if matches!(cluster.is_succeeded(generation).await, Ok(true)) {
+                    let _ = events.send(Event::Succeeded).await;
+                }
+            });
+        }
+        if paused {
+            // Silence while this process stood still says nothing about the workers.
+            for w in self.workers.values_mut() {
+                w.heard = now;
+            }
+        }
+        let limit = self.options.heartbeat_timeout;
+        let silent: Vec<String> =
+            self.workers.iter().filter(|(_, w)| now.since(w.heard) > limit).map(|(n, _)| n.clone()).collect();
+        for name in silent {
+            self.lose_worker(&name, &format!("silent for {limit:?}"));
+        }
+        for name in self.workers.keys().cloned().collect::<Vec<_>>() {
+            self.send(&name, to_worker::Message::Ping(Ping {}));
+        }
+    }
+
+    fn succeeded(&mut self) {
+        let what = format!("a newer coordinator leads this cluster: generation {} is fenced", self.generation);
+        self.fenced = Some(Error::fenced(what).code(5004).at(self.options.state_url.clone()));
+    }
+
+    // ---- jobs
+
+    fn facts(&self) -> BTreeMap<String, WorkerFacts> {
+        let mut used: BTreeMap<String, u32> = BTreeMap::new();
+        for job in self.jobs.values() {
+            for (w, n) in job.master.slots_in_use() {
+                *used.entry(w).or_insert(0) += n;
+            }
+        }
+        self.workers
+            .iter()
+            .map(|(name, w)| {
+                let free = w.slots.saturating_sub(used.get(name).copied().unwrap_or(0));
+                (name.clone(), WorkerFacts { data_address: w.data_address.clone(), free })
+            })
+            .collect()
+    }
+
+    /// Gives a job's master its turn and carries out what it decides.
+    fn turn(&mut self, id: &str, act: impl FnOnce(&mut JobMaster, &mut Turn<'_>)) {
+        let workers = self.facts();
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let mut t = Turn { now: self.env.now(), wall_ms: self.env.wall_ms(), workers: &workers, out: Vec::new() };
+        act(&mut job.master, &mut t);
+        for action in t.out {
+            self.carry_out(id, action);
+        }
+    }
+
+    fn carry_out(&mut self, id: &str, action: Action) {
+        match action {
+            Action::Send(worker, message) => self.send(&worker, *message),
+            Action::Commit(record) => self.commit(id, *record),
+            Action::Timer(timer, wait) => {
+                let wait = self.jittered(id, timer, wait);
+                let (events, id, sleep) = (self.events.clone(), id.to_owned(), self.env.sleep(wait));
+                self.env.spawn(Lane::Io, "timer", async move {
+                    sleep.await;
+                    let _ = events.send(Event::Timer { id, timer }).await;
+                });
+            }
+            Action::Reply(token, outcome) => self.reply(token, outcome),
+            Action::Ended => self.on_ended(id),
+        }
+    }
+
+    /// Restarts of many jobs after one failure do not come all at once.
+    fn jittered(&self, id: &str, timer: Timer, wait: Duration) -> Duration {
+        let jitter = self.jobs.get(id).map_or(0.0, |j| j.master.settings.restart.jitter);
+        if jitter <= 0.0 || !matches!(timer, Timer::Restart { .. }) {
+            return wait;
+        }
+        // Between -1 and 1.
+        let share = self.env.random_below(2_000_001) as f64 / 1e6 - 1.0;
+        wait.mul_f64(1.0 + jitter * share)
+    }
+
+    fn commit(&mut self, id: &str, mut record: millstream_proto::version::VersionRecord) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if record.nonce == job.master.record.nonce {
+            record.nonce = self.env.unique_id();
+            job.master.set_nonce(&record.nonce);
+        }
+        let (log, events, id) = (job.log.clone(), self.events.clone(), id.to_owned());
+        self.env.spawn(Lane::Io, "commit", async move {
+            let number = record.number;
+            let result = log.commit(&record).await;
+            let _ = events.send(Event::Committed { id, number, result }).await;
+        });
+    }
+
+    fn reply(&mut self, token: u64, outcome: Result<()>) {
+        let Some((id, document, tx)) = self.replies.remove(&token) else { return };
+        let reply = match outcome {
+            Ok(()) if document => client_reply::Reply::Json(self.status(&id).to_string()),
+            Ok(()) => client_reply::Reply::JobId(id),
+            Err(e) => client_reply::Reply::Failure(failure_to_proto(&e)),
+        };
+        // A client that went away wants no answer.
+        let _ = tx.send(ClientReply { reply: Some(reply) });
+    }
+
+    fn on_ended(&mut self, id: &str) {
+        let status = self.status(id);
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.ended = Some(status.clone());
+        let fenced = matches!(job.master.phase, master::Phase::Ended(master::End::Fenced));
+        if let Some(e) = &job.master.error {
+            tracing::error!("job {} ({id}) failed: {e}", job.master.spec.name);
+        }
+        if fenced && self.cluster.is_some() {
+            self.succeeded();
+            return;
+        }
+        if let Some(cluster) = self.cluster.clone() {
+            let id = id.to_owned();
+            self.env.spawn(Lane::Io, "end of a job", async move {
+                if let Err(e) = cluster.end(&id, &status).await {
+                    tracing::warn!("the end of job {id} is not recorded: {e}");
+                }
+            });
+        }
+        self.deploy_all();
+    }
+
+    fn deploy_all(&mut self) {
+        for id in self.jobs.keys().cloned().collect::<Vec<_>>() {
+            self.turn(&id, JobMaster::try_deploy);
+        }
+    }
+
+    fn open(&mut self, request: OpenRequest, reply: Option<oneshot::Sender<ClientReply>>) {
+        let id = request.spec.id.clone();
+        self.opening.insert(request.spec.name.clone(), id.clone());
+        let (registry, stores, env) = (self.registry.clone(), self.stores.clone(), self.env.clone());
+        let (events, cluster) = (self.events.clone(), self.cluster.clone());
+        let is_new = reply.is_some();
+        self.env.spawn(Lane::Io, "open job", async move {
+            let name = request.spec.name.clone();
+            let spec = request.spec.clone();
+            let attempt = async {
+                let settings = crate::settings::Settings::from_job_map(&spec.settings)?;
+                let store = stores.job_store(&name, &settings)?;
+                let opened = open::open(registry, store, request, env).await?;
+                if let Some(cluster) = cluster.filter(|_| is_new) {
+                    cluster.define(&opened.master.spec).await?;
+                }
+                Ok(opened)
+            };
+            let result = Box::new(attempt.await);
+            let _ = events.send(Event::Opened { id, result, reply }).await;
+        });
+    }
+
+    fn on_opened(&mut self, id: String, result: Result<Opened>, reply: Option<oneshot::Sender<ClientReply>>) {
+        self.opening.retain(|_, i| *i != id);
+        let answer = match result {
+            Ok(opened) => {
+                let job = Job {
+                    started: self.env.now(),
+                    already_finished: opened.already_finished,
+                    master: opened.master,
+                    graph: opened.graph,
+                    log: opened.log,
+                    store: opened.store,
+                    usage: BTreeMap::new(),
+                    ended: None,
+                };
+                self.jobs.insert(id.clone(), job);
+                if self.jobs.get(&id).is_some_and(|j| j.master.has_ended()) {
+                    self.on_ended(&id);
+                }
+                self.turn(&id, JobMaster::try_deploy);
+                client_reply::Reply::JobId(id)
+            }
+            Err(e) => {
+                if reply.is_none() {
+                    tracing::error!("job {id} cannot be opened: {e}");
+                    let failed = json!({"id": id, "state": "failed", "error": {"code": format!("MS{:04}", e.number()), "what": e.to_string()}});
+                    self.past.insert(id, failed);
+                }
+                client_reply::Reply::Failure(failure_to_proto(&e))
+            }
+        };
+        if let Some(tx) = reply {
+            let _ = tx.send(ClientReply { reply: Some(answer) });
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Worker(session, m) => self.on_worker_message(session, *m),
+            Event::WorkerGone(session) => {
+                self.strangers.remove(&session);
+                if let Some(name) = self.worker_of(session) {
+                    self.lose_worker(&name, "its connection closed");
+                }
+            }
+            Event::Opened { id, result, reply } => self.on_opened(id, *result, reply),
+            Event::Committed { id, number, result } => {
+                if self.jobs.get(&id).is_none_or(|j| j.master.in_flight_number() != Some(number)) {
+                    return;
+                }
+                match result {
+                    Ok(outcome) => {
+                        let stands = matches!(outcome, CommitOutcome::Committed);
+                        self.turn(&id, |master, t| master.on_committed(stands, t));
+                    }
+                    Err(e) => self.turn(&id, |master, t| master.on_commit_unknown(&e, t)),
+                }
+            }
+            Event::Timer { id, timer } => self.turn(&id, |master, t| master.on_timer(timer, t)),
+            Event::Succeeded => self.succeeded(),
+        }
+    }
+
+    // ---- clients
+
+    fn on_call(&mut self, call: ClientCall) {
+        use client_request::Request as R;
+        let ClientCall { request, reply } = call;
+        let answer = match request.request {
+            Some(R::Submit(submit)) => return self.submit(submit, reply),
+            Some(R::Checkpoint(r)) => {
+                return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.want_checkpoint(token, t));
+            }
+            Some(R::Rescale(r)) => {
+                return self.ask(&r.job, r.no_wait, reply, move |m, token, t| m.want_rescale(r.parallelism, token, t));
+            }
+            Some(R::Cancel(r)) => return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.cancel(token, t)),
+            Some(R::Stop(r)) => return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.want_stop(token, t)),
+            Some(R::List(_)) => Ok(client_reply::Reply::Json(self.list().to_string())),
+            Some(R::Status(r)) => self.find(&r.job).map(|id| client_reply::Reply::Json(self.status(&id).to_string())),
+            Some(R::Versions(r)) => return self.versions(&r.job, reply),
+            Some(R::Info(_)) => {
+                let info = LeaderInfo { generation: self.generation.0, state_url: self.options.state_url.clone() };
+                Ok(client_reply::Reply::Info(info))
+            }
+            None => Err(Error::config("an empty request").code(1507)),
+        };
+        let reply_with = answer.unwrap_or_else(|e| client_reply::Reply::Failure(failure_to_proto(&e)));
+        let _ = reply.send(ClientReply { reply: Some(reply_with) });
+    }
+
+    /// A job by its id or, when only one has it, its name; running ones first.
+    fn find(&self, job: &str) -> Result<String> {
+        if self.jobs.contains_key(job) || self.past.contains_key(job) || self.opening.values().any(|i| i == job) {
+            return Ok(job.to_owned());
+        }
+        let named = |j: &&(&String, &Job)| j.1.master.spec.name == job;
+        let found = self.jobs.iter().filter(|j| named(&j)).max_by_key(|j| (!j.1.master.has_ended(), j.1.started));
+        found
+            .map(|(id, _)| id.clone())
+            .ok_or_else(|| Error::config(format!("there is no job '{job}'")).code(7140).next("see `millstream list`"))
+    }
+
+    fn ask(
+        &mut self,
+        job: &str,
+        no_wait: bool,
+        reply: oneshot::Sender<ClientReply>,
+        act: impl FnOnce(&mut JobMaster, u64, &mut Turn<'_>),
+    ) {
+        let id = match self.find(job) {
+            Ok(id) if self.jobs.contains_key(&id) => id,
+            Ok(id) => {
+                let e =
+                    Error::unavailable(format!("job {id} does not run")).code(7123).next("submit it again to go on");
+                let _ = reply.send(failure(&e));
+                return;
+            }
+            Err(e) => {
+                let _ = reply.send(failure(&e));
+                return;
+            }
+        };
+        let token = self.number();
+        self.replies.insert(token, (id.clone(), true, reply));
+        self.turn(&id, |master, t| act(master, token, t));
+        if no_wait && self.replies.contains_key(&token) {
+            self.reply(token, Ok(()));
+        }
+    }
+
+    fn submit(&mut self, s: Submit, reply: oneshot::Sender<ClientReply>) {
+        if let Err(e) = self.check_submission(&s) {
+            let _ = reply.send(failure(&e));
+            return;
+        }
+        let from = match s.from.as_str() {
+            "" | "latest" => From::Latest,
+            "none" => From::None,
+            n => match n.parse() {
+                Ok(n) => From::Version(n),
+                Err(_) => {
+                    let e = Error::config(format!("--from {n} is neither latest, none nor a number")).code(1505);
+                    let _ = reply.send(failure(&e));
+                    return;
+                }
+            },
+        };
+        let spec = millstream_proto::control::JobSpec {
+            id: self.env.unique_id()[..12].to_owned(),
+            name: s.name,
+            job: s.job,
+            args: s.args,
+            settings: s.settings,
+        };
+        let parallelism = (s.parallelism > 0).then_some(s.parallelism);
+        self.open(OpenRequest { spec, parallelism, from, discard_state: s.discard_state }, Some(reply));
+    }
+
+    fn check_submission(&self, s: &Submit) -> Result<()> {
+        let running = self.jobs.iter().find(|(_, j)| j.master.spec.name == s.name && !j.master.has_ended());
+        if let Some(id) = running.map(|(id, _)| id).or_else(|| self.opening.get(&s.name)) {
+            return Err(Error::config(format!("a job with the name '{}' runs already: {id}", s.name))
+                .code(7141)
+                .next("cancel or stop it first, or give another --name"));
+        }
+        if !s.state_url.is_empty() && s.state_url.trim_end_matches('/') != self.options.state_url.trim_end_matches('/')
+        {
+            return Err(Error::config(format!(
+                "the cluster keeps its state at {}, not at {}",
+                self.options.state_url, s.state_url
+            ))
+            .code(7142)
+            .next("leave --state away"));
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> Value {
+        let mut rows: Vec<Value> = self
+            .past
+            .iter()
+            .map(|(id, s)| json!({"id": id, "name": s["name"], "state": s["state"], "parallelism": s["parallelism"]}))
+            .collect();
+        rows.extend(self.jobs.iter().map(|(id, j)| {
+            json!({"id": id, "name": j.master.spec.name, "state": j.master.state(), "parallelism": j.master.assignment.parallelism()})
+        }));
+        Value::Array(rows)
+    }
+
+    fn status(&self, id: &str) -> Value {
+        if let Some(past) = self.past.get(id) {
+            return past.clone();
+        }
+        let Some(job) = self.jobs.get(id) else {
+            return json!({"id": id, "state": "created"});
+        };
+        if let Some(ended) = &job.ended {
+            return ended.clone();
+        }
+        let own = (self.options.usage)();
+        let mut processes: BTreeMap<String, ProcessUsage> = job.usage.clone();
+        processes.retain(|w, _| self.pids.get(w) != Some(&self.options.pid));
+        processes.insert(String::new(), own);
+        let m = job.store.meter().snapshot();
+        let facts = StatusFacts {
+            graph: &job.graph,
+            now: self.env.now(),
+            started: job.started,
+            processes: processes.into_values().collect(),
+            pids: &self.pids,
+            own_requests: crate::worker::request_counters(&m),
+            already_finished: job.already_finished,
+        };
+        status::status(&job.master, &facts)
+    }
+
+    fn versions(&self, job: &str, reply: oneshot::Sender<ClientReply>) {
+        let found = self.find(job).and_then(|id| {
+            let absent = || Error::config(format!("job {id} is not open")).code(7143).next("ask with --state URL");
+            self.jobs.get(&id).ok_or_else(absent)
+        });
+        let (log, retained) = match found {
+            Ok(job) => (job.log.clone(), job.master.settings.checkpoint.retained),
+            Err(e) => {
+                let _ = reply.send(failure(&e));
+                return;
+            }
+        };
+        self.env.spawn(Lane::Io, "versions", async move {
+            let answer = match versions::list(&log, retained).await {
+                Ok(rows) => ClientReply { reply: Some(client_reply::Reply::Json(Value::Array(rows).to_string())) },
+                Err(e) => failure(&e),
+            };
+            let _ = reply.send(answer);
+        });
+    }
+}
+
+fn failure(e: &Error) -> ClientReply {
+    let f: Failure = failure_to_proto(e);
+    ClientReply { reply: Some(client_reply::Reply::Failure(f)) }
+}
+
+fn job_of(m: &to_coordinator::Message) -> Option<JobRef> {
+    use to_coordinator::Message as M;
+    match m {
+        M::Deployed(x) => x.job.clone(),
+        M::Report(x) => x.job.clone(),
+        M::CheckpointFailed(x) => x.job.clone(),
+        M::TaskFailed(x) => x.job.clone(),
+        M::Confirmed(x) => x.job.clone(),
+        M::CompactionDone(x) => x.job.clone(),
+        M::Serving(x) => x.job.clone(),
+        M::SplitsFinished(x) => x.job.clone(),
+        M::Prepared(x) => x.job.clone(),
+        M::Hello(_) | M::Heartbeat(_) => None,
+    }
+}

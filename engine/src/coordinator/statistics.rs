@@ -1,0 +1,142 @@
+//! The figures of a job as `status` shows them, over all its processes and deployments.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use millstream_common::env::Moment;
+use millstream_proto::control::{JobCounters, RequestCounters, SubtaskCounters};
+
+/// Durations that the percentile is taken over.
+const DURATIONS_MAX: usize = 1_000;
+
+/// One live rescale.
+#[derive(Clone, Debug)]
+pub(crate) struct RescaleDone {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    pub(crate) pause_ms: u64,
+    pub(crate) bytes_written: u64,
+}
+
+/// Sums of what is over, and the latest of what runs.
+#[derive(Debug, Default)]
+pub(crate) struct Statistics {
+    pub(crate) rows_out: u64,
+    pub(crate) restarts: u64,
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    pub(crate) bytes_last: u64,
+    pub(crate) puts_last: u64,
+    pub(crate) last_trigger: Moment,
+    pub(crate) rescales: Vec<RescaleDone>,
+    durations_ms: Vec<u64>,
+    folded: Folded,
+    /// By worker, task, subtask and attempt.
+    current: BTreeMap<(String, String, u32, u64), SubtaskCounters>,
+    /// By worker.
+    requests: BTreeMap<String, JobCounters>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Folded {
+    events_in: u64,
+    late_rows: u64,
+    requests: RequestCounters,
+    cache: (u64, u64, u64),
+}
+
+impl Statistics {
+    /// What a worker says about the present deployment.
+    pub(crate) fn update(&mut self, worker: &str, counters: JobCounters) {
+        for s in &counters.subtasks {
+            let key = (worker.to_owned(), s.task_uid.clone(), s.subtask, s.attempt);
+            self.current.insert(key, s.clone());
+        }
+        self.requests.insert(worker.to_owned(), JobCounters { subtasks: Vec::new(), ..counters });
+    }
+
+    /// The present deployment is over: its figures are added up.
+    pub(crate) fn fold(&mut self) {
+        self.folded.events_in = self.events_in();
+        self.folded.late_rows = self.late_rows();
+        self.folded.cache = self.cache();
+        self.folded.requests = self.requests();
+        self.current.clear();
+        self.requests.clear();
+    }
+
+    pub(crate) fn events_in(&self) -> u64 {
+        self.folded.events_in + self.current.values().filter(|s| s.is_source).map(|s| s.rows_in).sum::<u64>()
+    }
+
+    pub(crate) fn late_rows(&self) -> u64 {
+        self.folded.late_rows + self.current.values().map(|s| s.late_rows).sum::<u64>()
+    }
+
+    pub(crate) fn cache(&self) -> (u64, u64, u64) {
+        let mut sum = self.folded.cache;
+        for c in self.requests.values() {
+            sum.0 += c.cache_memory_hits;
+            sum.1 += c.cache_disk_hits;
+            sum.2 += c.cache_misses;
+        }
+        sum
+    }
+
+    pub(crate) fn requests(&self) -> RequestCounters {
+        let mut sum = self.folded.requests;
+        for r in self.requests.values().filter_map(|c| c.requests.as_ref()) {
+            add_requests(&mut sum, r);
+        }
+        sum
+    }
+
+    /// The subtasks that run (the latest attempt of each), by task and index.
+    pub(crate) fn subtasks(&self) -> BTreeMap<(String, u32), (String, SubtaskCounters)> {
+        let mut latest: BTreeMap<(String, u32), (String, SubtaskCounters)> = BTreeMap::new();
+        for ((worker, task, index, attempt), counters) in &self.current {
+            let newer = latest.get(&(task.clone(), *index)).is_none_or(|(_, c)| c.attempt < *attempt);
+            if newer {
+                latest.insert((task.clone(), *index), (worker.clone(), counters.clone()));
+            }
+        }
+        latest
+    }
+
+    pub(crate) fn checkpoint_done(&mut self, duration: Duration, bytes: u64, puts: u64) {
+        self.completed += 1;
+        self.bytes_last = bytes;
+        self.puts_last = puts;
+        if self.durations_ms.len() == DURATIONS_MAX {
+            self.durations_ms.remove(0);
+        }
+        self.durations_ms.push(duration.as_millis() as u64);
+    }
+
+    pub(crate) fn duration_p50_ms(&self) -> Option<u64> {
+        let mut sorted = self.durations_ms.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
+    }
+
+    pub(crate) fn duration_max_ms(&self) -> Option<u64> {
+        self.durations_ms.iter().copied().max()
+    }
+
+    pub(crate) fn rescaled(&mut self, from: u32, to: u32, pause_ms: u64, bytes_written: u64) {
+        self.rescales.push(RescaleDone { from, to, pause_ms, bytes_written });
+    }
+}
+
+/// Adds up request counts.
+pub(crate) fn add_requests(sum: &mut RequestCounters, r: &RequestCounters) {
+    sum.get += r.get;
+    sum.put += r.put;
+    sum.list += r.list;
+    sum.head += r.head;
+    sum.delete += r.delete;
+    sum.copy += r.copy;
+    sum.bytes_read += r.bytes_read;
+    sum.bytes_written += r.bytes_written;
+    sum.usd += r.usd;
+}

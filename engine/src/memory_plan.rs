@@ -1,0 +1,170 @@
+//! How the memory of a process is divided: one pure function from what the user gave to the budgets of the parts.
+//!
+//! | part | with a limit L | without | what it bounds |
+//! |---|---|---|---|
+//! | baseline | max(48 MiB, L / 8) | - | program, stacks, allocator's slack, connections |
+//! | cache | `cache.memory`, else L / 4 | `cache.memory`, else RAM / 4 | all clean state: rows of working sets and blocks together |
+//! | metadata | L / 32, at least 4 MiB | RAM / 32, at most 1 GiB | filters and indexes of state objects |
+//! | write buffer | `memory.write-buffer`, else a quarter of the rest | half the cache, 64 MiB to RAM / 8 | dirty and frozen entries of working sets |
+//! | encode | as the write buffer | as the write buffer | sections being encoded, bundles being uploaded |
+//! | reads | a quarter of the rest | RAM / 16 | prefetched batches and the blocks of their GETs |
+//! | exchange | an eighth of the rest | RAM / 32 | batches in channels |
+//! | compaction | an eighth of the rest | RAM / 32 | blocks being merged and written |
+//!
+//! "The rest" is L without baseline, cache and metadata. With a limit the sum of all parts is at most L. The cache is
+//! split between rows and blocks, see [`MemoryPlan::rows_bytes`]. This owns numbers, not memory: each part takes its
+//! budget and accounts what it holds.
+
+use crate::settings::Settings;
+
+const MIB: u64 = 1 << 20;
+
+/// The least `memory.limit`, bytes.
+pub const LEAST_LIMIT_BYTES: u64 = 128 * MIB;
+
+/// The budgets of one process, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What is set aside for everything that no budget accounts; 0 without a limit.
+    pub baseline_bytes: u64,
+    /// Clean rows in working sets.
+    pub rows_bytes: u64,
+    /// Blocks of state objects.
+    pub blocks_bytes: u64,
+    /// Filters and indexes of state objects.
+    pub metadata_bytes: u64,
+    /// Dirty and frozen entries in working sets.
+    pub write_buffer_bytes: u64,
+    /// Sections being encoded and bundles being uploaded.
+    pub encode_bytes: u64,
+    /// Prefetched batches and the blocks of their GETs.
+    pub reads_bytes: u64,
+    /// Batches in channels.
+    pub exchange_bytes: u64,
+    /// Blocks being merged and written.
+    pub compaction_bytes: u64,
+}
+
+impl MemoryPlan {
+    /// The budgets for `settings` on a machine with `ram_bytes` of RAM.
+    #[must_use]
+    pub fn new(settings: &Settings, ram_bytes: u64) -> Self {
+        match settings.memory.limit_bytes {
+            Some(limit) => Self::within(limit, settings),
+            None => Self::of_machine(ram_bytes.max(512 * MIB), settings),
+        }
+    }
+
+    fn within(limit: u64, settings: &Settings) -> Self {
+        let baseline_bytes = (limit / 8).max(48 * MIB).min(limit);
+        let metadata_bytes = (limit / 32).max(4 * MIB);
+        let left = limit.saturating_sub(baseline_bytes + metadata_bytes);
+        let cache = settings.cache.memory_bytes.unwrap_or(limit / 4).min(left / 2);
+        let rest = left - cache;
+        // Twice, since a closed epoch is encoded while the next one fills the buffer.
+        let write_buffer_bytes = settings.memory.write_buffer_bytes.unwrap_or(rest / 4).min(rest / 3);
+        let after = rest - 2 * write_buffer_bytes;
+        Self {
+            baseline_bytes,
+            metadata_bytes,
+            write_buffer_bytes,
+            encode_bytes: write_buffer_bytes,
+            reads_bytes: after / 2,
+            exchange_bytes: after / 4,
+            compaction_bytes: after / 4,
+            ..Self::cache(cache)
+        }
+    }
+
+    fn of_machine(ram: u64, settings: &Settings) -> Self {
+        let cache = settings.cache.memory_bytes.unwrap_or(ram / 4);
+        // Whoever gives the cache little does not want much elsewhere.
+        let write_buffer_bytes = settings.memory.write_buffer_bytes.unwrap_or((ram / 8).min((cache / 2).max(64 * MIB)));
+        Self {
+            baseline_bytes: 0,
+            metadata_bytes: (ram / 32).min(1024 * MIB),
+            write_buffer_bytes,
+            encode_bytes: write_buffer_bytes,
+            reads_bytes: ram / 16,
+            exchange_bytes: ram / 32,
+            compaction_bytes: ram / 32,
+            ..Self::cache(cache)
+        }
+    }
+
+    /// Rows first, blocks second: a row holds just what was asked for, a block holds its neighbours too.
+    fn cache(bytes: u64) -> Self {
+        let blocks_bytes = bytes / 4;
+        Self {
+            baseline_bytes: 0,
+            rows_bytes: bytes - blocks_bytes,
+            blocks_bytes,
+            metadata_bytes: 0,
+            write_buffer_bytes: 0,
+            encode_bytes: 0,
+            reads_bytes: 0,
+            exchange_bytes: 0,
+            compaction_bytes: 0,
+        }
+    }
+
+    /// All parts together.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.baseline_bytes
+            + self.rows_bytes
+            + self.blocks_bytes
+            + self.metadata_bytes
+            + self.write_buffer_bytes
+            + self.encode_bytes
+            + self.reads_bytes
+            + self.exchange_bytes
+            + self.compaction_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        let mut s = Settings::defaults();
+        for (key, value) in pairs {
+            s.set(key, value).unwrap();
+        }
+        s.validate().unwrap();
+        s
+    }
+
+    #[test]
+    fn the_parts_stay_within_the_limit_and_none_is_starved() {
+        for limit in [LEAST_LIMIT_BYTES, 200 * MIB, 400 * MIB, 2 << 30, 64 << 30] {
+            for cache in ["auto", "1MiB", "64MiB"] {
+                let s = settings(&[("memory.limit", &limit.to_string()), ("cache.memory", cache)]);
+                let plan = MemoryPlan::new(&s, 8 << 30);
+                assert!(plan.total_bytes() <= limit, "{limit} {cache}: {plan:?}");
+                assert!(plan.total_bytes() >= limit - 16, "nothing is left unused: {plan:?}");
+                for part in [plan.write_buffer_bytes, plan.encode_bytes, plan.reads_bytes, plan.exchange_bytes] {
+                    assert!(part >= 4 * MIB, "{limit} {cache}: {plan:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_user_gave_is_kept() {
+        let s = settings(&[("memory.limit", "400MiB"), ("cache.memory", "64MiB"), ("memory.write-buffer", "32MiB")]);
+        let plan = MemoryPlan::new(&s, 8 << 30);
+        assert_eq!(plan.rows_bytes + plan.blocks_bytes, 64 * MIB);
+        assert_eq!(plan.write_buffer_bytes, 32 * MIB);
+    }
+
+    #[test]
+    fn without_a_limit_the_cache_is_a_quarter_of_the_machine() {
+        let plan = MemoryPlan::new(&settings(&[]), 8 << 30);
+        assert_eq!(plan.rows_bytes + plan.blocks_bytes, 2 << 30);
+        assert!(plan.total_bytes() <= 8 << 30);
+        let plan = MemoryPlan::new(&settings(&[("cache.memory", "30MB")]), 8 << 30);
+        assert_eq!(plan.rows_bytes + plan.blocks_bytes, 30_000_000);
+    }
+}

@@ -1,0 +1,79 @@
+//! Sinks: writers that pre-commit at each barrier, committables that live in the version, committers that make them
+//! visible once the version is durable.
+//!
+//! Order of events: `write`* -> `pre_commit(epoch)` at the barrier -> the version with the committable is durable ->
+//! `commit`, repeated after every recovery until it was confirmed. Committables of a failed epoch travel with the next.
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use millstream_common::{Epoch, Execution, Generation, Result, SubtaskIndex, env::BoxFuture};
+
+/// What a writer is told when it is made.
+#[derive(Clone, Debug)]
+pub struct SinkContext {
+    /// Which subtask writes.
+    pub subtask: SubtaskIndex,
+    /// The leader that deployed it.
+    pub generation: Generation,
+    /// The deployment that it belongs to: names of uncommitted things carry generation and execution.
+    pub execution: Execution,
+    /// A number that no other writer of this job has or had.
+    pub unique: u64,
+}
+
+/// What a writer leaves at a barrier.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreCommit {
+    /// Rows (lines) written in the epoch.
+    pub rows: u64,
+    /// What `commit` needs; `None` when there is nothing to commit (no row, or the sink commits nothing).
+    pub committable: Option<Vec<u8>>,
+}
+
+/// One committable with its identity, as the version lists it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Committable {
+    /// The sink's stable id.
+    pub sink_uid: String,
+    /// The epoch whose rows it holds.
+    pub epoch: Epoch,
+    /// The subtask that made it; it may be gone by now.
+    pub subtask: SubtaskIndex,
+    /// Tells several of one subtask and epoch apart.
+    pub sequence: u32,
+    /// The writer's bytes.
+    pub payload: Vec<u8>,
+    /// Rows that the commit makes visible.
+    pub rows: u64,
+}
+
+/// A place that rows go to. Shared by its writers; holds settings, no position.
+pub trait Sink: Send + Sync {
+    /// Refuses, before a job's first version, a place that already holds another job's output.
+    fn check_fresh(&self) -> Result<()> {
+        Ok(())
+    }
+    /// A writer for one subtask. `schema` is that of all batches.
+    fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
+    /// A committer. Any worker may have one.
+    fn committer(&self) -> Result<Box<dyn Committer>>;
+}
+
+/// Writes the rows of one subtask.
+pub trait SinkWriter: Send {
+    /// Takes a batch. Nothing of it may be visible before `commit`, unless the sink promises less than exactly once.
+    fn write<'a>(&'a mut self, batch: &'a RecordBatch) -> BoxFuture<'a, Result<()>>;
+    /// Ends the epoch: what was written is durable when this returns, but not visible.
+    fn pre_commit(&mut self, epoch: Epoch) -> BoxFuture<'_, Result<PreCommit>>;
+}
+
+/// Makes committables visible.
+pub trait Committer: Send {
+    /// Makes one committable visible. Idempotent: repeated after any crash, also by another process.
+    fn commit<'a>(&'a mut self, committable: &'a Committable) -> BoxFuture<'a, Result<()>>;
+    /// Removes what writers of older generations and executions left and nobody can commit any more. Called once per
+    /// deployment, after all of `commit` for the version's committables.
+    fn clean_up(&mut self, _generation: Generation, _execution: Execution) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}

@@ -1,0 +1,111 @@
+//! Sources: an enumerator that finds splits, and a reader per split with its position.
+//!
+//! The runtime owns everything around a reader: assignment of splits to subtasks, pacing, watermarks per split,
+//! idleness, barriers, positions in the version. A source only finds splits and reads them.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use millstream_common::{Result, env::BoxFuture};
+
+use crate::element::TimestampMs;
+
+/// A part of the input that is read in order by one reader: a file, a partition, a slice of a generator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Unique in its source and stable over restarts; users see it.
+    pub id: String,
+    /// Whatever the source needs to open it.
+    pub payload: Vec<u8>,
+}
+
+/// Where a reader stands: everything before it was handed out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// What users see: an offset, a count of events, a byte.
+    pub offset: u64,
+    /// Whatever else the source needs to go on from there.
+    pub detail: Vec<u8>,
+}
+
+/// What an enumerator found.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    /// Splits that were not known.
+    pub new: Vec<Split>,
+    /// No split comes any more, to anyone. Only then can the input end.
+    pub complete: bool,
+}
+
+/// A place that rows come from. Shared by all its readers; holds settings, no position.
+pub trait Source: Send + Sync {
+    /// The columns of every batch.
+    fn schema(&self) -> SchemaRef;
+    /// Finds the splits. Runs in the coordinator.
+    fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>>;
+    /// Opens a split at `position` (`None`: at its start). Runs in a worker.
+    fn reader(&self, split: &Split, position: Option<&Position>) -> Result<Box<dyn SplitReader>>;
+}
+
+/// Finds splits.
+pub trait SplitEnumerator: Send {
+    /// The splits that `known` does not name, in a stable order.
+    fn discover<'a>(&'a mut self, known: &'a [String]) -> BoxFuture<'a, Result<Discovery>>;
+}
+
+/// What a reader has next.
+#[derive(Debug)]
+pub enum Read {
+    /// Between 1 and `max_rows` rows.
+    Batch(RecordBatch),
+    /// The split has ended for good.
+    End,
+}
+
+/// Reads one split in order.
+pub trait SplitReader: Send {
+    /// The next rows, at most `max_rows` of them (never 0 is asked for). Does not wait for a full batch: what is there
+    /// is handed out. `Pending` wakes the task when there is more.
+    fn poll_next(&mut self, cx: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>>;
+    /// The position behind the last row that was handed out. A reader opened there continues exactly.
+    fn position(&self) -> Position;
+}
+
+/// The greatest event time of a batch, in milliseconds; `None` when no row has one.
+pub type EventTimeFn = Arc<dyn Fn(&RecordBatch) -> Result<Option<TimestampMs>> + Send + Sync>;
+
+/// How watermarks come from rows, per split.
+#[derive(Clone)]
+pub struct WatermarkStrategy {
+    /// The event time of rows.
+    pub event_time: EventTimeFn,
+    /// Bounded out-of-orderness: watermark = greatest event time of the split - delay (milliseconds). 0 with
+    /// `monotonous` semantics: rows of a split never go back.
+    pub delay_ms: i64,
+    /// A split without rows for so long no longer holds the watermark. `None`: it holds it for ever.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl WatermarkStrategy {
+    /// Rows of a split are out of order by at most `delay_ms`: the watermark is the greatest event time - delay.
+    #[must_use]
+    pub fn bounded_out_of_orderness(event_time: EventTimeFn, delay_ms: i64) -> Self {
+        Self { event_time, delay_ms, idle_timeout: None }
+    }
+
+    /// Event times of a split never go back; rows of the same time may follow, so the watermark stays 1 ms behind.
+    #[must_use]
+    pub fn monotonous(event_time: EventTimeFn) -> Self {
+        Self { event_time, delay_ms: 1, idle_timeout: None }
+    }
+
+    /// Splits without rows for `timeout` do not hold the watermark.
+    #[must_use]
+    pub fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+}

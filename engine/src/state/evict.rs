@@ -1,0 +1,116 @@
+//! Memory of a working set: what it holds, what may go, and what a rescale takes away.
+//!
+//! Eviction is a clock: a hand goes round the slots, takes the mark of those that were named since it last passed, and
+//! drops the others if they are clean and not pinned. Slots without a value go at once.
+
+use millstream_common::KeyGroupRanges;
+
+use super::StateValue;
+use super::slab::{REFERENCED, Slot, TRASHED};
+use super::working_set::WorkingSet;
+
+/// What a slot takes beside itself: its place in the table (at three quarters, with control bytes) and in the dirty list.
+const BESIDE_SLOT: usize = 24;
+/// What a slot takes in the index by time.
+const IN_TIME_INDEX: usize = 16;
+/// Groups released before an eviction that found nothing is tried again.
+const PATIENCE: u64 = 64;
+
+impl<V: StateValue> WorkingSet<V> {
+    fn fixed_bytes(&self) -> usize {
+        size_of::<Slot<V>>() + BESIDE_SLOT + if self.timed { IN_TIME_INDEX } else { 0 }
+    }
+
+    /// What a slot takes with all that it holds.
+    pub(super) fn slot_bytes(&self, i: u32) -> usize {
+        let slot = &self.slots[i];
+        self.fixed_bytes() + slot.key_heap_bytes() + slot.value.as_ref().map_or(0, V::heap_bytes)
+    }
+
+    /// Free slots are not counted: they were once taken, within the budget, and are taken again first.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        (self.slots.live() * self.fixed_bytes() + self.heap_bytes + self.side_bytes()) as u64
+    }
+
+    pub(super) fn evict(&mut self, target_bytes: u64) {
+        if self.memory_bytes() <= target_bytes || self.slots.end() == 0 {
+            return;
+        }
+        if self.stuck.is_some_and(|(flushed, released)| flushed == self.flushed && self.released < released + PATIENCE)
+        {
+            return;
+        }
+        self.stuck = None;
+        let dirty: usize = self.generations.iter().map(|g| g.slots).sum();
+        let mut clean = self.slots.live() - (dirty + self.pending).min(self.slots.live());
+        // Twice round: once to take the marks.
+        let mut left = 2 * u64::from(self.slots.end());
+        let mut found = false;
+        while clean > 0 && left > 0 && self.memory_bytes() > target_bytes {
+            if self.hand >= self.slots.end() {
+                self.hand = 0;
+            }
+            let i = self.hand;
+            self.hand = self.slots.next(i);
+            left = left.saturating_sub(u64::from(self.hand - i));
+            if !self.may_go(i) {
+                continue;
+            }
+            let slot = &mut self.slots[i];
+            if slot.is(REFERENCED) && slot.value.is_some() {
+                slot.flags &= !REFERENCED;
+                continue;
+            }
+            if slot.value.is_some() {
+                // The store knows more than is resident, from now on.
+                self.known_until = self.known_until.min(slot.time.saturating_sub(1));
+            }
+            self.drop_slot(i);
+            clean -= 1;
+            found = true;
+        }
+        if !found {
+            self.stuck = Some((self.flushed, self.released));
+        }
+    }
+
+    /// Drops absent slots that nobody needs any more.
+    pub(super) fn empty_trash(&mut self) {
+        while let Some(&(flush, stamp, i)) = self.trash.front() {
+            if flush > self.flushed || stamp > self.released {
+                return;
+            }
+            self.trash.pop_front();
+            if !self.slots.live_at(i).is_some_and(|s| s.is(TRASHED)) {
+                continue;
+            }
+            if self.slots[i].value.is_some() {
+                self.slots[i].flags &= !TRASHED;
+            } else if self.may_go(i) {
+                self.drop_slot(i);
+            } else {
+                let slot = &self.slots[i];
+                let again = (slot.written.max(flush), slot.named.max(stamp + 1), i);
+                self.trash.push_back(again);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool) {
+        self.ranges = ranges.clone();
+        let mut i = 0;
+        while i < self.slots.end() {
+            if self.slots.live_at(i).is_some_and(|s| !ranges.contains(s.group())) {
+                self.encode_aside_if_frozen(i);
+                self.drop_slot(i);
+            }
+            i = self.slots.next(i);
+        }
+        self.retain_missing();
+        if gained {
+            self.known_until = i64::MIN;
+        }
+        self.stuck = None;
+    }
+}

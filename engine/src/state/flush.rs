@@ -1,0 +1,217 @@
+//! What leaves a working set for the store: flushes are frozen, encoded in slices and, once they are there, clean.
+//!
+//! Flushes are numbered from 1. Writes go to the open one. `freeze` closes it in O(1): its list of slots is put aside.
+//! A slot tells by the number of its last write and by its flag `UNENCODED` whether a frozen flush still needs its
+//! present value; if it is about to change, that value is encoded first, into the flush's side buffer. Only the newest
+//! frozen flush can have slots left, because `freeze` finishes the one before.
+
+use millstream_state_store::entry::Expiry;
+use millstream_state_store::section::SectionWriter;
+
+use super::StateValue;
+use super::slab::{STORED, UNENCODED};
+use super::working_set::WorkingSet;
+
+/// Takes encoded entries.
+pub(crate) trait EntrySink {
+    fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry);
+    fn delete(&mut self, key: &[u8]);
+}
+
+impl EntrySink for SectionWriter {
+    fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry) {
+        SectionWriter::put(self, key, value, expiry);
+    }
+    fn delete(&mut self, key: &[u8]) {
+        SectionWriter::delete(self, key);
+    }
+}
+
+/// How much is dirty in one flush.
+#[derive(Debug, Default)]
+pub(super) struct Generation {
+    pub(super) bytes: usize,
+    pub(super) slots: usize,
+}
+
+impl Generation {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.slots += 1;
+    }
+
+    pub(super) fn remove(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.slots -= 1;
+    }
+}
+
+/// A frozen flush that is not encoded in whole.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    flush: u32,
+    slots: Vec<u32>,
+    /// Slots before it are done.
+    done: usize,
+    pub(super) side: SideBuffer,
+}
+
+/// Entries that had to be encoded early.
+#[derive(Debug, Default)]
+pub(super) struct SideBuffer {
+    data: Vec<u8>,
+    entries: Vec<SideEntry>,
+    drained: usize,
+    drained_bytes: usize,
+}
+
+#[derive(Debug)]
+struct SideEntry {
+    key_bytes: usize,
+    /// `None`: a delete.
+    value_bytes: Option<usize>,
+    expiry: Expiry,
+}
+
+impl EntrySink for SideBuffer {
+    fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry) {
+        self.data.extend_from_slice(key);
+        self.data.extend_from_slice(value);
+        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: Some(value.len()), expiry });
+    }
+    fn delete(&mut self, key: &[u8]) {
+        self.data.extend_from_slice(key);
+        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: None, expiry: Expiry::Never });
+    }
+}
+
+impl SideBuffer {
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.data.capacity() + self.entries.capacity() * size_of::<SideEntry>()
+    }
+
+    /// Hands over up to `max` entries; how many.
+    fn drain(&mut self, max: usize, sink: &mut impl EntrySink) -> usize {
+        let mut count = 0;
+        while count < max && self.drained < self.entries.len() {
+            let entry = &self.entries[self.drained];
+            let (key, rest) = self.data[self.drained_bytes..].split_at(entry.key_bytes);
+            match entry.value_bytes {
+                Some(n) => sink.put(key, &rest[..n], entry.expiry),
+                None => sink.delete(key),
+            }
+            self.drained_bytes += entry.key_bytes + entry.value_bytes.unwrap_or(0);
+            self.drained += 1;
+            count += 1;
+        }
+        if self.drained == self.entries.len() {
+            *self = Self::default();
+        }
+        count
+    }
+}
+
+impl<V: StateValue> WorkingSet<V> {
+    pub(super) fn freeze(&mut self) {
+        if let Some(mut older) = self.frozen.pop_back() {
+            while older.done < older.slots.len() {
+                let i = older.slots[older.done];
+                older.done += 1;
+                self.encode_slot(i, older.flush, &mut older.side);
+            }
+            older.slots = Vec::new();
+            older.done = 0;
+            self.frozen.push_back(older);
+        }
+        let slots = std::mem::take(&mut self.dirty);
+        self.frozen.push_back(Frozen { flush: self.open_flush, slots, done: 0, side: SideBuffer::default() });
+        self.open_flush += 1;
+        self.generations.push_back(Generation::default());
+    }
+
+    pub(super) fn encode_frozen(&mut self, max_entries: usize, sink: &mut impl EntrySink) -> bool {
+        let Some(mut oldest) = self.frozen.pop_front() else { return true };
+        let mut left = max_entries;
+        left -= oldest.side.drain(left, sink);
+        while left > 0 && oldest.done < oldest.slots.len() {
+            let i = oldest.slots[oldest.done];
+            oldest.done += 1;
+            left -= 1;
+            self.encode_slot(i, oldest.flush, sink);
+        }
+        if oldest.done == oldest.slots.len() && oldest.side.entries.is_empty() {
+            return true;
+        }
+        self.frozen.push_front(oldest);
+        false
+    }
+
+    /// Encodes a slot if `flush` still needs it.
+    fn encode_slot(&mut self, i: u32, flush: u32, sink: &mut impl EntrySink) {
+        // A slot on the list may have been written again, dropped, or taken by another key.
+        if !self.slots.live_at(i).is_some_and(|s| s.is(UNENCODED) && s.written == flush) {
+            return;
+        }
+        let mut key = std::mem::take(&mut self.key_buffer);
+        self.store_key(i, &mut key);
+        let slot = &mut self.slots[i];
+        slot.flags &= !UNENCODED;
+        match &slot.value {
+            Some(value) => {
+                slot.flags |= STORED;
+                self.buffer.clear();
+                value.encode(&mut self.buffer);
+                let expiry = if self.timed { Expiry::EventTime(slot.time) } else { Expiry::Never };
+                sink.put(&key, &self.buffer, expiry);
+            }
+            None if slot.is(STORED) => {
+                slot.flags &= !STORED;
+                sink.delete(&key);
+            }
+            // It came and went between two flushes: the store never hears of it.
+            None => {}
+        }
+        self.key_buffer = key;
+    }
+
+    /// Before a slot changes: encodes what a frozen flush still needs of it.
+    #[inline]
+    pub(super) fn encode_aside_if_frozen(&mut self, i: u32) {
+        let slot = &self.slots[i];
+        if slot.is(UNENCODED) && slot.written != self.open_flush {
+            self.encode_aside(i);
+        }
+    }
+
+    fn encode_aside(&mut self, i: u32) {
+        let flush = self.slots[i].written;
+        let Some(mut frozen) = self.frozen.pop_back() else {
+            debug_assert!(false, "a slot is not encoded, but its flush is");
+            return;
+        };
+        debug_assert_eq!(frozen.flush, flush);
+        self.encode_slot(i, flush, &mut frozen.side);
+        self.frozen.push_back(frozen);
+    }
+
+    pub(super) fn flushed(&mut self) {
+        let not_encoded = self.frozen.front().map_or(self.open_flush, |f| f.flush);
+        if self.flushed + 1 >= not_encoded {
+            // What is not encoded cannot be in the store: its entries stay dirty, which is safe.
+            debug_assert!(false, "a flush is said to be in the store that was not encoded");
+            return;
+        }
+        self.flushed += 1;
+        self.generations.pop_front();
+        self.empty_trash();
+    }
+
+    pub(super) fn dirty_bytes(&self) -> u64 {
+        let slots: usize = self.generations.iter().map(|g| g.bytes).sum();
+        (slots + self.side_bytes()) as u64
+    }
+
+    pub(super) fn side_bytes(&self) -> usize {
+        self.frozen.iter().map(|f| f.side.memory_bytes()).sum()
+    }
+}

@@ -1,0 +1,123 @@
+//! Keyed state of operators: working sets of decoded values, paged in by batch.
+//!
+//! [`StateSet`] is what the runtime sees of a state: it collects what operators named, hands over what was read,
+//! freezes and encodes what changed, evicts what is clean. The typed states that operators use implement it.
+
+use bytes::Bytes;
+use millstream_common::{KeyGroupRanges, Result, StateId};
+use millstream_state_store::section::SectionWriter;
+
+use crate::element::TimestampMs;
+
+mod evict;
+mod flush;
+mod keyed;
+#[cfg(test)]
+mod model_tests;
+mod slab;
+mod timed;
+pub mod value;
+mod working_set;
+
+pub use keyed::KeyedState;
+pub use timed::TimedState;
+pub use value::StateValue;
+
+/// Where an entry stands in a state. Valid while the entry is pinned: from naming until the group is released, or until
+/// the entry is expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(u32);
+
+/// The slots of a batch that was named.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// A slot a row.
+    pub slots: Vec<SlotId>,
+    /// Each slot once, in the order of its first row.
+    pub distinct: Vec<SlotId>,
+}
+
+/// What a state is, before it has an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateDescriptor {
+    /// Unique in its operator and stable over releases of the job.
+    pub name: String,
+    /// How its entries are ordered.
+    pub layout: StateLayout,
+    /// How values are encoded, in words, for example `i64 count, i64 sum`. Another text is another schema: refused.
+    pub value_schema: String,
+}
+
+/// How the entries of a state are ordered in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateLayout {
+    /// `[state][key group][key]`: read by key.
+    Point,
+    /// `[state][time][key group][key]`: read by key and time, and scanned by time ("everything due").
+    TimeOrdered,
+}
+
+/// A state that the runtime drives. All keys are whole store keys (`millstream_state_store::key`), state id included.
+///
+/// Pins: what a batch names stays resident, with everything written to it since, from [`StateSet::end_group`] until
+/// [`StateSet::release_group`]; groups are released in the order in which they were ended.
+pub trait StateSet: Send {
+    /// What it is.
+    fn descriptor(&self) -> &StateDescriptor;
+
+    /// Called once before anything else, and again when a rescale changes the ranges (`retain` follows then).
+    /// `complete`: the store holds nothing of this state that is not resident, so an absent key is absent.
+    fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool);
+
+    // ---- reads
+
+    /// Ends the names of one batch (or of one step of `advance`): what was named since the last call is one group.
+    fn end_group(&mut self);
+    /// Releases the oldest group: its batch was processed.
+    fn release_group(&mut self);
+    /// Moves out the keys that were named, are not resident and were not asked for before.
+    fn take_missing(&mut self, into: &mut Vec<Bytes>);
+    /// What the store answered for a key of `take_missing`. Ignored when the key was written meanwhile.
+    fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()>;
+    /// A time range that `advance` needs in whole; `None` when it needs none. Only for time-ordered states.
+    fn take_scan(&mut self) -> Option<TimeScan>;
+    /// What the store holds in that range, piece by piece; `last` with the final piece. Entries that are resident are
+    /// ignored.
+    fn install_scan(&mut self, entries: &[(Bytes, Bytes)], last: bool) -> Result<()>;
+
+    // ---- writes
+
+    /// Closes the current flush: all that is dirty now belongs to it. O(1) but for what an earlier frozen flush left.
+    /// Every `freeze` makes a flush, also when nothing is dirty, and is followed by its own `encode_frozen` and `flushed`.
+    fn freeze(&mut self);
+    /// Encodes up to `max_entries` frozen entries into `section`; true when none is left of the oldest flush that is not
+    /// encoded in whole (the next call begins with the one after it). An entry that is written while frozen is encoded
+    /// first (into a buffer that this call drains).
+    fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool>;
+    /// The section of the oldest encoded flush can be read from the store: its entries are clean.
+    fn flushed(&mut self);
+
+    // ---- memory
+
+    /// Bytes that cannot be evicted before a flush.
+    fn dirty_bytes(&self) -> u64;
+    /// All bytes held.
+    fn memory_bytes(&self) -> u64;
+    /// Evicts clean, unpinned entries until at most `target_bytes` are held or none is left.
+    fn evict(&mut self, target_bytes: u64);
+
+    // ---- rescale
+
+    /// Forgets every entry outside `ranges` (they were encoded before). Keys of gained ranges are in the store: the
+    /// state is no longer complete when `gained`.
+    fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool);
+}
+
+/// A piece of event time to scan: entries with `after < time <= until`, of the key groups in `ranges`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimeScan {
+    /// Exclusive.
+    pub after: TimestampMs,
+    /// Inclusive.
+    pub until: TimestampMs,
+}

@@ -1,0 +1,202 @@
+//! Slots in chunks: a slot keeps its place while it lives, growing copies nothing, empty chunks are given back.
+
+use std::collections::BTreeSet;
+
+use millstream_common::KeyGroup;
+use smallvec::SmallVec;
+
+/// The bytes of a key; short ones stand in the slot itself.
+pub(super) type SlotKey = SmallVec<[u8; 16]>;
+
+/// The slot holds an entry (else it is free).
+pub(super) const LIVE: u8 = 1;
+/// The store has been asked, or will be: the value is not known yet.
+pub(super) const PENDING: u8 = 2;
+/// Written since it was last encoded.
+pub(super) const UNENCODED: u8 = 4;
+/// The store may hold a value for it: to delete it needs a tombstone.
+pub(super) const STORED: u8 = 8;
+/// Named since the eviction's hand last passed.
+pub(super) const REFERENCED: u8 = 16;
+/// On the list of slots that are dropped as soon as that is possible.
+pub(super) const TRASHED: u8 = 32;
+
+/// One entry of a working set.
+#[derive(Debug)]
+pub(super) struct Slot<V> {
+    /// The stable hash of the key.
+    pub(super) hash: u64,
+    /// 0 in point states.
+    pub(super) time: i64,
+    /// The stamp of the last naming; 0: never named.
+    pub(super) named: u64,
+    pub(super) key: SlotKey,
+    /// The flush that the last write belongs to; 0: none.
+    pub(super) written: u32,
+    /// Position in the list of its time; in a free slot: the next free one.
+    pub(super) position: u32,
+    pub(super) flags: u8,
+    /// `None`: absent, deleted, or not known yet.
+    pub(super) value: Option<V>,
+}
+
+impl<V> Slot<V> {
+    fn free(next: u32) -> Self {
+        Self { hash: 0, time: 0, named: 0, key: SlotKey::new(), written: 0, position: next, flags: 0, value: None }
+    }
+
+    #[inline]
+    pub(super) fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(super) fn group(&self) -> KeyGroup {
+        KeyGroup::of_hash(self.hash)
+    }
+
+    /// What its key holds outside the slot.
+    pub(super) fn key_heap_bytes(&self) -> usize {
+        if self.key.spilled() { self.key.capacity() } else { 0 }
+    }
+}
+
+const CHUNK_BITS: u32 = 10;
+const CHUNK: usize = 1 << CHUNK_BITS;
+const NONE: u32 = u32::MAX;
+
+struct Chunk<V> {
+    /// `CHUNK` slots, or none while the chunk is given back.
+    slots: Vec<Slot<V>>,
+    free: u32,
+    live: u32,
+}
+
+/// See the module.
+pub(super) struct Slab<V> {
+    chunks: Vec<Chunk<V>>,
+    /// Chunks with free slots that are allocated.
+    open: BTreeSet<u32>,
+    /// Chunks that were given back.
+    vacant: Vec<u32>,
+    live: usize,
+}
+
+impl<V> Slab<V> {
+    pub(super) fn new() -> Self {
+        Self { chunks: Vec::new(), open: BTreeSet::new(), vacant: Vec::new(), live: 0 }
+    }
+
+    /// How many slots are live.
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// All slot numbers are below it.
+    pub(super) fn end(&self) -> u32 {
+        (self.chunks.len() * CHUNK) as u32
+    }
+
+    /// The slot at or after `i`, if it is live.
+    pub(super) fn live_at(&self, i: u32) -> Option<&Slot<V>> {
+        let chunk = self.chunks.get((i >> CHUNK_BITS) as usize)?;
+        chunk.slots.get(i as usize & (CHUNK - 1)).filter(|s| s.is(LIVE))
+    }
+
+    /// The first number behind `i` that may be live: skips chunks that were given back.
+    pub(super) fn next(&self, i: u32) -> u32 {
+        match self.chunks.get((i >> CHUNK_BITS) as usize) {
+            Some(chunk) if chunk.live == 0 => ((i >> CHUNK_BITS) + 1) << CHUNK_BITS,
+            _ => i + 1,
+        }
+    }
+
+    /// Takes a free slot; its fields but for the flag `LIVE` are as a free slot's.
+    pub(super) fn take(&mut self) -> u32 {
+        let c = match self.open.first() {
+            Some(&c) => c,
+            None => self.add_chunk(),
+        };
+        let chunk = &mut self.chunks[c as usize];
+        let at = chunk.free;
+        let slot = &mut chunk.slots[at as usize];
+        chunk.free = slot.position;
+        slot.flags = LIVE;
+        slot.position = 0;
+        chunk.live += 1;
+        self.live += 1;
+        if chunk.free == NONE {
+            self.open.remove(&c);
+        }
+        c << CHUNK_BITS | at
+    }
+
+    fn add_chunk(&mut self) -> u32 {
+        let slots = || (0..CHUNK as u32).map(|i| Slot::free(if i + 1 < CHUNK as u32 { i + 1 } else { NONE })).collect();
+        let c = match self.vacant.pop() {
+            Some(c) => {
+                self.chunks[c as usize] = Chunk { slots: slots(), free: 0, live: 0 };
+                c
+            }
+            None => {
+                self.chunks.push(Chunk { slots: slots(), free: 0, live: 0 });
+                (self.chunks.len() - 1) as u32
+            }
+        };
+        self.open.insert(c);
+        c
+    }
+
+    /// Gives a slot back, with all that it holds.
+    pub(super) fn give_back(&mut self, i: u32) {
+        let c = i >> CHUNK_BITS;
+        let chunk = &mut self.chunks[c as usize];
+        chunk.slots[i as usize & (CHUNK - 1)] = Slot::free(chunk.free);
+        chunk.free = i & (CHUNK as u32 - 1);
+        chunk.live -= 1;
+        self.live -= 1;
+        self.open.insert(c);
+        // One empty chunk is kept, so that a single entry that comes and goes allocates nothing.
+        if chunk.live == 0 && self.open.len() > 1 {
+            chunk.slots = Vec::new();
+            self.open.remove(&c);
+            self.vacant.push(c);
+        }
+    }
+}
+
+impl<V> std::ops::Index<u32> for Slab<V> {
+    type Output = Slot<V>;
+    #[inline]
+    fn index(&self, i: u32) -> &Slot<V> {
+        &self.chunks[(i >> CHUNK_BITS) as usize].slots[i as usize & (CHUNK - 1)]
+    }
+}
+
+impl<V> std::ops::IndexMut<u32> for Slab<V> {
+    #[inline]
+    fn index_mut(&mut self, i: u32) -> &mut Slot<V> {
+        &mut self.chunks[(i >> CHUNK_BITS) as usize].slots[i as usize & (CHUNK - 1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_reused_and_empty_chunks_given_back() {
+        let mut slab = Slab::<u64>::new();
+        let all: Vec<u32> = (0..3 * CHUNK as u32).map(|_| slab.take()).collect();
+        assert_eq!(all, (0..3 * CHUNK as u32).collect::<Vec<_>>());
+        assert_eq!((slab.live(), slab.end()), (3 * CHUNK, 3 * CHUNK as u32));
+        (0..2 * CHUNK as u32).for_each(|i| slab.give_back(i));
+        assert_eq!(slab.live(), CHUNK);
+        assert!(slab.live_at(0).is_none() && slab.live_at(2 * CHUNK as u32).is_some());
+        assert_eq!(slab.next(CHUNK as u32), 2 * CHUNK as u32);
+        let again: Vec<u32> = (0..2 * CHUNK).map(|_| slab.take()).collect();
+        assert!(again.iter().all(|i| *i < 2 * CHUNK as u32));
+        assert_eq!(slab.end(), 3 * CHUNK as u32);
+        let distinct: std::collections::BTreeSet<_> = again.iter().collect();
+        assert_eq!(distinct.len(), again.len());
+    }
+}

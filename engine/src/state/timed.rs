@@ -1,0 +1,378 @@
+//! State by time and key: windows and timers. The store keeps it in time order, so what is due is one forward scan.
+//!
+//! **Time is life.** An entry of time `t` counts until its key group has fired up to `t`: then it is due, and dead once
+//! it has fired. Entries carry `t` as their event-time expiry, so a fired one is dropped here without a tombstone, and
+//! the store's copy is gone by itself as soon as the watermark that fired it is committed. Only an entry that goes
+//! before its time ([`TimedState::remove`]) leaves a tombstone.
+//!
+//! **What is due must be resident.** All entries up to `loaded_until` that the store holds are resident. A complete state
+//! has everything loaded; evicting an entry of time `t` moves the mark below `t`; [`TimedState::load_until`] moves it up
+//! again by a scan.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use millstream_common::{KeyGroup, KeyGroupRanges, Result, StateId};
+use millstream_state_store::key::KeyBuffer;
+use millstream_state_store::section::SectionWriter;
+
+use super::slab::{PENDING, STORED};
+use super::working_set::WorkingSet;
+use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
+use crate::element::TimestampMs;
+
+/// How far a scan goes when the one before it brought nothing: this much farther each time.
+const STEP_GROWTH: i64 = 4;
+
+/// One value per time and key, paged in by batch and by time. With `V = ()`: timers.
+///
+/// ```
+/// use millstream_common::Result;
+/// use millstream_engine::element::TimestampMs;
+/// use millstream_engine::operator::{Collector, KeyedBatch, Operator, Progress};
+/// use millstream_engine::state::{StateSet, TimedState};
+///
+/// /// Does something for each key 10 s after the end of its minute.
+/// struct Reminder {
+///     timers: TimedState<()>,
+/// }
+///
+/// impl Operator for Reminder {
+///     fn process(&mut self, _input: usize, batch: &KeyedBatch, _out: &mut Collector) -> Result<()> {
+///         for i in 0..batch.keys.len() {
+///             // A timer is set without being read.
+///             self.timers.set(batch.keys.hash(i), 70_000, batch.keys.key(i), ());
+///         }
+///         Ok(())
+///     }
+///
+///     fn advance(&mut self, watermark: TimestampMs, out: &mut Collector) -> Result<Progress> {
+///         let loaded = self.timers.load_until(watermark, out.fired_min());
+///         let until = watermark.min(self.timers.loaded_until());
+///         while let Some(time) = self.timers.first_time().filter(|t| *t <= until) {
+///             for slot in self.timers.sorted_at(time) {
+///                 if time > out.fired(self.timers.group(slot)) {
+///                     // It is due: decode `self.timers.key(slot)` and act.
+///                 }
+///                 self.timers.expire(slot);
+///             }
+///         }
+///         if !loaded {
+///             return Ok(Progress::NeedsState);
+///         }
+///         self.timers.end_advance();
+///         Ok(Progress::Done)
+///     }
+///
+///     fn states(&mut self) -> Vec<&mut dyn StateSet> {
+///         vec![&mut self.timers]
+///     }
+/// }
+///
+/// let mut reminder = Reminder { timers: TimedState::new("timers", "", 1_000) };
+/// assert_eq!(reminder.states().len(), 1);
+/// ```
+pub struct TimedState<V> {
+    descriptor: StateDescriptor,
+    pub(super) set: WorkingSet<V>,
+    opened: bool,
+    /// How far beyond what is due a scan looks.
+    ahead_ms: i64,
+    /// How far the next scan goes.
+    step_ms: i64,
+    wanted: Option<TimeScan>,
+    /// Entries that the scan on its way has brought.
+    brought: usize,
+}
+
+impl<V: StateValue> TimedState<V> {
+    /// A state without entries. `name` is unique in its operator; `value_schema` says how values are encoded. A scan for
+    /// what is due looks `ahead_ms` (at least 1) beyond it, so that not every step of the watermark needs one.
+    #[must_use]
+    pub fn new(name: &str, value_schema: &str, ahead_ms: i64) -> Self {
+        let descriptor =
+            StateDescriptor { name: name.into(), layout: StateLayout::TimeOrdered, value_schema: value_schema.into() };
+        let ahead_ms = ahead_ms.max(1);
+        Self {
+            descriptor,
+            set: WorkingSet::new(true),
+            opened: false,
+            ahead_ms,
+            step_ms: ahead_ms,
+            wanted: None,
+            brought: 0,
+        }
+    }
+
+    /// Names what a batch will read: for each row its key, at the row's time. Its slots come from
+    /// [`TimedState::take_rows`].
+    pub fn name_batch(&mut self, keys: &KeyBuffer, times: &[TimestampMs]) {
+        self.set.name_batch(keys, |row| times[row]);
+    }
+
+    /// The slots of the oldest batch that was named and not taken; an error when they are not resident.
+    pub fn take_rows(&mut self) -> Result<Rows> {
+        self.set.take_rows()
+    }
+
+    /// Gives the lists of a batch back, to be used again.
+    pub fn give_back(&mut self, rows: Rows) {
+        self.set.give_back(rows);
+    }
+
+    /// Names one entry, by the stable hash of its key, its time and its encoded key.
+    pub fn name(&mut self, hash: u64, time: TimestampMs, key: &[u8]) -> SlotId {
+        self.set.name(hash, time, key)
+    }
+
+    /// Sets an entry without reading it. It is not pinned.
+    pub fn set(&mut self, hash: u64, time: TimestampMs, key: &[u8], value: V) -> SlotId {
+        let i = self.set.find_or_add_blind(hash, time, key);
+        self.set.put(i, value);
+        SlotId(i)
+    }
+
+    /// Removes an entry before its time, without reading it.
+    pub fn unset(&mut self, hash: u64, time: TimestampMs, key: &[u8]) {
+        if self.set.find(hash, time, key).is_none() && time <= self.set.known_until {
+            return;
+        }
+        let i = self.set.find_or_add_blind(hash, time, key);
+        self.set.delete(i);
+    }
+
+    /// Whether the value of a slot is known.
+    #[must_use]
+    pub fn is_resident(&self, slot: SlotId) -> bool {
+        self.set.is_resident(slot.0)
+    }
+
+    /// The value; `None` when there is none.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, slot: SlotId) -> Option<&V> {
+        self.set.get(slot.0)
+    }
+
+    /// Changes the value, or first makes it by `init`.
+    #[inline]
+    pub fn update<R>(&mut self, slot: SlotId, init: impl FnOnce() -> V, change: impl FnOnce(&mut V) -> R) -> R {
+        self.set.update(slot.0, init, change)
+    }
+
+    /// Sets the value.
+    pub fn put(&mut self, slot: SlotId, value: V) {
+        self.set.put(slot.0, value);
+    }
+
+    /// Removes an entry before its time: a tombstone goes to the store, if the store may hold it.
+    pub fn remove(&mut self, slot: SlotId) -> Option<V> {
+        self.set.delete(slot.0)
+    }
+
+    /// Drops an entry that has fired: the watermark of its key group is about to pass its time. Its slot may not be used
+    /// any more.
+    pub fn expire(&mut self, slot: SlotId) -> Option<V> {
+        self.set.expire(slot.0)
+    }
+
+    /// The encoded key of a slot.
+    #[inline]
+    #[must_use]
+    pub fn key(&self, slot: SlotId) -> &[u8] {
+        &self.set.slots[slot.0].key
+    }
+
+    /// The stable hash of a slot's key.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, slot: SlotId) -> u64 {
+        self.set.slots[slot.0].hash
+    }
+
+    /// The key group of a slot.
+    #[inline]
+    #[must_use]
+    pub fn group(&self, slot: SlotId) -> KeyGroup {
+        self.set.slots[slot.0].group()
+    }
+
+    /// The time of a slot.
+    #[inline]
+    #[must_use]
+    pub fn time(&self, slot: SlotId) -> TimestampMs {
+        self.set.slots[slot.0].time
+    }
+
+    // ---- what is due
+
+    /// Makes all entries up to `until` resident. True: they are, and stay until [`TimedState::end_advance`]. False: a
+    /// scan is asked for (in steps, so that memory stays bounded: what [`TimedState::loaded_until`] has reached can be
+    /// fired first), and `advance` says [`crate::operator::Progress::NeedsState`]. Nothing at or below `fired_min` counts
+    /// any more.
+    pub fn load_until(&mut self, until: TimestampMs, fired_min: TimestampMs) -> bool {
+        self.set.known_until = self.set.known_until.max(fired_min);
+        let loaded = self.set.known_until;
+        if loaded >= until {
+            self.set.hold_until = self.set.hold_until.max(until);
+            self.step_ms = self.ahead_ms;
+            return true;
+        }
+        if self.set.scanning.is_none() && self.wanted.is_none() {
+            let farthest = until.saturating_add(self.ahead_ms);
+            // Where nothing is known of the time before, there is nothing to count steps from.
+            let step = if loaded == i64::MIN { farthest } else { loaded.saturating_add(self.step_ms) };
+            let scan = TimeScan { after: loaded, until: farthest.min(step) };
+            self.set.hold_until = self.set.hold_until.max(scan.until);
+            self.wanted = Some(scan);
+        }
+        false
+    }
+
+    /// Everything that the store holds up to this time is resident.
+    #[must_use]
+    pub fn loaded_until(&self) -> TimestampMs {
+        self.set.known_until
+    }
+
+    /// What is due has fired: entries need not stay any more.
+    pub fn end_advance(&mut self) {
+        self.set.hold_until = i64::MIN;
+    }
+
+    /// The least time of a resident entry.
+    #[must_use]
+    pub fn first_time(&self) -> Option<TimestampMs> {
+        self.set.times.first_key_value().map(|(t, _)| *t)
+    }
+
+    /// The least time of a resident entry behind `time`.
+    #[must_use]
+    pub fn next_time(&self, time: TimestampMs) -> Option<TimestampMs> {
+        self.set.times.range((Bound::Excluded(time), Bound::Unbounded)).next().map(|(t, _)| *t)
+    }
+
+    /// The resident entries with `after < time <= until`, by time, in no order within a time.
+    pub fn between(&self, after: TimestampMs, until: TimestampMs) -> impl Iterator<Item = SlotId> {
+        let range = (Bound::Excluded(after), Bound::Included(until));
+        let times = (after < until).then(|| self.set.times.range(range));
+        times.into_iter().flatten().flat_map(|(_, slots)| slots.iter().map(|&i| SlotId(i)))
+    }
+
+    /// The resident entries of one time, ordered by key.
+    #[must_use]
+    pub fn sorted_at(&self, time: TimestampMs) -> Vec<SlotId> {
+        let mut slots: Vec<SlotId> =
+            self.set.times.get(&time).map(|l| l.iter().map(|&i| SlotId(i)).collect()).unwrap_or_default();
+        slots.sort_unstable_by(|a, b| self.key(*a).cmp(self.key(*b)));
+        slots
+    }
+
+    /// Drops all resident entries at or below `time`: they have fired.
+    pub fn expire_until(&mut self, time: TimestampMs) {
+        while let Some((&first, slots)) = self.set.times.first_key_value() {
+            if first > time {
+                return;
+            }
+            // From the end of the list, so that nothing moves.
+            for i in slots.clone().into_iter().rev() {
+                self.set.expire(i);
+            }
+        }
+    }
+}
+
+impl<V: StateValue> WorkingSet<V> {
+    /// The slot of a key that is going to be written without being read.
+    fn find_or_add_blind(&mut self, hash: u64, time: i64, key: &[u8]) -> u32 {
+        self.find(hash, time, key).unwrap_or_else(|| {
+            let i = self.add(hash, time, key);
+            if time > self.known_until {
+                // Pending until the write: whether there is an older one is not known.
+                self.slots[i].flags |= STORED | PENDING;
+                self.pending += 1;
+            }
+            i
+        })
+    }
+}
+
+impl<V: StateValue> StateSet for TimedState<V> {
+    fn descriptor(&self) -> &StateDescriptor {
+        &self.descriptor
+    }
+
+    fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool) {
+        self.set.open(id, ranges, complete, !self.opened);
+        self.opened = true;
+    }
+
+    fn end_group(&mut self) {
+        self.set.end_group();
+    }
+
+    fn release_group(&mut self) {
+        self.set.release_group();
+    }
+
+    fn take_missing(&mut self, into: &mut Vec<Bytes>) {
+        self.set.take_missing(into);
+    }
+
+    fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        self.set.install(key, value)
+    }
+
+    fn take_scan(&mut self) -> Option<TimeScan> {
+        let scan = self.wanted.take()?;
+        self.set.scanning = Some((scan.after, scan.until));
+        self.brought = 0;
+        Some(scan)
+    }
+
+    fn install_scan(&mut self, entries: &[(Bytes, Bytes)], last: bool) -> Result<()> {
+        self.brought += entries.len();
+        entries.iter().try_for_each(|(key, value)| self.set.install_scanned(key, value))?;
+        if last && let Some((after, until)) = self.set.scanning.take() {
+            // What was lost meanwhile (a range was gained) has put the mark back: then this scan says nothing.
+            if self.set.known_until >= after {
+                self.set.known_until = self.set.known_until.max(until);
+            }
+            self.step_ms = if self.brought == 0 { self.step_ms.saturating_mul(STEP_GROWTH) } else { self.ahead_ms };
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self) {
+        self.set.freeze();
+    }
+
+    fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool> {
+        Ok(self.set.encode_frozen(max_entries, section))
+    }
+
+    fn flushed(&mut self) {
+        self.set.flushed();
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.set.dirty_bytes()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.set.memory_bytes()
+    }
+
+    fn evict(&mut self, target_bytes: u64) {
+        self.set.evict(target_bytes);
+    }
+
+    fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool) {
+        self.set.retain(ranges, gained);
+        if gained {
+            // A scan that is on its way read too little.
+            self.wanted = None;
+            self.set.scanning = None;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The reads of a keyed subtask: what batches named is asked of the store in few large requests, while earlier batches
+//! are processed.
+//!
+//! Missing keys gather while as many reads as allowed are on their way; each read has a number, and a batch is ready
+//! when the read that asked for its last key has come back. A read carries its view: everything this subtask had
+//! flushed when the keys were named. Keys stay pinned from then on, so nothing younger can be lost (see
+//! [`crate::state::StateSet`]).
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::poll_fn;
+use millstream_common::env::Running;
+use millstream_common::{Env, KeyGroupRanges, Lane, Result, StateId};
+use millstream_state_store::key::{split_timed_key, timed_key};
+use millstream_state_store::{ReadTime, Run, StateStore, View};
+
+use crate::operator::{Operator, SubtaskTime};
+use crate::state::TimeScan;
+
+/// Reads on their way at a time.
+const READS_IN_FLIGHT: usize = 4;
+/// Keys of one read at most.
+const KEYS_PER_READ: usize = 65_536;
+/// Bytes of one piece of a scan.
+const SCAN_PIECE_BYTES: usize = 4 << 20;
+
+enum Answer {
+    Keys(Vec<Bytes>, Vec<Option<Bytes>>),
+    Scan { state: usize, entries: Vec<(Bytes, Bytes)> },
+}
+
+struct Reading {
+    number: u64,
+    running: Running<Result<Answer>>,
+}
+
+/// What a keyed subtask reads from; see the module.
+pub(crate) struct Paging {
+    env: Env,
+    store: StateStore,
+    ids: Vec<StateId>,
+    view: View,
+    /// Keys that wait for their turn, by the number of the read that will carry them.
+    gathered: VecDeque<(u64, Vec<Bytes>)>,
+    missing: Vec<Bytes>,
+    reading: VecDeque<Reading>,
+    next_number: u64,
+}
+
+impl Paging {
+    pub(crate) fn new(env: Env, store: StateStore, ids: Vec<StateId>, view: View) -> Self {
+        let (gathered, reading) = (VecDeque::new(), VecDeque::new());
+        Self { env, store, ids, view, gathered, missing: Vec::new(), reading, next_number: 1 }
+    }
+
+    pub(crate) fn set_view(&mut self, view: View) {
+        self.view = view;
+    }
+
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Takes what the operator's states miss; the number of the read that a batch must wait for, `None` when all of
+    /// it is resident.
+    pub(crate) fn gather(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Option<u64> {
+        for state in operator.states() {
+            state.take_missing(&mut self.missing);
+        }
+        if self.missing.is_empty() {
+            return None;
+        }
+        for key in self.missing.drain(..) {
+            match self.gathered.back_mut() {
+                Some((_, keys)) if keys.len() < KEYS_PER_READ => keys.push(key),
+                _ => {
+                    self.gathered.push_back((self.next_number, vec![key]));
+                    self.next_number += 1;
+                }
+            }
+        }
+        let number = self.gathered.back().map(|g| g.0);
+        self.launch(time);
+        number
+    }
+
+    /// Whether the read with this number has come back.
+    pub(crate) fn is_done(&self, number: u64) -> bool {
+        !self.gathered.iter().any(|g| g.0 == number) && !self.reading.iter().any(|r| r.number == number)
+    }
+
+    /// The number of the last read that has not come back.
+    pub(crate) fn last(&self) -> Option<u64> {
+        let gathered = self.gathered.back().map(|g| g.0);
+        gathered.or_else(|| self.reading.back().map(|r| r.number))
+    }
+
+    /// Whether a read is on its way.
+    pub(crate) fn is_reading(&self) -> bool {
+        !self.reading.is_empty()
+    }
+
+    /// Starts reads of what has gathered, as many as are allowed.
+    pub(crate) fn launch(&mut self, time: &SubtaskTime) {
+        while self.reading.len() < READS_IN_FLIGHT {
+            let Some((number, keys)) = self.gathered.pop_front() else { return };
+            let (view, time) = (self.view.clone(), self.read_time(time));
+            let running = self.env.run(Lane::Background, "read", async move {
+                let (values, _) = view.multi_get(&keys, &time).await?;
+                Ok(Answer::Keys(keys, values))
+            });
+            self.reading.push_back(Reading { number, running });
+        }
+    }
+
+    /// Starts the scans that the operator's states ask for; the number of the last one.
+    pub(crate) fn scan(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Option<u64> {
+        let mut last = None;
+        for (i, state) in operator.states().into_iter().enumerate() {
+            let Some(scan) = state.take_scan() else { continue };
+            let (view, read_time, id) = (self.view.clone(), self.read_time(time), self.ids[i]);
+            let running = self.env.run(Lane::Background, "scan", async move {
+                Ok(Answer::Scan { state: i, entries: scan_all(&view, id, &scan, &read_time).await? })
+            });
+            self.reading.push_back(Reading { number: self.next_number, running });
+            last = Some(self.next_number);
+            self.next_number += 1;
+        }
+        last
+    }
+
+    fn read_time(&self, time: &SubtaskTime) -> ReadTime {
+        ReadTime { event_time_ms: time.min(), processing_time_ms: self.env.wall_ms() }
+    }
+
+    /// Waits for the oldest read and installs what it brought. Pending for ever when nothing is on its way. Cancel-safe.
+    pub(crate) async fn next(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Result<()> {
+        let answer = poll_fn(|cx| self.poll_oldest(cx)).await?;
+        self.install(operator, answer)?;
+        self.launch(time);
+        Ok(())
+    }
+
+    fn poll_oldest(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+        let Some(oldest) = self.reading.front_mut() else { return Poll::Pending };
+        let answer = match std::pin::Pin::new(&mut oldest.running).poll(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(answer) => answer,
+        };
+        self.reading.pop_front();
+        Poll::Ready(answer.and_then(|a| a))
+    }
+
+    fn install(&mut self, operator: &mut dyn Operator, answer: Answer) -> Result<()> {
+        let mut states = operator.states();
+        match answer {
+            Answer::Keys(keys, values) => {
+                for (key, value) in keys.iter().zip(&values) {
+                    let id = u16::from_be_bytes([key[0], key[1]]);
+                    if let Some(i) = self.ids.iter().position(|s| s.0 == id) {
+                        states[i].install(key, value.as_deref())?;
+                    }
+                }
+            }
+            Answer::Scan { state, entries } => states[state].install_scan(&entries, true)?,
+        }
+        Ok(())
+    }
+
+    /// A view over `runs` for `ranges`.
+    pub(crate) fn make_view(
+        &self,
+        runs: Vec<Arc<Run>>,
+        ranges: &KeyGroupRanges,
+        layouts: millstream_state_store::Layouts,
+    ) -> View {
+        self.store.view(runs, ranges.clone(), layouts)
+    }
+}
+
+async fn scan_all(view: &View, id: StateId, scan: &TimeScan, time: &ReadTime) -> Result<Vec<(Bytes, Bytes)>> {
+    let mut from = Vec::new();
+    let mut to = Vec::new();
+    if scan.after >= scan.until {
+        return Ok(Vec::new());
+    }
+    timed_key(id, scan.after + 1, millstream_common::KeyGroup(0), &[], &mut from);
+    match scan.until.checked_add(1) {
+        Some(end) => timed_key(id, end, millstream_common::KeyGroup(0), &[], &mut to),
+        None => to.extend_from_slice(&(u32::from(id.0) + 1).to_be_bytes()[2..]),
+    }
+    let mut entries = Vec::new();
+    let mut from = Bytes::from(from);
+    loop {
+        let piece = view.scan(&from, &to, SCAN_PIECE_BYTES, time).await?;
+        entries.extend(piece.entries.into_iter().filter(|(k, _)| split_timed_key(k).is_some()));
+        match piece.next {
+            Some(next) => from = next,
+            None => return Ok(entries),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What a worker can say about a job at any moment, without asking its subtasks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use millstream_common::env::Moment;
+use millstream_common::{AssignmentId, Env};
+use millstream_objects::Store;
+use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters};
+use millstream_state_store::StateStore;
+use parking_lot::Mutex;
+
+use crate::element::WATERMARK_MIN;
+use crate::task::{SubtaskId, TaskMetrics};
+
+/// The counters of one job on this worker.
+pub(crate) struct JobGauges {
+    env: Env,
+    pub(crate) job: JobRef,
+    task_uids: Vec<String>,
+    store: Store,
+    state: StateStore,
+    subtasks: Mutex<BTreeMap<SubtaskId, Subtask>>,
+}
+
+struct Subtask {
+    attempt: u64,
+    started: Moment,
+    metrics: Arc<TaskMetrics>,
+    pause_ms: u64,
+    pause_of: AssignmentId,
+}
+
+impl JobGauges {
+    pub(crate) fn new(env: Env, job: JobRef, task_uids: Vec<String>, store: Store, state: StateStore) -> Self {
+        Self { env, job, task_uids, store, state, subtasks: Mutex::default() }
+    }
+
+    pub(crate) fn add(&self, id: SubtaskId, attempt: u64, metrics: Arc<TaskMetrics>) {
+        let started = self.env.now();
+        let subtask = Subtask { attempt, started, metrics, pause_ms: 0, pause_of: AssignmentId(0) };
+        self.subtasks.lock().insert(id, subtask);
+    }
+
+    pub(crate) fn paused(&self, id: SubtaskId, assignment: AssignmentId, pause_ms: u64) {
+        if let Some(s) = self.subtasks.lock().get_mut(&id) {
+            (s.pause_ms, s.pause_of) = (pause_ms, assignment);
+        }
+    }
+
+    /// What the coordinator is told.
+    pub(crate) fn counters(&self) -> JobCounters {
+        let requests = self.store.meter().snapshot();
+        let cache = self.state.totals();
+        let now = self.env.now();
+        let subtasks = self.subtasks.lock();
+        JobCounters {
+            job: Some(self.job.clone()),
+            subtasks: subtasks.iter().map(|(id, s)| self.subtask(*id, s, now)).collect(),
+            requests: Some(request_counters(&requests)),
+            cache_memory_hits: cache.memory_hits,
+            cache_disk_hits: cache.disk_hits,
+            cache_misses: cache.misses,
+        }
+    }
+
+    fn subtask(&self, id: SubtaskId, s: &Subtask, now: Moment) -> SubtaskCounters {
+        let m = &s.metrics;
+        let ms = |ns: u64| ns / 1_000_000;
+        let watermark = m.watermark.load(Ordering::Relaxed);
+        SubtaskCounters {
+            task_uid: self.task_uids[id.task].clone(),
+            subtask: id.index,
+            rows_in: m.rows_in.load(Ordering::Relaxed),
+            rows_out: m.rows_out.load(Ordering::Relaxed),
+            late_rows: m.late_rows.load(Ordering::Relaxed),
+            busy_ms: ms(m.busy_ns.load(Ordering::Relaxed)),
+            back_pressured_ms: ms(m.back_pressured_ns.load(Ordering::Relaxed)),
+            state_wait_ms: ms(m.state_wait_ns.load(Ordering::Relaxed)),
+            alive_ms: now.since(s.started).as_millis() as u64,
+            watermark_ms: (watermark > WATERMARK_MIN).then_some(watermark),
+            splits: m.splits.lock().iter().map(split_counters).collect(),
+            attempt: s.attempt,
+            is_source: m.is_source.load(Ordering::Relaxed),
+            memory_bytes: m.memory_bytes.load(Ordering::Relaxed),
+            rescale_pause_ms: s.pause_ms,
+            rescale_assignment: s.pause_of.0,
+        }
+    }
+}
+
+fn split_counters(s: &crate::task::SplitMetrics) -> SplitCounters {
+    SplitCounters {
+        split: s.split.clone(),
+        position: s.position,
+        watermark_ms: s.watermark,
+        idle: s.idle,
+        finished: s.finished,
+        source_uid: s.source_uid.clone(),
+    }
+}
+
+/// As a message.
+pub(crate) fn request_counters(m: &millstream_objects::Metered) -> RequestCounters {
+    RequestCounters {
+        get: m.get,
+        put: m.put,
+        list: m.list,
+        head: m.head,
+        delete: m.delete,
+        copy: m.copy,
+        bytes_read: m.bytes_read,
+        bytes_written: m.bytes_written,
+        usd: m.usd(),
+    }
+}

@@ -1,0 +1,605 @@
+//! One deployment of a job on one worker: makes its subtasks, collects the epochs that they close, has bundles written,
+//! commits sinks' output once a version stands, merges runs.
+//!
+//! It is an actor: everything it learns comes through one bounded inbox, and long work runs beside it. It obeys the
+//! coordinator and never decides that an epoch is over.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use millstream_common::env::{AbortOnDrop, Running};
+use millstream_common::{AssignmentId, Env, Epoch, Error, Execution, Generation, KeyGroupRanges, Lane, Result};
+use millstream_proto::control::{
+    CheckpointFailed, CheckpointReport, CommittableId, CompactionDone, Confirmed, Deploy, Deployed, InjectBarrier,
+    JobRef, PrepareRescale, Prepared, Serving, SplitId, SplitsFinished, TaskFailed, inject_barrier,
+    to_coordinator::Message,
+};
+use millstream_proto::version::VersionRecord;
+use millstream_state_store::compaction::{CompactionOptions, pick};
+use millstream_state_store::section::SectionOptions;
+use millstream_state_store::{ReadTime, Run, StateStore, WriterName};
+use tokio::sync::mpsc;
+
+use super::WorkerContext;
+use super::committer::{self, Committers};
+use super::deploy::{self, Deployment};
+use super::gauges::JobGauges;
+use super::writer::{self, WriteOrder, Written};
+use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto, ranges_to_proto};
+use crate::element::{Assignment, BarrierKind};
+use crate::graph::{Head, JobGraph};
+use crate::settings::Settings;
+use crate::sink::Committable;
+use crate::task::{EpochClosed, SubtaskId, TASK_QUEUE, TaskControl, TaskEvent, VersionView};
+
+/// Messages that a job holds before their senders wait.
+const INBOX: usize = 1_024;
+
+/// What a job's actor is told.
+pub(crate) enum JobMessage {
+    /// Further subtasks for a rescale.
+    Join(Box<Deploy>),
+    /// What a rescale will change.
+    Prepare(Box<PrepareRescale>),
+    /// Send a barrier from the sources.
+    Inject(InjectBarrier),
+    /// A record stands.
+    Version(Box<VersionRecord>),
+    /// How many splits of each source live.
+    LiveSplits(Vec<(String, u64)>),
+    /// All splits have ended.
+    EndOfInput,
+}
+
+/// A running subtask.
+pub(crate) struct TaskRun {
+    pub(crate) control: mpsc::Sender<TaskControl>,
+    pub(crate) _task: AbortOnDrop,
+}
+
+/// The worker's handle on a job's actor; dropping it ends the deployment here.
+pub(crate) struct JobHandle {
+    pub(crate) job: JobRef,
+    pub(crate) inbox: mpsc::Sender<JobMessage>,
+    pub(crate) gauges: Arc<JobGauges>,
+    _actor: AbortOnDrop,
+}
+
+/// What the parts of a deployment share.
+pub(crate) struct JobContext {
+    pub(crate) env: Env,
+    pub(crate) worker: Arc<WorkerContext>,
+    pub(crate) job: JobRef,
+    pub(crate) graph: JobGraph,
+    pub(crate) settings: Settings,
+    pub(crate) state: StateStore,
+    pub(crate) gauges: Arc<JobGauges>,
+    pub(crate) events: mpsc::Sender<TaskEvent>,
+}
+
+impl JobContext {
+    pub(crate) fn execution(&self) -> (Generation, Execution) {
+        (Generation(self.job.generation), Execution(self.job.execution))
+    }
+}
+
+struct Compacting {
+    subtask: SubtaskId,
+    inputs: Vec<Arc<Run>>,
+    ranges: KeyGroupRanges,
+    bottom: bool,
+    running: Running<Result<Vec<Run>>>,
+}
+
+struct JobActor {
+    context: Arc<JobContext>,
+    inbox: mpsc::Receiver<JobMessage>,
+    events: mpsc::Receiver<TaskEvent>,
+    tasks: BTreeMap<SubtaskId, TaskRun>,
+    assignment: Assignment,
+    /// The assignment of the rescale that is being prepared.
+    upcoming: Option<Arc<Assignment>>,
+    version: Option<Arc<VersionView>>,
+    closed: BTreeMap<Epoch, Vec<EpochClosed>>,
+    /// How many subtasks close each epoch: those deployed when its barrier was sent.
+    expected: BTreeMap<Epoch, usize>,
+    /// What each closed epoch will report once its bundle is written.
+    reports: BTreeMap<Epoch, CheckpointReport>,
+    unlisted_runs: Vec<Arc<Run>>,
+    uncommitted: Vec<Committable>,
+    serving: BTreeMap<AssignmentId, Vec<SubtaskId>>,
+    writer: mpsc::Sender<WriteOrder>,
+    written: mpsc::Receiver<Written>,
+    committer: mpsc::Sender<Vec<Committable>>,
+    committed: mpsc::Receiver<(Vec<Committable>, Option<Error>)>,
+    compacting: Vec<Compacting>,
+    /// Compactions whose record has not come: their subtasks start no other.
+    compacted: Vec<(SubtaskId, Vec<Arc<Run>>)>,
+    bytes_written: u64,
+    puts: u32,
+    _helpers: Vec<AbortOnDrop>,
+}
+
+/// Starts a deployment; it reports to the coordinator by itself.
+pub(crate) fn start(worker: Arc<WorkerContext>, deploy: Deploy) -> Result<JobHandle> {
+    let env = worker.env.clone();
+    let job = deploy.job.clone().unwrap_or_default();
+    let spec = deploy.spec.clone().unwrap_or_default();
+    let settings = Settings::from_job_map(&spec.settings)?;
+    let mut graph = worker.registry.build(&spec.job, &spec.args, &worker.job_context())?.graph;
+    graph.default_idle_timeout(settings.watermark.idle_timeout);
+    let store = worker.stores.job_store(&spec.name, &settings)?;
+    let state = StateStore::new(
+        store.clone(),
+        worker.stores.caches(),
+        worker.stores.state_options(&settings),
+        env.clone(),
+        millstream_state_store::entry::MergeOperators::default(),
+    );
+    let uids = graph.tasks.iter().map(|t| t.uid.clone()).collect();
+    let gauges = Arc::new(JobGauges::new(env.clone(), job.clone(), uids, store, state.clone()));
+    let (events_tx, events) = mpsc::channel(INBOX);
+    let context = Arc::new(JobContext {
+        env: env.clone(),
+        worker,
+        job: job.clone(),
+        graph,
+        settings,
+        state,
+        gauges: gauges.clone(),
+        events: events_tx,
+    });
+    let (inbox_tx, inbox) = mpsc::channel(INBOX);
+    let actor = env.spawn(Lane::Io, "job", async move {
+        let worker = context.worker.clone();
+        let job = context.job.clone();
+        if let Err(e) = JobActor::run(context, deploy, inbox, events).await {
+            tracing::debug!("job {} execution {}: {e}", job.id, job.execution);
+            let failure = Some(failure_to_proto(&e));
+            worker.tell(Message::TaskFailed(TaskFailed {
+                job: Some(job),
+                task_uid: String::new(),
+                subtask: 0,
+                failure,
+            }));
+        }
+    });
+    Ok(JobHandle { job, inbox: inbox_tx, gauges, _actor: AbortOnDrop(actor) })
+}
+
+impl JobActor {
+    async fn run(
+        context: Arc<JobContext>,
+        deploy: Deploy,
+        inbox: mpsc::Receiver<JobMessage>,
+        events: mpsc::Receiver<TaskEvent>,
+    ) -> Result<()> {
+        let assignment = current_assignment(&deploy)?;
+        let env = context.env.clone();
+        let (writer, orders) = mpsc::channel(64);
+        let (written_tx, written) = mpsc::channel(64);
+        let (generation, execution) = context.execution();
+        let name = WriterName { generation, execution };
+        let writing = env.spawn(
+            Lane::Io,
+            "bundle writer",
+            writer::run(
+                env.clone(),
+                context.state.clone(),
+                name,
+                section_options(&context.settings),
+                orders,
+                written_tx,
+            ),
+        );
+        let (committer, batches) = mpsc::channel(64);
+        let (committed_tx, committed) = mpsc::channel(64);
+        let committers = Committers::new(env.clone(), &context.graph)?;
+        let committing = env.spawn(Lane::Io, "committer", committer::run(committers, batches, committed_tx));
+        let mut actor = Self {
+            context,
+            inbox,
+            events,
+            tasks: BTreeMap::new(),
+            assignment,
+            upcoming: None,
+            version: None,
+            closed: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            unlisted_runs: Vec::new(),
+            uncommitted: Vec::new(),
+            serving: BTreeMap::new(),
+            writer,
+            written,
+            committer,
+            committed,
+            compacting: Vec::new(),
+            compacted: Vec::new(),
+            bytes_written: 0,
+            puts: 0,
+            _helpers: vec![AbortOnDrop(writing), AbortOnDrop(committing)],
+        };
+        actor.deploy(deploy).await?;
+        actor.work().await
+    }
+
+    async fn work(&mut self) -> Result<()> {
+        loop {
+            let compacting = !self.compacting.is_empty();
+            millstream_common::select! {
+                m = self.inbox.recv() => match m {
+                    Some(m) => self.on_message(m).await?,
+                    None => return Ok(()),
+                },
+                Some(e) = self.events.recv() => self.on_event(e).await?,
+                Some(w) = self.written.recv() => self.on_written(w)?,
+                Some((done, failed)) = self.committed.recv() => self.on_committed(done, failed),
+                (i, outcome) = next_compaction(&mut self.compacting), if compacting => self.on_compacted(i, outcome)?,
+            }
+        }
+    }
+
+    fn tell(&self, message: Message) {
+        self.context.worker.tell(message);
+    }
+
+    fn job(&self) -> Option<JobRef> {
+        Some(self.context.job.clone())
+    }
+
+    // ---- deployment
+
+    async fn deploy(&mut self, deploy: Deploy) -> Result<()> {
+        let version = match &deploy.version {
+            Some(record) if !deploy.join => Some(Arc::new(deploy::version_view(&self.context.graph, record)?)),
+            _ => None,
+        };
+        let assignment = assignment_from_proto(deploy.assignment.as_ref().unwrap_or(&Default::default()))?;
+        // A worker without subtasks of the job has not followed its versions.
+        self.assignment = current_assignment(&deploy)?;
+        let deployment = Deployment::new(&deploy, assignment, version.clone())?;
+        let tasks = deploy::start_subtasks(&self.context, &deployment).await?;
+        self.tasks.extend(tasks);
+        if version.is_some() {
+            self.version = version;
+        }
+        self.tell(Message::Deployed(Deployed { job: self.job(), assignment_id: deployment.assignment.id.0 }));
+        Ok(())
+    }
+
+    async fn prepare(&mut self, prepare: PrepareRescale) -> Result<()> {
+        let assignment = Arc::new(assignment_from_proto(prepare.assignment.as_ref().unwrap_or(&Default::default()))?);
+        let preparations =
+            deploy::prepare_subtasks(&self.context, &self.assignment, &assignment, &prepare, &self.tasks).await?;
+        for (id, p) in preparations {
+            self.control(id, TaskControl::Prepare(p))?;
+        }
+        self.tell(Message::Prepared(Prepared { job: self.job(), assignment_id: assignment.id.0 }));
+        self.upcoming = Some(assignment);
+        Ok(())
+    }
+
+    fn control(&self, id: SubtaskId, control: TaskControl) -> Result<()> {
+        let Some(task) = self.tasks.get(&id) else { return Ok(()) };
+        task.control.try_send(control).map_err(|_| {
+            Error::unavailable(format!("subtask {} of {} does not take its messages", id.index, self.uid(id)))
+                .code(7020)
+        })
+    }
+
+    fn uid(&self, id: SubtaskId) -> &str {
+        &self.context.graph.tasks[id.task].uid
+    }
+
+    fn sources(&self) -> Vec<SubtaskId> {
+        let is_source = |id: &&SubtaskId| matches!(self.context.graph.tasks[id.task].head, Head::Source(_));
+        self.tasks.keys().filter(is_source).copied().collect()
+    }
+
+    async fn on_message(&mut self, message: JobMessage) -> Result<()> {
+        match message {
+            JobMessage::Join(deploy) => self.deploy(*deploy).await,
+            JobMessage::Prepare(prepare) => self.prepare(*prepare).await,
+            JobMessage::Inject(inject) => self.inject(&inject),
+            JobMessage::Version(record) => self.on_version(&record),
+            JobMessage::LiveSplits(counts) => self.live_splits(&counts),
+            JobMessage::EndOfInput => {
+                for id in self.sources() {
+                    self.control(id, TaskControl::EndOfInput)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn live_splits(&self, counts: &[(String, u64)]) -> Result<()> {
+        for id in self.sources() {
+            let Head::Source(source) = &self.context.graph.tasks[id.task].head else { continue };
+            if let Some((_, n)) = counts.iter().find(|(uid, _)| *uid == source.uid) {
+                self.control(id, TaskControl::LiveSplits(*n))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inject(&mut self, inject: &InjectBarrier) -> Result<()> {
+        let epoch = Epoch(inject.epoch);
+        let kind = match inject.kind() {
+            inject_barrier::Kind::Last => BarrierKind::Last,
+            inject_barrier::Kind::Rescale => match &self.upcoming {
+                Some(a) if a.id.0 == inject.assignment_id => BarrierKind::Rescale(a.clone()),
+                _ => return Err(Error::internal(format!("not prepared for assignment {}", inject.assignment_id))),
+            },
+            _ => BarrierKind::Checkpoint,
+        };
+        // Subtasks that wait for the assignment of this very barrier do not close its epoch.
+        let takes_part = |id: &&SubtaskId| (id.index as usize) < self.assignment.ranges.len();
+        self.expected.insert(epoch, self.tasks.keys().filter(takes_part).count());
+        let sources: Vec<_> = self.sources().into_iter().filter(|id| takes_part(&id)).collect();
+        for id in sources {
+            self.control(id, TaskControl::Barrier { epoch, kind: kind.clone() })?;
+        }
+        self.report_when_closed(epoch)
+    }
+
+    // ---- epochs
+
+    async fn on_event(&mut self, event: TaskEvent) -> Result<()> {
+        match event {
+            TaskEvent::Closed(closed) => {
+                let epoch = closed.epoch;
+                self.closed.entry(epoch).or_default().push(*closed);
+                self.report_when_closed(epoch)
+            }
+            TaskEvent::EarlySection { subtask, section } => self.order(WriteOrder::Early(subtask, section)),
+            TaskEvent::Failed { subtask, error } => {
+                self.tell(Message::TaskFailed(TaskFailed {
+                    job: self.job(),
+                    task_uid: self.uid(subtask).to_owned(),
+                    subtask: subtask.index,
+                    failure: Some(failure_to_proto(&error)),
+                }));
+                Ok(())
+            }
+            TaskEvent::Serving { subtask, assignment, pause_ms } => {
+                self.on_serving(subtask, assignment, pause_ms);
+                Ok(())
+            }
+            TaskEvent::SplitsFinished(splits) => {
+                let splits =
+                    splits.into_iter().map(|(source_uid, split_id)| SplitId { source_uid, split_id }).collect();
+                self.tell(Message::SplitsFinished(SplitsFinished { job: self.job(), splits }));
+                Ok(())
+            }
+        }
+    }
+
+    fn order(&self, order: WriteOrder) -> Result<()> {
+        self.writer.try_send(order).map_err(|_| Error::unavailable("the bundle writer is too far behind").code(7021))
+    }
+
+    fn report_when_closed(&mut self, epoch: Epoch) -> Result<()> {
+        let Some(expected) = self.expected.get(&epoch).copied() else { return Ok(()) };
+        if self.closed.get(&epoch).map_or(0, Vec::len) < expected {
+            return Ok(());
+        }
+        self.expected.remove(&epoch);
+        let mut report = CheckpointReport { job: self.job(), epoch: epoch.0, ..CheckpointReport::default() };
+        let mut sections = Vec::new();
+        for closed in self.closed.remove(&epoch).unwrap_or_default() {
+            report.rows_out += closed.rows_out;
+            report.splits.extend(closed.splits);
+            self.uncommitted.extend(closed.committables);
+            if let Some(task_id) = self.task_id(closed.subtask) {
+                report.progress.extend(closed.fired.iter().map(|(range, fired)| {
+                    millstream_proto::version::TaskProgress {
+                        task_id: u32::from(task_id),
+                        range: Some(crate::convert::range_to_proto(range)),
+                        fired_ms: *fired,
+                    }
+                }));
+            }
+            if let Some(section) = closed.section {
+                sections.push((closed.subtask, section));
+            }
+        }
+        self.reports.insert(epoch, report);
+        self.order(WriteOrder::Epoch(epoch, sections))
+    }
+
+    fn task_id(&self, id: SubtaskId) -> Option<u16> {
+        deploy::task_id(&self.context.graph, self.version.as_deref()?, id.task)
+    }
+
+    fn on_written(&mut self, written: Written) -> Result<()> {
+        self.bytes_written += written.bytes;
+        self.puts += written.puts;
+        for (id, run) in written.runs {
+            self.unlisted_runs.push(run.clone());
+            self.control(id, TaskControl::Flushed(run))?;
+        }
+        match written.epoch {
+            None => {}
+            Some((epoch, Some(error))) => {
+                self.reports.remove(&epoch);
+                let failure = Some(failure_to_proto(&error));
+                self.tell(Message::CheckpointFailed(CheckpointFailed { job: self.job(), epoch: epoch.0, failure }));
+            }
+            Some((epoch, None)) => {
+                if let Some(mut report) = self.reports.remove(&epoch) {
+                    let until = |e: Epoch| e <= epoch;
+                    report.runs = self
+                        .unlisted_runs
+                        .iter()
+                        .filter(|r| until(r.interval.max.epoch))
+                        .map(|r| r.to_proto())
+                        .collect();
+                    report.committables =
+                        self.uncommitted.iter().filter(|c| until(c.epoch)).map(committable_to_proto).collect();
+                    report.bytes_written = std::mem::take(&mut self.bytes_written);
+                    report.puts = std::mem::take(&mut self.puts);
+                    report.counters = Some(self.context.gauges.counters());
+                    self.tell(Message::Report(report));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ---- versions
+
+    fn on_version(&mut self, record: &VersionRecord) -> Result<()> {
+        let version = Arc::new(deploy::version_view(&self.context.graph, record)?);
+        self.unlisted_runs.retain(|r| r.interval.max.epoch > version.epoch);
+        let (mine, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.uncommitted).into_iter().partition(|c| c.epoch <= version.epoch);
+        self.uncommitted = later;
+        if !mine.is_empty() {
+            self.committer
+                .try_send(mine)
+                .map_err(|_| Error::unavailable("the committer is too far behind").code(7022))?;
+        }
+        if version.assignment.id != self.assignment.id {
+            self.assignment = version.assignment.clone();
+            self.upcoming = None;
+            let parallelism = self.assignment.parallelism();
+            self.tasks.retain(|id, _| id.index < parallelism);
+            self.serving.retain(|id, _| *id >= self.assignment.id);
+            self.serving.entry(self.assignment.id).or_default();
+        }
+        for id in self.tasks.keys().copied().collect::<Vec<_>>() {
+            self.control(id, TaskControl::Version(version.clone()))?;
+        }
+        self.version = Some(version.clone());
+        self.compacted.retain(|(_, inputs)| {
+            inputs.iter().all(|i| version.runs.iter().flatten().any(|r| r.identity() == i.identity()))
+        });
+        self.serve_when_all(version.assignment.id);
+        self.start_compactions(&version)
+    }
+
+    fn on_serving(&mut self, subtask: SubtaskId, assignment: AssignmentId, pause_ms: u64) {
+        self.context.gauges.paused(subtask, assignment, pause_ms);
+        self.serving.entry(assignment).or_default().push(subtask);
+        self.serve_when_all(assignment);
+    }
+
+    /// Once the version of the assignment stands and every subtask here serves it, the coordinator is told.
+    fn serve_when_all(&mut self, assignment: AssignmentId) {
+        if assignment != self.assignment.id || self.serving.get(&assignment).is_none_or(|s| s.len() < self.tasks.len())
+        {
+            return;
+        }
+        self.serving.remove(&assignment);
+        let counters = self.context.gauges.counters();
+        let pause_ms = counters
+            .subtasks
+            .iter()
+            .filter(|s| s.rescale_assignment == assignment.0)
+            .map(|s| s.rescale_pause_ms)
+            .max()
+            .unwrap_or(0);
+        self.tell(Message::Serving(Serving { job: self.job(), assignment_id: assignment.0, pause_ms }));
+    }
+
+    fn on_committed(&mut self, done: Vec<Committable>, failed: Option<Error>) {
+        let committables = done
+            .iter()
+            .map(|c| CommittableId {
+                sink_uid: c.sink_uid.clone(),
+                epoch: c.epoch.0,
+                subtask: c.subtask.0,
+                sequence: c.sequence,
+            })
+            .collect();
+        let failure = failed.as_ref().map(failure_to_proto);
+        self.tell(Message::Confirmed(Confirmed { job: self.job(), committables, failure }));
+    }
+
+    // ---- compaction
+
+    fn start_compactions(&mut self, version: &Arc<VersionView>) -> Result<()> {
+        let options = CompactionOptions::default();
+        for &id in self.tasks.keys() {
+            let busy = self.compacting.iter().any(|c| c.subtask == id) || self.compacted.iter().any(|c| c.0 == id);
+            let Some(ranges) = version.assignment.ranges.get(id.index as usize) else { continue };
+            if busy || version.runs[id.task].is_empty() {
+                continue;
+            }
+            let Some(pick) = pick(&version.runs[id.task], ranges, &options) else { continue };
+            let (state, layouts) = (self.context.state.clone(), version.layouts.clone());
+            let (generation, execution) = self.context.execution();
+            // Entries that expired at or below the least fired time of the key groups may go.
+            let fired = version.fired[id.task].iter().map(|f| f.1).min().unwrap_or(crate::element::WATERMARK_MIN);
+            let time = ReadTime { event_time_ms: fired, processing_time_ms: self.context.env.wall_ms() };
+            let (inputs, sub) = (pick.inputs.clone(), pick.ranges.clone());
+            let running = self.context.env.run(Lane::Background, "compaction", async move {
+                let name = WriterName { generation, execution };
+                state.compact(&inputs, &sub, &layouts, name, pick.bottom, time).await
+            });
+            self.compacting.push(Compacting {
+                subtask: id,
+                inputs: pick.inputs,
+                ranges: pick.ranges,
+                bottom: pick.bottom,
+                running,
+            });
+            self.control(id, TaskControl::Compacting(true))?;
+        }
+        Ok(())
+    }
+
+    fn on_compacted(&mut self, i: usize, outcome: Result<Vec<Run>>) -> Result<()> {
+        let done = self.compacting.remove(i);
+        self.control(done.subtask, TaskControl::Compacting(false))?;
+        let outputs = match outcome {
+            Ok(outputs) => outputs,
+            Err(e) if e.kind() == millstream_common::ErrorKind::Corrupt => return Err(e),
+            Err(e) => {
+                tracing::warn!("a compaction failed and will be picked again: {e}");
+                return Ok(());
+            }
+        };
+        let Some(task_id) = self.task_id(done.subtask) else { return Ok(()) };
+        self.tell(Message::CompactionDone(CompactionDone {
+            job: self.job(),
+            task_id: u32::from(task_id),
+            ranges: ranges_to_proto(&done.ranges),
+            inputs: done.inputs.iter().map(|r| r.to_proto()).collect(),
+            bytes_written: outputs.iter().map(|r| r.length).sum(),
+            outputs: outputs.iter().map(Run::to_proto).collect(),
+            bottom: done.bottom,
+        }));
+        self.compacted.push((done.subtask, done.inputs));
+        Ok(())
+    }
+}
+
+/// The assignment that holds until the next record: with a join, the one that stood before.
+fn current_assignment(deploy: &Deploy) -> Result<Assignment> {
+    let current = if deploy.join { &deploy.previous } else { &deploy.assignment };
+    assignment_from_proto(current.as_ref().unwrap_or(&Default::default()))
+}
+
+fn section_options(settings: &Settings) -> SectionOptions {
+    SectionOptions { block_bytes: settings.state.block_size_bytes as usize, ..SectionOptions::default() }
+}
+
+/// Waits for any of the running compactions.
+async fn next_compaction(compacting: &mut [Compacting]) -> (usize, Result<Vec<Run>>) {
+    use std::future::Future;
+    use std::task::Poll;
+    futures::future::poll_fn(|cx| {
+        for (i, c) in compacting.iter_mut().enumerate() {
+            if let Poll::Ready(outcome) = std::pin::Pin::new(&mut c.running).poll(cx) {
+                return Poll::Ready((i, outcome.and_then(|o| o)));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// How many control messages a subtask holds.
+pub(crate) const CONTROL: usize = TASK_QUEUE;

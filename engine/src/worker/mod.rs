@@ -1,0 +1,325 @@
+//! A worker: offers slots to a coordinator, runs the subtasks that it is told to, holds nothing that matters.
+//!
+//! Order of events: it opens its data plane, then a session with the first coordinator that answers. A session that
+//! ends, or that brings nothing for the heart-beat time-out, is followed by a new one, with the next address. While it
+//! has no coordinator its jobs go on and hold their commits; a new session ends them, since the coordinator has
+//! deployed them elsewhere by then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_common::env::AbortOnDrop;
+use millstream_common::{Env, Error, Generation, Lane, Result};
+use millstream_proto::control::{
+    CommitNow, CommittableId, Confirmed, Heartbeat, Hello, JobRef, ProcessUsage, TaskFailed, ToCoordinator, ToWorker,
+    to_coordinator, to_worker,
+};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::convert::{committable_from_proto, failure_to_proto};
+use crate::dataflow::{JobContext as BuildContext, JobRegistry};
+use crate::transport::{Transport, WorkerLink};
+
+pub(crate) mod channels;
+mod committer;
+mod deploy;
+mod gauges;
+mod job;
+pub mod stores;
+mod writer;
+
+use channels::Channels;
+use committer::Committers;
+pub(crate) use gauges::request_counters;
+use job::{JobHandle, JobMessage};
+pub use stores::Stores;
+
+/// What the operating system says about this process; implemented by the binary, constant in simulations.
+pub type UsageFn = Arc<dyn Fn() -> ProcessUsage + Send + Sync>;
+
+/// The protocol of the control plane that this release speaks.
+pub const PROTOCOL: u32 = 1;
+
+/// Settings of a worker.
+#[derive(Clone)]
+pub struct WorkerOptions {
+    /// Unique per start of a process.
+    pub name: String,
+    /// Subtasks of each task that it can run.
+    pub slots: u32,
+    /// Addresses of coordinators, tried in turn.
+    pub coordinators: Vec<String>,
+    /// The process's number, for people.
+    pub pid: u32,
+    /// From one heart-beat to the next.
+    pub heartbeat_interval: Duration,
+    /// A coordinator that is silent for so long is lost.
+    pub heartbeat_timeout: Duration,
+    /// What the process has used.
+    pub usage: UsageFn,
+}
+
+/// What all parts of a worker share.
+pub(crate) struct WorkerContext {
+    pub(crate) env: Env,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) registry: Arc<JobRegistry>,
+    pub(crate) stores: Arc<dyn Stores>,
+    pub(crate) channels: Channels,
+    pub(crate) data_address: String,
+    pub(crate) slots: u32,
+    session: Mutex<Option<mpsc::Sender<ToCoordinator>>>,
+}
+
+impl WorkerContext {
+    /// Sends to the coordinator of the present session. Without one, or when it does not take messages, the message is
+    /// dropped: the coordinator deploys anew in either case.
+    pub(crate) fn tell(&self, message: to_coordinator::Message) {
+        let session = self.session.lock().clone();
+        if let Some(tx) = session
+            && tx.try_send(ToCoordinator { message: Some(message) }).is_err()
+        {
+            tracing::debug!("a message for the coordinator was dropped: the session does not take it");
+        }
+    }
+
+    pub(crate) fn job_context(&self) -> BuildContext {
+        BuildContext { env: self.env.clone() }
+    }
+}
+
+struct Worker {
+    options: WorkerOptions,
+    context: Arc<WorkerContext>,
+    jobs: BTreeMap<String, JobHandle>,
+    /// Recoveries that are being committed, by job.
+    recovering: BTreeMap<String, AbortOnDrop>,
+    generation: Generation,
+}
+
+/// Runs a worker until it is dropped. Ends with an error only when its data plane cannot be opened.
+pub async fn run_worker(
+    options: WorkerOptions,
+    transport: Arc<dyn Transport>,
+    registry: Arc<JobRegistry>,
+    stores: Arc<dyn Stores>,
+    env: Env,
+) -> Result<()> {
+    let (data_address, mut connections) = transport.listen_data().await?;
+    let channels = Channels::default();
+    let arriving = channels.clone();
+    let _accepting = AbortOnDrop(env.spawn(Lane::Io, "data plane", async move {
+        while let Some(c) = connections.recv().await {
+            arriving.arrived(c.key, c.elements);
+        }
+    }));
+    let slots = options.slots;
+    let session = Mutex::new(None);
+    let context = Arc::new(WorkerContext { env, transport, registry, stores, channels, data_address, slots, session });
+    let mut worker =
+        Worker { options, context, jobs: BTreeMap::new(), recovering: BTreeMap::new(), generation: Generation(0) };
+    worker.run().await
+}
+
+impl Worker {
+    async fn run(&mut self) -> Result<()> {
+        let mut next = 0;
+        loop {
+            let address = self.options.coordinators[next % self.options.coordinators.len()].clone();
+            next += 1;
+            match self.context.transport.connect_coordinator(&address).await {
+                Ok(link) => {
+                    if let Err(e) = self.session(link).await {
+                        tracing::info!("the session with the coordinator at {address} ended: {e}");
+                    }
+                    *self.context.session.lock() = None;
+                }
+                Err(e) => tracing::debug!("no coordinator at {address}: {e}"),
+            }
+            self.context.env.sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn session(&mut self, mut link: WorkerLink) -> Result<()> {
+        let hello = Hello {
+            data_address: self.context.data_address.clone(),
+            slots: self.options.slots,
+            pid: self.options.pid,
+            worker: self.options.name.clone(),
+            generation_seen: self.generation.0,
+            protocol: PROTOCOL,
+        };
+        self.send(&link, to_coordinator::Message::Hello(hello)).await?;
+        let silence = self.options.heartbeat_timeout;
+        let first = self.context.env.timeout(silence, "the coordinator's welcome", link.rx.recv()).await?;
+        match first.and_then(|m| m.message) {
+            Some(to_worker::Message::Welcome(w)) if w.generation >= self.generation.0 => {
+                self.generation = Generation(w.generation);
+            }
+            Some(to_worker::Message::Welcome(w)) => {
+                return Err(Error::fenced(format!(
+                    "it is of generation {}, {} was seen",
+                    w.generation, self.generation
+                )));
+            }
+            _ => return Err(Error::unavailable("it did not welcome this worker").code(2160)),
+        }
+        // Whoever leads deploys anew: what ran under the last session ends here.
+        if !cfg!(planted_bug = "20") {
+            self.stop_all();
+        }
+        *self.context.session.lock() = Some(link.tx.clone());
+        let mut heard = self.context.env.now();
+        let mut beat_at = heard + self.options.heartbeat_interval;
+        loop {
+            // Messages that come all the time must not put the heart-beat off.
+            let tick = self.context.env.sleep(beat_at.since(self.context.env.now()));
+            millstream_common::select! {
+                m = link.rx.recv() => match m {
+                    Some(m) => {
+                        heard = self.context.env.now();
+                        self.on_message(m);
+                    }
+                    None => return Err(Error::unavailable("the connection closed").code(2161)),
+                },
+                () = tick => {
+                    beat_at = self.context.env.now() + self.options.heartbeat_interval;
+                    self.heartbeat();
+                    if self.context.env.now().since(heard) > silence {
+                        return Err(Error::unavailable(format!("it was silent for {silence:?}")).code(2162));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send(&self, link: &WorkerLink, message: to_coordinator::Message) -> Result<()> {
+        link.tx
+            .send(ToCoordinator { message: Some(message) })
+            .await
+            .map_err(|_| Error::unavailable("the connection closed").code(2161))
+    }
+
+    fn heartbeat(&self) {
+        let jobs = self.jobs.values().map(|j| j.gauges.counters()).collect();
+        let process = Some((self.options.usage)());
+        let beat = Heartbeat { generation_seen: self.generation.0, process, jobs };
+        self.context.tell(to_coordinator::Message::Heartbeat(beat));
+    }
+
+    fn stop_all(&mut self) {
+        for id in self.jobs.keys() {
+            self.context.channels.forget(id);
+        }
+        self.jobs.clear();
+        self.recovering.clear();
+    }
+
+    fn stop(&mut self, id: &str) {
+        if self.jobs.remove(id).is_some() {
+            self.context.channels.forget(id);
+        }
+        self.recovering.remove(id);
+    }
+
+    fn on_message(&mut self, m: ToWorker) {
+        use to_worker::Message;
+        let Some(message) = m.message else { return };
+        match message {
+            Message::Deploy(d) if d.join && self.runs(d.job.as_ref()) => {
+                self.pass_on(d.job.clone(), JobMessage::Join(Box::new(d)));
+            }
+            Message::Deploy(d) => {
+                let job = d.job.clone().unwrap_or_default();
+                self.stop(&job.id);
+                match job::start(self.context.clone(), d) {
+                    Ok(handle) => drop(self.jobs.insert(job.id.clone(), handle)),
+                    Err(e) => {
+                        let failure = Some(failure_to_proto(&e));
+                        let failed = TaskFailed { job: Some(job), task_uid: String::new(), subtask: 0, failure };
+                        self.context.tell(to_coordinator::Message::TaskFailed(failed));
+                    }
+                }
+            }
+            Message::InjectBarrier(i) => self.pass_on(i.job.clone(), JobMessage::Inject(i)),
+            Message::VersionCommitted(v) => {
+                self.pass_on(v.job, JobMessage::Version(Box::new(v.record.unwrap_or_default())));
+            }
+            Message::CommitNow(c) => self.commit_now(c),
+            Message::StopJob(s) => {
+                let job = s.job.unwrap_or_default();
+                if self.jobs.get(&job.id).is_none_or(|j| j.job == job) {
+                    self.stop(&job.id);
+                }
+            }
+            Message::LiveSplits(l) => {
+                let counts = l.counts.into_iter().map(|c| (c.source_uid, c.live)).collect();
+                self.pass_on(l.job, JobMessage::LiveSplits(counts));
+            }
+            Message::EndOfInput(e) => self.pass_on(e.job, JobMessage::EndOfInput),
+            Message::PrepareRescale(p) => self.pass_on(p.job.clone(), JobMessage::Prepare(Box::new(p))),
+            Message::Welcome(_) | Message::Ping(_) | Message::EpochEnded(_) => {}
+        }
+    }
+
+    fn runs(&self, job: Option<&JobRef>) -> bool {
+        job.is_some_and(|j| self.jobs.get(&j.id).is_some_and(|h| h.job == *j))
+    }
+
+    /// A message for another deployment than the one that runs is dropped.
+    fn pass_on(&mut self, job: Option<JobRef>, message: JobMessage) {
+        let Some(handle) = job.and_then(|j| self.jobs.get(&j.id).filter(|h| h.job == j)) else { return };
+        if handle.inbox.try_send(message).is_err() {
+            tracing::warn!("job {} does not take its messages: it is stopped here", handle.job.id);
+            let failure = Some(failure_to_proto(&Error::unavailable("the job does not take its messages").code(7023)));
+            let job = handle.job.clone();
+            let failed = TaskFailed { job: Some(job.clone()), task_uid: String::new(), subtask: 0, failure };
+            self.context.tell(to_coordinator::Message::TaskFailed(failed));
+            self.stop(&job.id);
+        }
+    }
+
+    /// Commits what a version lists, before the job is deployed again.
+    fn commit_now(&mut self, order: CommitNow) {
+        let job = order.job.clone().unwrap_or_default();
+        self.stop(&job.id);
+        let context = self.context.clone();
+        let id = job.id.clone();
+        let task = self.context.env.spawn(Lane::Io, "recover commits", async move {
+            let failure = recover_commits(&context, &order).await.err();
+            let failed = failure.is_some();
+            let committables = if failed { Vec::new() } else { order.committables.iter().map(id_of).collect() };
+            let failure = failure.as_ref().map(failure_to_proto);
+            context.tell(to_coordinator::Message::Confirmed(Confirmed { job: Some(job), committables, failure }));
+        });
+        self.recovering.insert(id, AbortOnDrop(task));
+    }
+}
+
+fn id_of(c: &millstream_proto::version::Committable) -> CommittableId {
+    CommittableId { sink_uid: c.sink_uid.clone(), epoch: c.epoch, subtask: c.subtask, sequence: c.sequence }
+}
+
+async fn recover_commits(context: &WorkerContext, order: &CommitNow) -> Result<()> {
+    let spec = order.spec.clone().unwrap_or_default();
+    let graph = context.registry.build(&spec.job, &spec.args, &context.job_context())?.graph;
+    let mut committers = Committers::new(context.env.clone(), &graph)?;
+    let mut committables: Vec<_> = order.committables.iter().map(committable_from_proto).collect();
+    committables.sort_by_key(|c| (c.epoch, c.subtask, c.sequence));
+    for c in &mut committables {
+        if cfg!(planted_bug = "16") {
+            // Planted: what may have been committed, with its acknowledgement lost, is repeated as a new epoch.
+            c.epoch = c.epoch.next();
+        }
+        committers.commit(c).await?;
+    }
+    if order.clean_up {
+        let job = order.job.clone().unwrap_or_default();
+        for committer in committers.all() {
+            committer.clean_up(Generation(job.generation), millstream_common::Execution(job.execution)).await?;
+        }
+    }
+    Ok(())
+}

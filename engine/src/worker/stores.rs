@@ -1,0 +1,23 @@
+//! What a worker needs from the process around it: object stores, caches, limits.
+
+use millstream_cache::Caches;
+use millstream_common::Result;
+use millstream_objects::Store;
+use millstream_state_store::StateStoreOptions;
+
+use crate::settings::Settings;
+pub use crate::task::keyed::TaskMemory;
+
+/// Opens what jobs need; implemented by the binary, the simulation and tests.
+pub trait Stores: Send + Sync {
+    /// The place STATE/NAME of a job, with a meter of its own.
+    fn job_store(&self, name: &str, settings: &Settings) -> Result<Store>;
+    /// The caches of this process. All jobs of a worker share them.
+    fn caches(&self) -> Caches;
+    /// What a keyed subtask may hold, when `subtasks` of them share the worker.
+    fn task_memory(&self, settings: &Settings, subtasks: usize) -> TaskMemory;
+    /// How a job's state is written, read and merged: its settings, within the memory of this process.
+    fn state_options(&self, settings: &Settings) -> StateStoreOptions {
+        settings.state_store_options()
+    }
+}
