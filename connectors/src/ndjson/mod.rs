@@ -1,0 +1,12 @@
+//! Files of JSON lines (`.gz` too): read as one split each, written exactly once. Lines end with a line feed only.
+
+mod commit;
+mod events;
+mod lines;
+mod sink;
+mod source;
+mod splits;
+
+pub use events::NexmarkLines;
+pub use sink::FilesSink;
+pub use source::{LineFormat, LineParser, NdjsonSource};

@@ -1,0 +1,96 @@
+use std::path::Path;
+
+use millstream_common::{Env, ErrorKind};
+use millstream_engine::dataflow::{JOB_USAGE, JobContext};
+
+use crate::registry;
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn identity(job: &str, args: &str) -> Vec<(String, String)> {
+    registry().build(job, &words(args), &JobContext { env: Env::test(1) }).unwrap().identity_args
+}
+
+fn refused(job: &str, args: &str, names: &str) {
+    let error = registry().build(job, &words(args), &JobContext { env: Env::test(1) }).err();
+    let error = error.unwrap_or_else(|| panic!("{job} {args} is accepted"));
+    assert_eq!((error.kind(), error.number()), (ErrorKind::Config, JOB_USAGE), "{error:?}");
+    assert!(error.to_string().contains(names), "{error}");
+}
+
+#[test]
+fn the_normal_form_has_the_defaults_and_no_rate() {
+    let plain = identity("nexmark-q5", "");
+    let text: Vec<String> = plain.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(
+        text,
+        [
+            "events=1000000",
+            "event-rate=10000",
+            "output=print",
+            "base-time=2026-01-01T00:00:00.000Z",
+            "watermark-delay=4s",
+            "idle-timeout=none"
+        ]
+    );
+    let same = "--rate 0.001 --events=1000000 --watermark-delay 4000ms --base-time 2026-01-01 --idle-timeout none";
+    assert_eq!(identity("nexmark-q5", same), plain);
+    for other in ["--events 5", "--event-rate 7", "--watermark-delay 1500ms", "--idle-timeout 1m", "--output blackhole"]
+    {
+        assert_ne!(identity("nexmark-q5", other), plain, "{other}");
+    }
+    assert_eq!(identity("keyed-count", "--keys 10 --passes 3"), identity("keyed-count", "--keys 10 --events 30"));
+    assert_ne!(
+        identity("keyed-count", "--distribution zipf"),
+        identity("keyed-count", "--distribution zipf --skew 0.5")
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_wrong_usage() {
+    refused("nexmark-q5", "--watermark-delay four", "four");
+    refused("nexmark-q5", "--evnts 5", "--evnts");
+    refused("nexmark-q5", "--events -5", "-5");
+    refused("nexmark-q5", "--event-rate 0", "0");
+    refused("nexmark-q5", "--rate fast", "fast");
+    refused("nexmark-q5", "--rate=-1", "-1");
+    refused("nexmark-q5", "--output table", "table");
+    refused("nexmark-q5", "--output files:", "files:DIR");
+    refused("nexmark-q5", "--output files:s3://bucket/out", "not built yet");
+    refused("nexmark-q5", "--base-time yesterday", "yesterday");
+    refused("nexmark-q5", "stray", "stray");
+    refused("nexmark-q5", "--input", "--input");
+    refused("keyed-count", "--keys 0", "0");
+    refused("keyed-count", "--distribution normal", "normal");
+    refused("keyed-count", "--keys 9223372036854775807 --passes 9", "too many");
+}
+
+#[test]
+fn paths_are_meant_from_where_the_command_was_typed() {
+    let folder = Path::new("/home/ada");
+    let absolute = |job: &str, args: &str| registry().absolutise(job, &words(args), folder).unwrap();
+    let args = absolute("nexmark-q0", "--input a.ndjson /data/b.gz in/*.gz --output files:./out --rate 5");
+    for want in [
+        "--input=/home/ada/a.ndjson",
+        "--input=/data/b.gz",
+        "--input=/home/ada/in/*.gz",
+        "--output=files:/home/ada/out",
+        "--rate=5",
+    ] {
+        assert!(args.iter().any(|a| a == want), "{want} in {args:?}");
+    }
+    // What comes out goes in again and means the same.
+    assert_eq!(registry().absolutise("nexmark-q0", &args, Path::new("/elsewhere")).unwrap(), args);
+    let counted = absolute("keyed-count", "--output files:out --keys 7 --passes 2 --distribution zipf --skew 1");
+    assert!(counted.contains(&"--output=files:/home/ada/out".to_owned()));
+    assert_eq!(registry().absolutise("keyed-count", &counted, Path::new("/elsewhere")).unwrap(), counted);
+}
+
+#[test]
+fn an_unknown_job_names_the_nearest() {
+    let error = registry().build("nexmark-q99", &[], &JobContext { env: Env::test(1) }).err().unwrap();
+    assert!(error.to_string().contains("nexmark-q99") && error.to_string().contains("did you mean"), "{error}");
+    assert_eq!(registry().iter().count(), 9);
+}

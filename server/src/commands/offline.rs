@@ -1,0 +1,74 @@
+//! What can be read from a place of state without a cluster: `fsck`, and `versions` and `list` with `--state`.
+
+use millstream_common::{Error, Result};
+use millstream_engine::coordinator;
+use millstream_state_store::fsck;
+use millstream_state_store::version::VersionLog;
+use serde_json::{Value, json};
+
+use super::show;
+use crate::args::{FsckArgs, SettingArgs};
+use crate::environment::Environment;
+use crate::process::Process;
+use crate::table::{bytes, grouped};
+use crate::{logs, options, people, versions};
+
+pub(super) fn versions(job: &str, url: &str, args: &SettingArgs, json: bool, environment: Environment) -> Result<()> {
+    logs::start(&environment, "warn");
+    let settings = options::of_process(args, &[])?;
+    let process = Process::start(1, environment)?;
+    let log = VersionLog::new(process.open_store(url, &settings)?.child(job), process.env.clone());
+    let rows = process.block_on(async {
+        if log.newest().await?.is_none() {
+            return Err(Error::config(format!("there is no version of '{job}'"))
+                .code(1422)
+                .at(url)
+                .next("`millstream list --state URL` shows the names that are there"));
+        }
+        coordinator::versions::list(&log, settings.checkpoint.retained).await
+    })?;
+    show(json, &Value::Array(rows), people::versions)
+}
+
+pub(super) fn list(url: &str, args: &SettingArgs, json: bool, environment: Environment) -> Result<()> {
+    logs::start(&environment, "warn");
+    let settings = options::of_process(args, &[])?;
+    let process = Process::start(1, environment)?;
+    let store = process.open_store(url, &settings)?;
+    let jobs = process.block_on(versions::list(&store, &process.env))?;
+    show(json, &jobs, people::list)
+}
+
+pub(super) fn fsck(args: &FsckArgs, json: bool, environment: Environment) -> Result<()> {
+    logs::start(&environment, "warn");
+    let settings = options::of_process(&args.settings, &[])?;
+    let process = Process::start(1, environment)?;
+    let store = process.open_store(&args.state, &settings)?;
+    let report = process.block_on(fsck::check(&store, &process.env))?;
+    let problems: Vec<String> = report.problems.iter().map(|p| format!("{}: {}", p.object, p.what)).collect();
+    let (unreferenced, unreferenced_bytes) = report.unreferenced;
+    let document = json!({
+        "state": args.state, "jobs": report.jobs, "versions": report.versions, "objects": report.objects,
+        "bytes": report.bytes, "unreferenced_objects": unreferenced, "unreferenced_bytes": unreferenced_bytes,
+        "problems": problems, "whole": problems.is_empty(),
+    });
+    show(json, &document, |_| {
+        let head = format!(
+            "{}: {} jobs, {} versions, {} objects, {}",
+            args.state,
+            report.jobs.len(),
+            grouped(report.versions),
+            grouped(report.objects),
+            bytes(report.bytes)
+        );
+        let end = if problems.is_empty() { "every version is whole".to_owned() } else { problems.join("\n") };
+        format!("{head}\n{end}")
+    })?;
+    match problems.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::corrupt(format!("{} problems were found, the first: {first}", problems.len()))
+            .code(4200)
+            .at(&args.state)
+            .next("what is named is damaged or missing: start from an older version, or restore it from a backup")),
+    }
+}

@@ -1,0 +1,211 @@
+//! JSON documents of the contract as text for people. Only looks at what is there: a field that a document lacks or
+//! that is null shows as `-`.
+
+use millstream_connectors::time::format_timestamp_ms;
+use serde_json::Value;
+
+use crate::table::{Table, bytes, grouped};
+
+/// Watermarks beyond this are the end of time.
+const END_OF_TIME_MS: i64 = i64::MAX / 4;
+
+/// A `status` document.
+#[must_use]
+pub fn status(doc: &Value) -> String {
+    let mut lines = vec![format!(
+        "{}  {}  {}, parallelism {}, {} restarts",
+        text(&doc["job"]),
+        text(&doc["id"]),
+        text(&doc["state"]),
+        count(&doc["parallelism"]),
+        count(&doc["restarts"])
+    )];
+    if doc["error"].is_object() {
+        lines.push(format!("error[{}]: {}", text(&doc["error"]["code"]), text(&doc["error"]["what"])));
+    }
+    lines.push(format!(
+        "version {} (epoch {}, generation {}), state {} in {} objects",
+        count(&doc["version"]),
+        count(&doc["epoch"]),
+        count(&doc["generation"]),
+        size(&doc["state_bytes"]),
+        count(&doc["state_objects"])
+    ));
+    lines.push(format!(
+        "{} rows in, {} rows out, {} late; watermark {}",
+        count(&doc["events_in"]),
+        count(&doc["rows_out"]),
+        count(&doc["late_rows"]),
+        time(&doc["watermark_ms"])
+    ));
+    let (checkpoints, store, cache) = (&doc["checkpoints"], &doc["object_store"], &doc["cache"]);
+    lines.push(format!(
+        "checkpoints: {} completed, {} failed, {} ms (p50), {} ms (max), last {} in {} PUTs",
+        count(&checkpoints["completed"]),
+        count(&checkpoints["failed"]),
+        count(&checkpoints["duration_ms_p50"]),
+        count(&checkpoints["duration_ms_max"]),
+        size(&checkpoints["bytes_last"]),
+        count(&checkpoints["puts_last"])
+    ));
+    lines.push(format!(
+        "object store: {} GET, {} PUT, {} LIST, {} HEAD, read {}, wrote {}, about {} $",
+        count(&store["get"]),
+        count(&store["put"]),
+        count(&store["list"]),
+        count(&store["head"]),
+        size(&store["bytes_read"]),
+        size(&store["bytes_written"]),
+        store["usd"].as_f64().map_or("-".to_owned(), |usd| format!("{usd:.4}"))
+    ));
+    lines.push(format!(
+        "cache: {} hits in memory, {} on disk, {} misses",
+        count(&cache["memory_hits"]),
+        count(&cache["disk_hits"]),
+        count(&cache["misses"])
+    ));
+    lines.push(String::new());
+    lines.push(operators(doc));
+    lines.join("\n")
+}
+
+fn operators(doc: &Value) -> String {
+    let mut table =
+        Table::new(&["operator", "parallelism", "rows in", "rows out", "busy", "back-pressured", "state wait"]);
+    for op in items(&doc["operators"]) {
+        table.row(vec![
+            text(&op["name"]),
+            count(&op["parallelism"]),
+            count(&op["rows_in"]),
+            count(&op["rows_out"]),
+            share(&op["busy"]),
+            share(&op["back_pressured"]),
+            share(&op["state_wait"]),
+        ]);
+    }
+    table.render()
+}
+
+/// A `list` document.
+#[must_use]
+pub fn list(doc: &Value) -> String {
+    let mut table = Table::new(&["id", "name", "state", "parallelism"]);
+    for job in items(doc) {
+        table.row(vec![text(&job["id"]), text(&job["name"]), text(&job["state"]), count(&job["parallelism"])]);
+    }
+    table.render()
+}
+
+/// A `versions` document.
+#[must_use]
+pub fn versions(doc: &Value) -> String {
+    let mut table =
+        Table::new(&["version", "epoch", "committed", "parallelism", "state", "objects", "written", "restorable"]);
+    for v in items(doc) {
+        table.row(vec![
+            // Numbers are named in commands: no separators.
+            text(&v["version"]),
+            text(&v["epoch"]),
+            time(&v["committed_ms"]),
+            count(&v["parallelism"]),
+            size(&v["state_bytes"]),
+            count(&v["state_objects"]),
+            size(&v["bytes_written"]),
+            v["restorable"].as_bool().map_or("-", |yes| if yes { "yes" } else { "no" }).to_owned(),
+        ]);
+    }
+    table.render()
+}
+
+/// A `jobs` document.
+#[must_use]
+pub fn jobs(doc: &Value) -> String {
+    let mut table = Table::new(&["job", "description"]);
+    for job in items(doc) {
+        table.row(vec![text(&job["name"]), text(&job["description"])]);
+    }
+    table.render()
+}
+
+/// The entries of a list; none when it is no list.
+pub fn items(doc: &Value) -> impl Iterator<Item = &Value> {
+    doc.as_array().into_iter().flatten()
+}
+
+/// A moment in milliseconds.
+#[must_use]
+pub fn time(value: &Value) -> String {
+    match value.as_i64() {
+        Some(ms) if ms >= END_OF_TIME_MS => "end of time".to_owned(),
+        Some(ms) if ms > -END_OF_TIME_MS => format_timestamp_ms(ms),
+        _ => "-".to_owned(),
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn count(value: &Value) -> String {
+    value.as_u64().map_or_else(|| text(value), grouped)
+}
+
+fn size(value: &Value) -> String {
+    value.as_u64().map_or_else(|| text(value), bytes)
+}
+
+fn share(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".to_owned(), |x| format!("{:.0} %", x * 100.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_status_shows_what_is_known_and_a_dash_for_the_rest() {
+        let doc = json!({
+            "job": "nexmark-q5", "id": "j1", "state": "running", "parallelism": 2, "restarts": 0, "version": 17,
+            "epoch": 17, "generation": 1, "state_bytes": 1_500_000, "state_objects": 12, "events_in": 4_000_000,
+            "rows_out": 29, "late_rows": 0, "watermark_ms": 1_767_225_604_330_i64,
+            "operators": [{"name": "window", "parallelism": 2, "rows_in": 1000, "rows_out": 1, "busy": 0.4, "state_wait": null}],
+        });
+        let shown = status(&doc);
+        for part in
+            ["nexmark-q5  j1  running", "4,000,000 rows in", "1.5 MB in 12 objects", "2026-01-01 00:00:04.330", "40 %"]
+        {
+            assert!(shown.contains(part), "{part} is not in\n{shown}");
+        }
+        assert!(shown.contains("- GET"), "{shown}");
+        assert!(!shown.contains("error[") && !shown.contains("null"), "{shown}");
+    }
+
+    #[test]
+    fn failures_and_the_end_of_time() {
+        let doc = json!({"error": {"code": "MS3002", "kind": 1, "what": "bad line; at a.ndjson:51"}, "watermark_ms": i64::MAX});
+        let shown = status(&doc);
+        assert!(
+            shown.contains("error[MS3002]: bad line; at a.ndjson:51\n") && shown.contains("end of time"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn lists() {
+        assert_eq!(list(&json!([])), "id  name  state  parallelism");
+        let v = json!([{"version": 1234, "epoch": 5, "committed_ms": 0, "parallelism": 2, "state_bytes": 0,
+            "state_objects": 1, "bytes_written": 10, "restorable": true}]);
+        assert!(
+            versions(&v).contains("1234")
+                && versions(&v).contains("1970-01-01 00:00:00.000")
+                && versions(&v).ends_with("yes")
+        );
+        assert!(jobs(&json!([{"name": "a", "description": "b"}])).ends_with("a    b"));
+    }
+}

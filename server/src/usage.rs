@@ -1,0 +1,57 @@
+//! What this process has used so far.
+
+/// Seconds of CPU and the greatest resident set of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// User and system time of all threads, seconds; `None` where the system does not tell.
+    pub cpu_s: Option<f64>,
+    /// High-water mark of the resident set, bytes.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// Clock ticks a second in /proc: fixed by the kernel's interface, whatever it runs at inside.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Reads it. Only Linux tells.
+#[must_use]
+pub fn of_this_process() -> Usage {
+    let read = |path| std::fs::read_to_string(path).ok();
+    Usage {
+        cpu_s: read("/proc/self/stat").and_then(|t| cpu_of_stat(&t)),
+        peak_rss_bytes: read("/proc/self/status").and_then(|t| peak_of_status(&t)),
+    }
+}
+
+/// The 14th and 15th field; the 2nd is a name in parentheses that may hold anything.
+fn cpu_of_stat(text: &str) -> Option<f64> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user + system) / TICKS_PER_SECOND)
+}
+
+fn peak_of_status(text: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_proc_are_found() {
+        let stat = "1 (a ) b) S 1 1 1 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 100 0 0";
+        assert_eq!(cpu_of_stat(stat), Some(3.0));
+        assert_eq!(peak_of_status("Name: x\nVmHWM:\t   2048 kB\n"), Some(2 << 20));
+        assert_eq!((cpu_of_stat(""), peak_of_status("")), (None, None));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_uses_memory() {
+        assert!(of_this_process().peak_rss_bytes.unwrap() > 1 << 20);
+    }
+}
