@@ -1,0 +1,234 @@
+//! What must hold when a job has finished: output and final state as in the reference, every version sound.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use millstream_cache::Caches;
+use millstream_common::{Error, KEY_GROUPS, KeyGroupRanges, Result, StateId, TaskId, VersionNumber};
+use millstream_engine::element::{RowKind, WATERMARK_MAX};
+use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Status;
+use millstream_state_store::entry::MergeOperators;
+use millstream_state_store::key::{split_point_key, state_end, state_start};
+use millstream_state_store::tree::Tree;
+use millstream_state_store::version::VersionLog;
+use millstream_state_store::{ReadTime, StateStore, StateStoreOptions, fsck};
+use serde_json::Value;
+
+use super::cluster::Cluster;
+use super::data::Dataset;
+use super::plan::{Plan, Request};
+use super::reference;
+use super::reminders::key_number;
+use super::run::NAME;
+use super::sink::Row;
+
+/// Checks everything; what is wrong goes into the trace.
+pub async fn all(cluster: &Cluster, plan: &Plan, data: &Dataset, status: &Value) {
+    for sink in plan.sinks {
+        if let Err(why) = output(&cluster.outside.rows(sink), &reference::rows(data, sink), *sink == "running") {
+            cluster.trace.violation(format!("output {sink}: {why}"));
+        }
+    }
+    counters(cluster, plan, data, status);
+    match versions(cluster).await {
+        Ok(Some(last)) => {
+            ends(cluster, data, &last);
+            if let Err(e) = state(cluster, plan, data, &last).await {
+                cluster.trace.violation(format!("the final state cannot be read: {e}"));
+            }
+        }
+        Ok(None) => cluster.trace.violation("there is no version".into()),
+        Err(e) => cluster.trace.violation(format!("a version cannot be read: {e}")),
+    }
+    match fsck::check(&cluster.inspector(), &cluster.env).await {
+        Ok(report) if report.problems.is_empty() => {}
+        Ok(report) => cluster.trace.violation(format!("fsck: {:?}", report.problems)),
+        Err(e) => cluster.trace.violation(format!("fsck: {e}")),
+    }
+}
+
+fn output(got: &[Row], wanted: &[Row], changelog: bool) -> Result<(), String> {
+    let mut rows = if changelog { fold(got)? } else { got.to_vec() };
+    rows.sort();
+    if rows == wanted {
+        return Ok(());
+    }
+    let count = |rows: &[Row]| {
+        let mut counts: BTreeMap<Row, i64> = BTreeMap::new();
+        rows.iter().for_each(|r| *counts.entry(r.clone()).or_default() += 1);
+        counts
+    };
+    let (there, due) = (count(&rows), count(wanted));
+    let surplus = |a: &BTreeMap<Row, i64>, b: &BTreeMap<Row, i64>| -> Vec<Row> {
+        a.iter().filter(|(r, n)| b.get(*r).copied().unwrap_or(0) < **n).map(|(r, _)| r.clone()).collect()
+    };
+    let (extra, missing) = (surplus(&there, &due), surplus(&due, &there));
+    Err(format!(
+        "{} rows, {} are due; {} too many, as {:?}; {} missing, as {:?}",
+        rows.len(),
+        wanted.len(),
+        extra.len(),
+        &extra[..extra.len().min(3)],
+        missing.len(),
+        &missing[..missing.len().min(3)],
+    ))
+}
+
+/// The table that a changelog makes.
+fn fold(changes: &[Row]) -> Result<Vec<Row>, String> {
+    let mut table: BTreeMap<Option<i64>, Row> = BTreeMap::new();
+    for change in changes {
+        let kind = change[0].and_then(|k| RowKind::from_number(k as u8)).ok_or("a change without a kind")?;
+        let row = change[1..].to_vec();
+        match kind {
+            RowKind::Insert | RowKind::UpdateAfter => {
+                if let Some(there) = table.insert(row[0], row.clone()) {
+                    return Err(format!("{} {row:?} comes upon {there:?}", kind.symbol()));
+                }
+            }
+            RowKind::UpdateBefore | RowKind::Delete => match table.remove(&row[0]) {
+                Some(there) if there == row => {}
+                other => return Err(format!("{} {row:?} takes back {other:?}", kind.symbol())),
+            },
+        }
+    }
+    Ok(table.into_values().collect())
+}
+
+/// The figures that cannot be otherwise.
+fn counters(cluster: &Cluster, plan: &Plan, data: &Dataset, status: &Value) {
+    let wrong = |what: String| cluster.trace.violation(format!("status: {what}"));
+    if status["late_rows"].as_u64() != Some(0) {
+        wrong(format!("{} late rows", status["late_rows"]));
+    }
+    // A slow network alone can make checkpoints fail, and the job restart.
+    let stopped = plan.requests.iter().any(|r| r.1 == Request::Stop);
+    if !plan.faults.is_empty() || stopped || status["restarts"].as_u64() != Some(0) {
+        return;
+    }
+    let rows = data.events().count() as u64;
+    if status["events_in"].as_u64() != Some(rows) {
+        wrong(format!("{} of {rows} events came in", status["events_in"]));
+    }
+    let out: usize = plan.sinks.iter().map(|s| cluster.outside.rows(s).len()).sum();
+    if status["rows_out"].as_u64() != Some(out as u64) {
+        wrong(format!("{} rows out, {out} are visible", status["rows_out"]));
+    }
+}
+
+/// All versions can be read and follow each other; the last one.
+async fn versions(cluster: &Cluster) -> Result<Option<VersionRecord>> {
+    let log = VersionLog::new(cluster.inspector().child(NAME), cluster.env.clone());
+    let numbers = log.list().await?;
+    let mut last = None;
+    for (i, number) in numbers.iter().enumerate() {
+        if number.0 != i as u64 + 1 {
+            cluster.trace.violation(format!("version {number} stands in place {}", i + 1));
+        }
+        let Some(record) = log.read(VersionNumber(number.0)).await? else { continue };
+        Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?.check()?;
+        last = Some(record);
+    }
+    if let Some(record) = &last
+        && (record.status() != Status::Finished || !record.committables.is_empty())
+    {
+        let (status, open) = (record.status(), record.committables.len());
+        cluster.trace.violation(format!("the last version is {status:?} with {open} committables"));
+    }
+    Ok(last)
+}
+
+/// Every split was read to its end, and every key group has fired to the end of time.
+fn ends(cluster: &Cluster, data: &Dataset, record: &VersionRecord) {
+    for split in &record.splits {
+        let rows = split.split_id.parse().ok().and_then(|i: usize| data.splits.get(i)).map_or(0, Vec::len);
+        if !split.finished || split.offset != rows as u64 {
+            let what = format!("split {} of {rows} rows stands at {}", split.split_id, split.offset);
+            cluster.trace.violation(what);
+        }
+    }
+    let mut fired: BTreeMap<u32, u32> = BTreeMap::new();
+    for p in record.progress.iter().filter(|p| p.fired_ms == WATERMARK_MAX) {
+        *fired.entry(p.task_id).or_default() += p.range.as_ref().map_or(0, |r| r.end - r.start);
+    }
+    let tasks = record.tree.as_ref().map_or(0, |t| t.tasks.len());
+    if record.splits.len() != data.splits.len() || fired.len() != tasks || fired.values().any(|n| *n != KEY_GROUPS) {
+        cluster.trace.violation(format!("{} splits; key groups that have fired to the end: {fired:?}", record.splits.len()));
+    }
+}
+
+/// The point states of the last version hold what the reference says, all others hold nothing.
+async fn state(cluster: &Cluster, plan: &Plan, data: &Dataset, record: &VersionRecord) -> Result<()> {
+    let counts = reference::counts(data);
+    let kept = [("reminders", "reminders", "counts"), ("running", "totals", "aggregates")];
+    let tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
+    for state in tree.states() {
+        if kept.iter().any(|k| k.1 == state.operator_uid && k.2 == state.name) {
+            continue;
+        }
+        let left = scan(cluster, &tree, state.task, state.id).await?;
+        if let Some((key, _)) = left.first() {
+            let what = format!("{} entries are left in state {} of {}", left.len(), state.name, state.operator_uid);
+            cluster.trace.violation(format!("{what}, the first under {key:?}"));
+        }
+    }
+    for (sink, task, state) in kept {
+        if !plan.sinks.contains(&sink) {
+            continue;
+        }
+        let there = entries(cluster, record, task, state).await?;
+        let mut got = BTreeMap::new();
+        for (key, value) in there {
+            let count =
+                if sink == "reminders" { <[u8; 8]>::try_from(&value[..]).ok().map(i64::from_le_bytes) } else { None };
+            got.insert(key, count);
+        }
+        let wanted: BTreeMap<_, _> =
+            counts.iter().map(|(key, count)| (*key, (sink == "reminders").then_some(*count))).collect();
+        if got != wanted {
+            let wrong: Vec<_> = wanted.iter().filter(|(k, v)| got.get(*k) != Some(*v)).take(3).collect();
+            let what = format!("state {state}: {} keys, {} are due; wrong: {wrong:?}", got.len(), wanted.len());
+            cluster.trace.violation(what);
+        }
+    }
+    Ok(())
+}
+
+/// All entries of a point state in a version: key and value.
+async fn entries(cluster: &Cluster, record: &VersionRecord, task: &str, state: &str) -> Result<Vec<(i64, Vec<u8>)>> {
+    let tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
+    let missing = || Error::corrupt(format!("the version knows no state {state} of {task}"));
+    let task_id = tree.task_id(task).ok_or_else(missing)?;
+    let named = tree.states().iter().find(|s| s.task == task_id && s.operator_uid == task && s.name == state);
+    let id = named.ok_or_else(missing)?.id;
+    let of_entry = |(key, value): (Bytes, Bytes)| {
+        let (_, _, key) = split_point_key(&key).ok_or_else(missing)?;
+        Ok((key_number(key)?, value.to_vec()))
+    };
+    scan(cluster, &tree, task_id, id).await?.into_iter().map(of_entry).collect()
+}
+
+/// What is left of a state at the end of time.
+async fn scan(cluster: &Cluster, tree: &Tree, task: TaskId, state: StateId) -> Result<Vec<(Bytes, Bytes)>> {
+    let store = StateStore::new(
+        cluster.inspector().child(NAME),
+        Caches::in_memory(1 << 20, 1 << 20),
+        StateStoreOptions::default(),
+        cluster.env.clone(),
+        MergeOperators::default(),
+    );
+    let runs = tree.runs_of(task, &KeyGroupRanges::all());
+    let view = store.view(runs, KeyGroupRanges::all(), tree.layouts());
+    let time = ReadTime { event_time_ms: i64::MAX, processing_time_ms: 0 };
+    let (mut from, to) = (Bytes::from(state_start(state)), state_end(state));
+    let mut out = Vec::new();
+    loop {
+        let piece = view.scan(&from, &to, 1 << 20, &time).await?;
+        out.extend(piece.entries);
+        match piece.next {
+            Some(next) => from = next,
+            None => return Ok(out),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What a seed stands for: the shape of the cluster, its settings, and what goes wrong when.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use millstream_engine::worker::stores::TaskMemory;
+use millstream_objects::{Faults, StoreOptions};
+
+use super::dice::Dice;
+use super::jobs::JOBS;
+use super::net::Delays;
+
+/// Everything about a run that is drawn.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Name of the job.
+    pub job: &'static str,
+    /// Its sinks.
+    pub sinks: &'static [&'static str],
+    /// What it starts with.
+    pub parallelism: u32,
+    /// Settings of the job.
+    pub settings: BTreeMap<String, String>,
+    /// Workers at a time.
+    pub workers: u32,
+    /// Slots of each.
+    pub slots: u32,
+    /// What a keyed subtask may hold.
+    pub memory: TaskMemory,
+    /// Bytes of blocks that a worker caches.
+    pub block_cache_bytes: u64,
+    /// Rows of a batch at most.
+    pub batch_rows: usize,
+    /// Elements that each end of a data connection holds.
+    pub data_queue: usize,
+    /// How long messages take.
+    pub delays: Delays,
+    /// How the store is talked to.
+    pub store: StoreOptions,
+    /// Latency of the store when nothing is wrong with it.
+    pub latency: Faults,
+    /// A worker or coordinator that is silent for so long is lost.
+    pub heartbeat_timeout: Duration,
+    /// What clients ask for, by time.
+    pub requests: Vec<(Duration, Request)>,
+    /// What goes wrong, by time.
+    pub faults: Vec<(Duration, Fault)>,
+    /// When everything is repaired.
+    pub healed: Duration,
+    /// Whether one split may have nothing to say until all others have said everything. Not where results of one window
+    /// feed another: an idle subtask that wakes up there may be behind its neighbours, as in Flink.
+    pub late_split: bool,
+    /// Over how much virtual time the input comes, ms; 0: all is there at once.
+    pub paced_ms: u64,
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Another parallelism.
+    Rescale(u32),
+    /// A checkpoint.
+    Checkpoint,
+    /// The status.
+    Status,
+    /// A stop. Somebody starts it again, with another parallelism.
+    Stop,
+}
+
+/// What goes wrong. Nodes are meant by their place: coordinators are 0 and 1, workers follow.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// A process dies; another one takes its place after a while.
+    Kill {
+        /// Whose.
+        place: usize,
+        /// Its peers see nothing.
+        silently: bool,
+        /// When the next one starts.
+        back_after: Duration,
+    },
+    /// A process stands still.
+    Pause {
+        /// Which.
+        place: usize,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Nothing passes between two places.
+    Partition {
+        /// From here.
+        from: usize,
+        /// To there.
+        to: usize,
+        /// And back.
+        both: bool,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// One connection in this many breaks.
+    Break(u64),
+    /// The store misbehaves.
+    Store {
+        /// How.
+        faults: Box<Faults>,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// So many requests to the sink's place in 100 fail.
+    Outside {
+        /// In 100.
+        percent: u64,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// Another coordinator is started beside the one that leads.
+    SecondCoordinator,
+}
+
+/// Coordinators that there can be at a time.
+pub const COORDINATORS: usize = 2;
+
+impl Plan {
+    /// The plan of `seed`.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let mut dice = Dice::new(seed, "plan");
+        let (job, sinks) = *dice.pick(JOBS);
+        let workers = dice.within(2..5) as u32;
+        let slots = 6u32.div_ceil(workers) + dice.within(0..2) as u32;
+        let (rows_bytes, write_buffer_bytes) =
+            *dice.pick(&[(64 << 20, 64 << 20), (64 << 20, 64 << 20), (20_000, 6_000), (4_000, 1_500)]);
+        let mut plan = Self {
+            job,
+            sinks,
+            parallelism: dice.within(1..5) as u32,
+            settings: settings(&mut dice),
+            workers,
+            slots,
+            memory: TaskMemory { rows_bytes, write_buffer_bytes },
+            block_cache_bytes: *dice.pick(&[16 << 10, 64 << 10, 8 << 20]),
+            batch_rows: *dice.pick(&[1, 7, 32, 200]),
+            data_queue: *dice.pick(&[1, 2, 8]),
+            delays: delays(&mut dice),
+            store: store_options(&mut dice),
+            latency: latency(&mut dice),
+            heartbeat_timeout: *dice.pick(&[Duration::from_millis(1_500), Duration::from_secs(4)]),
+            requests: Vec::new(),
+            faults: Vec::new(),
+            healed: Duration::ZERO,
+            late_split: !matches!(job, "busiest" | "mixed"),
+            paced_ms: *dice.pick(&[0, 4_000, 8_000, 15_000, 25_000]),
+        };
+        plan.healed = dice.millis(plan.paced_ms / 2 + 1_000..plan.paced_ms + 5_000);
+        plan.draw_requests(&mut Dice::new(seed, "requests"));
+        if !Dice::new(seed, "calm").chance(12) {
+            plan.draw_faults(&mut Dice::new(seed, "faults"));
+        }
+        plan
+    }
+
+    fn moment(&self, dice: &mut Dice) -> Duration {
+        dice.millis(0..self.healed.as_millis() as u64)
+    }
+
+    fn draw_requests(&mut self, dice: &mut Dice) {
+        let rescales = *dice.pick(&[0, 2, 6, 20]);
+        for _ in 0..rescales {
+            self.requests.push((self.moment(dice), Request::Rescale(dice.within(1..5) as u32)));
+        }
+        for _ in 0..dice.within(0..3) {
+            self.requests.push((self.moment(dice), Request::Checkpoint));
+            self.requests.push((self.moment(dice), Request::Status));
+        }
+        for _ in 0..*dice.pick(&[0, 0, 0, 1, 2]) {
+            self.requests.push((self.moment(dice), Request::Stop));
+        }
+        self.requests.sort_by_key(|r| r.0);
+    }
+
+    fn draw_faults(&mut self, dice: &mut Dice) {
+        let count = *dice.pick(&[1, 3, 6, 12, 25]);
+        let kinds = dice.within(1..8);
+        for _ in 0..count {
+            let fault = self.fault(dice, kinds);
+            self.faults.push((self.moment(dice), fault));
+        }
+        // Amid rescales above all.
+        for i in 0..self.requests.len() {
+            if matches!(self.requests[i].1, Request::Rescale(_)) && dice.chance(30) {
+                let fault = self.fault(dice, kinds);
+                self.faults.push((self.requests[i].0 + dice.millis(0..800), fault));
+            }
+        }
+        self.faults.sort_by_key(|f| f.0);
+    }
+
+    /// `kinds`: how many kinds of faults this run has, so that some runs have many of few kinds.
+    fn fault(&self, dice: &mut Dice, kinds: u64) -> Fault {
+        let places = COORDINATORS as u64 + u64::from(self.workers);
+        let place = dice.within(0..places) as usize;
+        let lasts = dice.millis(200..9_000);
+        match dice.within(0..kinds) {
+            0 => Fault::Kill { place, silently: dice.chance(30), back_after: dice.millis(50..6_000) },
+            1 => Fault::Store { faults: Box::new(self.store_faults(dice)), lasts },
+            2 => Fault::Pause { place, lasts },
+            3 => {
+                let to = (place + dice.within(1..places) as usize) % places as usize;
+                Fault::Partition { from: place, to, both: dice.chance(60), lasts }
+            }
+            4 => Fault::Break(dice.within(2..12)),
+            5 => Fault::SecondCoordinator,
+            _ => Fault::Outside { percent: dice.within(5..60), lasts },
+        }
+    }
+
+    fn store_faults(&self, dice: &mut Dice) -> Faults {
+        if dice.chance(20) {
+            return Faults { unreachable: true, ..self.latency.clone() };
+        }
+        if dice.chance(30) {
+            // Commits that are not confirmed and land a little later.
+            return Faults {
+                error_after: 0.1,
+                late_write: 0.5,
+                late_by: dice.millis(100..4_000),
+                only_paths_with: "/version/".into(),
+                ..self.latency.clone()
+            };
+        }
+        if dice.chance(30) {
+            // Bundles that cannot be written for a while.
+            let error_before = f64::from(*dice.pick(&[40, 80, 100])) / 100.0;
+            return Faults { error_before, only_paths_with: "/data/".into(), ..self.latency.clone() };
+        }
+        let mut rate = || f64::from(*dice.pick(&[0, 0, 3, 10, 30])) / 100.0;
+        let mut faults = Faults {
+            throttle: rate(),
+            error_before: rate(),
+            error_after: rate(),
+            late_write: rate(),
+            conflict: rate(),
+            hang: rate() / 3.0,
+            slow_stream: rate(),
+            cut_stream: rate(),
+            ..self.latency.clone()
+        };
+        faults.late_by = dice.millis(100..40_000);
+        faults.stream_pause = dice.millis(10..300);
+        if dice.chance(40) {
+            // The commits alone.
+            faults.only_paths_with = "/version/".into();
+        }
+        faults
+    }
+}
+
+fn settings(dice: &mut Dice) -> BTreeMap<String, String> {
+    let pairs = [
+        ("checkpoint.interval", *dice.pick(&["50ms", "200ms", "500ms", "2s"])),
+        ("checkpoint.timeout", *dice.pick(&["2s", "5s", "20s"])),
+        ("checkpoint.tolerable-failures", *dice.pick(&["0", "1", "3", "10"])),
+        ("restart.initial-delay", *dice.pick(&["50ms", "400ms"])),
+        ("restart.max-delay", "2s"),
+        ("state.block-size", *dice.pick(&["1KiB", "15KiB"])),
+    ];
+    pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+fn delays(dice: &mut Dice) -> Delays {
+    let (least_us, most_us, tail_us) =
+        *dice.pick(&[(50, 300, 0), (100, 2_000, 20_000), (1_000, 8_000, 200_000), (0, 40_000, 0)]);
+    Delays { least_us, most_us, tail_us }
+}
+
+fn store_options(dice: &mut Dice) -> StoreOptions {
+    StoreOptions {
+        retry_timeout: *dice.pick(&[300, 1_000, 4_000, 20_000, 60_000].map(Duration::from_millis)),
+        request_timeout: *dice.pick(&[Duration::from_millis(700), Duration::from_secs(3)]),
+        backoff_initial: Duration::from_millis(20),
+        backoff_max: Duration::from_secs(1),
+        ..StoreOptions::default()
+    }
+}
+
+fn latency(dice: &mut Dice) -> Faults {
+    let (p50, p99) = *dice.pick(&[(1, 3), (5, 40), (28, 80)]);
+    Faults { latency_p50: Duration::from_millis(p50), latency_p99: Duration::from_millis(p99), ..Faults::none() }
+}

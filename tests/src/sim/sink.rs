@@ -1,0 +1,257 @@
+//! The transactional sink of the simulation. Rows are staged under a name that is used once, outside of all nodes, and
+//! become visible by a commit. What must never happen is checked when it would.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Int64Type, TimestampMillisecondType, UInt8Type};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{DataType, SchemaRef, TimeUnit};
+use millstream_common::env::BoxFuture;
+use millstream_common::{Env, Epoch, Error, Execution, Generation, Lane, Result};
+use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter};
+use parking_lot::Mutex;
+
+use super::dice::Dice;
+use super::store::Ledger;
+use super::trace::Trace;
+
+/// A row of an output; `None` is null.
+pub type Row = Vec<Option<i64>>;
+
+/// Which commit: epoch, subtask, sequence.
+type CommitKey = (u64, u32, u32);
+
+/// The place where output goes. It outlives every node. Clones share it.
+#[derive(Clone)]
+pub struct Outside(Arc<Inner>);
+
+struct Inner {
+    env: Env,
+    trace: Trace,
+    ledger: Ledger,
+    state: Mutex<State>,
+}
+
+struct State {
+    dice: Dice,
+    /// Requests that fail, in 100; half of them after they took effect.
+    faults: u64,
+    staged: BTreeMap<String, Staged>,
+    /// By sink.
+    committed: BTreeMap<String, BTreeMap<CommitKey, (String, Vec<Row>)>>,
+    names: BTreeMap<String, (String, CommitKey)>,
+}
+
+#[derive(Clone)]
+struct Staged {
+    rows: Vec<Row>,
+    writer: (Generation, Execution),
+}
+
+impl Outside {
+    /// A place without output.
+    #[must_use]
+    pub fn new(env: Env, trace: Trace, ledger: Ledger, dice: Dice) -> Self {
+        let state =
+            State { dice, faults: 0, staged: BTreeMap::new(), committed: BTreeMap::new(), names: BTreeMap::new() };
+        Self(Arc::new(Inner { env, trace, ledger, state: Mutex::new(state) }))
+    }
+
+    /// So many requests in 100 fail from now on.
+    pub fn set_faults(&self, percent: u64) {
+        self.0.state.lock().faults = percent;
+    }
+
+    /// What the sink `name` has made visible, in the order of epochs, then subtasks.
+    #[must_use]
+    pub fn rows(&self, name: &str) -> Vec<Row> {
+        let state = self.0.state.lock();
+        state
+            .committed
+            .get(&sink_uid(name))
+            .into_iter()
+            .flat_map(|c| c.values())
+            .flat_map(|(_, rows)| rows.clone())
+            .collect()
+    }
+
+    /// How long a request takes, and whether it fails before or after its effect.
+    fn request(&self) -> (Duration, bool, bool) {
+        let mut state = self.0.state.lock();
+        let wait = state.dice.millis(1..30);
+        let fails = state.faults > 0 && { state.dice.within(0..100) < state.faults };
+        let after = state.dice.chance(50);
+        (wait, fails && !after, fails && after)
+    }
+
+    /// A request: goes there, takes effect unless it fails before, comes back unless it fails after. The effect does not
+    /// depend on whether the sender still lives.
+    async fn perform<T: Send + 'static>(&self, effect: impl FnOnce(&Outside) -> T + Send + 'static) -> Result<T> {
+        let (wait, before, after) = self.request();
+        if before {
+            self.0.env.sleep(wait).await;
+            return Err(Error::unavailable("the sink's place did not take the request").code(2100));
+        }
+        let this = self.clone();
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        self.0.env.spawn(Lane::Io, "request to the outside", async move {
+            this.0.env.sleep(wait / 2).await;
+            // The sender may be gone.
+            let _ = tx.send(effect(&this));
+        });
+        let outcome = rx.await.map_err(|_| Error::canceled("the outside is gone"))?;
+        self.0.env.sleep(wait / 2).await;
+        if after {
+            Err(Error::unavailable("the answer of the sink's place was lost").code(2100).maybe_applied())
+        } else {
+            Ok(outcome)
+        }
+    }
+
+    fn stage(&self, name: &str, staged: Staged) {
+        let mut state = self.0.state.lock();
+        if let Some(there) = state.staged.get(name)
+            && there.rows != staged.rows
+        {
+            drop(state);
+            return self.0.trace.violation(format!("{name} is staged twice with different rows"));
+        }
+        state.staged.insert(name.into(), staged);
+    }
+
+    fn commit(&self, c: &Committable) {
+        let listed = (c.sink_uid.clone(), c.epoch.0, c.subtask.0, c.sequence, c.payload.clone());
+        let name = String::from_utf8_lossy(&c.payload).into_owned();
+        let key = (c.epoch.0, c.subtask.0, c.sequence);
+        self.0.trace.event("commit", "outside", &format!("{} {key:?} {name}", c.sink_uid));
+        if !self.0.ledger.is_durable(&listed) {
+            self.0.trace.violation(format!("{key:?} {name} is committed, but no version lists it"));
+        }
+        let mut state = self.0.state.lock();
+        let of_sink = state.committed.entry(c.sink_uid.clone()).or_default();
+        if let Some((there, _)) = of_sink.get(&key) {
+            // As an Iceberg snapshot tells a repeated commit: by job and epoch.
+            if *there != name {
+                let what = format!("{key:?} is committed as {there} and as {name}");
+                drop(state);
+                self.0.trace.violation(what);
+            }
+            return;
+        }
+        let Some(staged) = state.staged.get(&name).cloned() else {
+            drop(state);
+            return self
+                .0
+                .trace
+                .violation(format!("{key:?} {name} is committed, but nothing is staged under that name"));
+        };
+        if staged.rows.len() as u64 != c.rows {
+            self.0.trace.violation(format!("{name} has {} rows, the committable says {}", staged.rows.len(), c.rows));
+        }
+        state.names.insert(name.clone(), (c.sink_uid.clone(), key));
+        state.committed.entry(c.sink_uid.clone()).or_default().insert(key, (name, staged.rows));
+    }
+
+    /// What older writers left and nobody committed goes.
+    fn clean_up(&self, generation: Generation, execution: Execution) {
+        let mut state = self.0.state.lock();
+        let committed: Vec<String> = state.names.keys().cloned().collect();
+        state.staged.retain(|name, s| s.writer >= (generation, execution) || committed.binary_search(name).is_ok());
+    }
+}
+
+/// The stable id of the sink `name`.
+#[must_use]
+pub fn sink_uid(name: &str) -> String {
+    format!("to-{name}")
+}
+
+/// A sink into the outside.
+pub struct SimSink(pub Outside);
+
+impl Sink for SimSink {
+    fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let outside = self.0.clone();
+        Ok(Box::new(Writer { outside, schema, context, rows: Vec::new(), sequence: 0 }))
+    }
+
+    fn committer(&self) -> Result<Box<dyn Committer>> {
+        Ok(Box::new(Commits(self.0.clone())))
+    }
+}
+
+struct Writer {
+    outside: Outside,
+    schema: SchemaRef,
+    context: SinkContext,
+    rows: Vec<Row>,
+    sequence: u64,
+}
+
+impl SinkWriter for Writer {
+    fn write<'a>(&'a mut self, batch: &'a RecordBatch) -> BoxFuture<'a, Result<()>> {
+        let right = batch.schema().fields() == self.schema.fields();
+        let taken =
+            if right { rows_of(batch).map(|r| self.rows.extend(r)) } else { Err(Error::internal("another schema")) };
+        Box::pin(std::future::ready(taken))
+    }
+
+    fn pre_commit(&mut self, epoch: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
+        Box::pin(async move {
+            if self.rows.is_empty() {
+                return Ok(PreCommit::default());
+            }
+            self.sequence += 1;
+            let c = &self.context;
+            let name =
+                format!("{}-{}-{}-{:016x}-{epoch}-{}", c.generation, c.execution, c.subtask, c.unique, self.sequence);
+            let rows = std::mem::take(&mut self.rows);
+            let staged = Staged { rows, writer: (c.generation, c.execution) };
+            let count = staged.rows.len() as u64;
+            for attempt in 0.. {
+                let (to, staged) = (name.clone(), staged.clone());
+                match self.outside.perform(move |o| o.stage(&to, staged)).await {
+                    Ok(()) => break,
+                    Err(e) if attempt == 5 => return Err(e),
+                    Err(_) => {}
+                }
+            }
+            Ok(PreCommit { rows: count, committable: Some(name.into_bytes()) })
+        })
+    }
+}
+
+struct Commits(Outside);
+
+impl Committer for Commits {
+    fn commit<'a>(&'a mut self, committable: &'a Committable) -> BoxFuture<'a, Result<()>> {
+        let c = committable.clone();
+        Box::pin(async move { self.0.perform(move |o| o.commit(&c)).await })
+    }
+
+    fn clean_up(&mut self, generation: Generation, execution: Execution) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move { self.0.perform(move |o| o.clean_up(generation, execution)).await })
+    }
+}
+
+/// A batch as rows of numbers.
+fn rows_of(batch: &RecordBatch) -> Result<Vec<Row>> {
+    let mut rows = vec![Row::with_capacity(batch.num_columns()); batch.num_rows()];
+    for column in batch.columns() {
+        let value: Box<dyn Fn(usize) -> i64 + '_> = match column.data_type() {
+            DataType::Int64 => Box::new(|i| column.as_primitive::<Int64Type>().value(i)),
+            DataType::UInt8 => Box::new(|i| i64::from(column.as_primitive::<UInt8Type>().value(i))),
+            DataType::Timestamp(TimeUnit::Millisecond, _) => {
+                Box::new(|i| column.as_primitive::<TimestampMillisecondType>().value(i))
+            }
+            other => return Err(Error::internal(format!("the simulated sink takes no {other}"))),
+        };
+        for (i, row) in rows.iter_mut().enumerate() {
+            row.push(column.is_valid(i).then(|| value(i)));
+        }
+    }
+    Ok(rows)
+}
