@@ -154,7 +154,9 @@ fn ends(cluster: &Cluster, data: &Dataset, record: &VersionRecord) {
     }
     let tasks = record.tree.as_ref().map_or(0, |t| t.tasks.len());
     if record.splits.len() != data.splits.len() || fired.len() != tasks || fired.values().any(|n| *n != KEY_GROUPS) {
-        cluster.trace.violation(format!("{} splits; key groups that have fired to the end: {fired:?}", record.splits.len()));
+        cluster
+            .trace
+            .violation(format!("{} splits; key groups that have fired to the end: {fired:?}", record.splits.len()));
     }
 }
 
