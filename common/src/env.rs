@@ -220,6 +220,9 @@ impl Env {
     }
 }
 
+/// Threads of a runtime for calls that block.
+const BLOCKING_THREADS: usize = 8;
+
 /// The runtimes of a production process: one per lane. Dropping it ends all of them without waiting.
 pub struct Runtimes {
     io: Option<tokio::runtime::Runtime>,
@@ -251,6 +254,9 @@ impl Runtimes {
         let build = |name: &'static str, threads: usize| {
             tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(threads.max(1))
+                // Files of a local store and of the cache are read on these. tokio's own limit of 512 would let a burst
+                // of reads start as many, each with buffers and an allocator's heap of its own.
+                .max_blocking_threads(BLOCKING_THREADS)
                 .thread_name(name)
                 .enable_all()
                 .build()

@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
+use millstream_common::hash::stable_hash;
 use millstream_common::{Env, Epoch, Error, Result, VersionNumber};
 use millstream_objects::{Listed, Purpose, Store};
 use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Kind;
+use prost::Message;
 
 use crate::run::Run;
 use crate::tree::{Tree, check_successor};
@@ -83,14 +86,18 @@ impl JobCheck<'_> {
         let log = VersionLog::new(self.store.clone(), self.env.clone());
         let mut runs: BTreeMap<(String, u64), Arc<Run>> = BTreeMap::new();
         let mut before: Option<(VersionRecord, Tree)> = None;
+        // What a take-over may have gone back to: the state of any version, or none.
+        let mut earlier = BTreeSet::from([content(&VersionRecord::default())]);
         for number in objects.iter().filter_map(|o| number_of(&o.path)) {
             let Some((record, tree)) = self.version(&log, number).await? else {
                 before = None;
                 continue;
             };
             if let Some((old, old_tree)) = &before {
-                self.successor((old, old_tree), (&record, &tree));
+                let went_back = record.kind() == Kind::TakeOver && earlier.contains(&content(&record));
+                self.successor((old, old_tree), (&record, &tree), went_back);
             }
+            earlier.insert(content(&record));
             for run in tree.runs() {
                 let identity = (run.object.clone(), run.offset);
                 match runs.get(&identity) {
@@ -133,7 +140,13 @@ impl JobCheck<'_> {
         }
     }
 
-    fn successor(&mut self, (old, old_tree): (&VersionRecord, &Tree), (new, new_tree): (&VersionRecord, &Tree)) {
+    /// `went_back`: the new one starts from the state of an earlier version, as its user asked for.
+    fn successor(
+        &mut self,
+        (old, old_tree): (&VersionRecord, &Tree),
+        (new, new_tree): (&VersionRecord, &Tree),
+        went_back: bool,
+    ) {
         let path = VersionLog::path(VersionNumber(new.number));
         if new.number != old.number + 1 {
             self.problem(&path, format!("the records between {} and it are missing", old.number));
@@ -146,7 +159,9 @@ impl JobCheck<'_> {
         if new.epoch < old.epoch {
             self.problem(&path, format!("it is of epoch {}, its predecessor of {}", new.epoch, old.epoch));
         }
-        if let Err(e) = check_successor(old_tree, new_tree, (Epoch(old.epoch), Epoch(new.epoch))) {
+        if !went_back
+            && let Err(e) = check_successor(old_tree, new_tree, (Epoch(old.epoch), Epoch(new.epoch)))
+        {
             self.problem(&path, e.what());
         }
     }
@@ -198,6 +213,12 @@ impl JobCheck<'_> {
         problems.into_iter().for_each(|(path, what)| self.problem(&path, what));
         Ok(())
     }
+}
+
+/// Stands for the runs that are live in a version.
+fn content(record: &VersionRecord) -> u64 {
+    let runs = record.tree.iter().flat_map(|t| &t.runs);
+    stable_hash(&runs.flat_map(Message::encode_length_delimited_to_vec).collect::<Vec<u8>>())
 }
 
 async fn section_checksum(store: &Store, run: &Run) -> Result<u32, Error> {

@@ -1,7 +1,12 @@
 //! Leader election of a cluster on the object store, and the cluster's list of jobs.
 //!
 //! `_cluster/leader/{generation}` is created if absent, never overwritten, never deleted: whoever creates the greatest
-//! leads. Time only says when to try. `_cluster/jobs/{id}/definition` and `/end` are created once each.
+//! leads. Time only says when to try.
+//!
+//! A job is `_cluster/jobs/{id}/definition`. A leader that runs it says so before in `resumed/{generation}`, one under
+//! which it ended in `end/{generation}`. A job has ended when no leader has resumed it since: an `end` that a deposed
+//! leader writes late is below the generation of whoever resumed the job, and says nothing. Of several jobs of one name
+//! only the last resumed counts: a definition that a deposed leader writes late is none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +22,15 @@ use crate::transport::Transport;
 
 /// A leader that does not answer for so long may be succeeded.
 const LEADER_SILENCE: Duration = Duration::from_secs(2);
+
+/// A job of the cluster.
+pub(crate) struct Listing {
+    pub(crate) spec: JobSpec,
+    /// Its last status, when it has ended.
+    pub(crate) ended: Option<Value>,
+    /// The generation of the last leader that ran it.
+    pub(crate) resumed: u64,
+}
 
 /// The cluster's folder in its state place.
 #[derive(Clone)]
@@ -65,21 +79,34 @@ impl Cluster {
 
     /// The greatest generation and its leader's address.
     pub(crate) async fn newest(&self) -> Result<Option<(Generation, String)>> {
-        let listed = self.store.list("leader", Purpose::Leader).await?;
-        let Some(last) = listed.last() else { return Ok(None) };
-        let number = last.path.rsplit('/').next().unwrap_or_default();
-        let generation =
-            number.parse().map_err(|_| Error::corrupt("this is no leader record").at(last.path.clone()))?;
-        let body = self.store.get(&last.path, Purpose::Leader).await?.unwrap_or_default();
-        let doc: Value = serde_json::from_slice(&body).map_err(|e| {
-            Error::corrupt("the leader record cannot be read").code(4020).at(last.path.clone()).source(e)
-        })?;
-        Ok(Some((Generation(generation), doc["address"].as_str().unwrap_or_default().to_owned())))
+        let Some((generation, path)) = self.newest_listed().await? else { return Ok(None) };
+        let body = self.store.get(&path, Purpose::Leader).await?.unwrap_or_default();
+        let doc: Value = serde_json::from_slice(&body)
+            .map_err(|e| Error::corrupt("the leader record cannot be read").code(4020).at(path).source(e))?;
+        Ok(Some((generation, doc["address"].as_str().unwrap_or_default().to_owned())))
     }
 
-    /// Whether a leader above `generation` exists.
+    /// The greatest generation and where its record stands.
+    async fn newest_listed(&self) -> Result<Option<(Generation, String)>> {
+        let listed = self.store.list("leader", Purpose::Leader).await?;
+        let Some(last) = listed.last() else { return Ok(None) };
+        let generation = number_at_end(&last.path)
+            .ok_or_else(|| Error::corrupt("this is no leader record").at(last.path.clone()))?;
+        Ok(Some((Generation(generation), last.path.clone())))
+    }
+
+    /// Whether a leader above `generation` exists. One LIST: an idle cluster asks it again and again.
     pub(crate) async fn is_succeeded(&self, generation: Generation) -> Result<bool> {
-        Ok(self.newest().await?.is_some_and(|(g, _)| g > generation))
+        Ok(self.newest_listed().await?.is_some_and(|(g, _)| g > generation))
+    }
+
+    /// Refuses to go on when a leader above `generation` exists.
+    pub(crate) async fn still_leads(&self, generation: Generation) -> Result<()> {
+        if self.is_succeeded(generation).await? {
+            let what = format!("a newer coordinator leads this cluster: generation {generation} is fenced");
+            return Err(Error::fenced(what).code(5004));
+        }
+        Ok(())
     }
 
     async fn create(&self, generation: Generation, address: &str) -> Result<bool> {
@@ -115,13 +142,23 @@ impl Cluster {
         self.create_once(&path, Bytes::from(spec.encode_to_vec()), Purpose::Job).await.map(drop)
     }
 
-    /// Records how a job ended.
-    pub(crate) async fn end(&self, id: &str, status: &Value) -> Result<()> {
-        self.create_once(&format!("jobs/{id}/end"), Bytes::from(status.to_string()), Purpose::Job).await.map(drop)
+    /// Records how a job ended under the leader of `generation`. Whoever leads later sees it: that nobody did when it
+    /// stood is checked afterwards.
+    pub(crate) async fn end(&self, id: &str, generation: Generation, status: &Value) -> Result<()> {
+        self.still_leads(generation).await?;
+        let path = format!("jobs/{id}/end/{:020}", generation.0);
+        self.create_once(&path, Bytes::from(status.to_string()), Purpose::Job).await?;
+        self.still_leads(generation).await
     }
 
-    /// All jobs, with the last status of those that have ended.
-    pub(crate) async fn jobs(&self) -> Result<Vec<(JobSpec, Option<Value>)>> {
+    /// Records that the leader of `generation` goes on with a job.
+    pub(crate) async fn resume(&self, id: &str, generation: Generation) -> Result<()> {
+        let path = format!("jobs/{id}/resumed/{:020}", generation.0);
+        self.create_once(&path, Bytes::from(self.env.unique_id()), Purpose::Job).await.map(drop)
+    }
+
+    /// All jobs, the last resumed first.
+    pub(crate) async fn jobs(&self) -> Result<Vec<Listing>> {
         let listed = self.store.list("jobs", Purpose::Job).await?;
         let mut jobs = Vec::new();
         for found in listed.iter().filter(|l| l.path.ends_with("/definition")) {
@@ -129,15 +166,27 @@ impl Cluster {
             let spec = JobSpec::decode(body).map_err(|e| {
                 Error::corrupt("the definition of a job cannot be read").code(4021).at(found.path.clone()).source(e)
             })?;
-            let end = found.path.replace("/definition", "/end");
-            let ended = if listed.iter().any(|l| l.path == end) {
-                let body = self.store.get(&end, Purpose::Job).await?.unwrap_or_default();
-                serde_json::from_slice(&body).ok()
-            } else {
-                None
+            let folder = found.path.trim_end_matches("definition");
+            let newest = |what: &str| {
+                let prefix = format!("{folder}{what}/");
+                listed.iter().filter(|l| l.path.starts_with(&prefix)).max_by_key(|l| number_at_end(&l.path))
             };
-            jobs.push((spec, ended));
+            let resumed = newest("resumed").and_then(|l| number_at_end(&l.path));
+            let ended = match newest("end").filter(|l| number_at_end(&l.path) >= resumed) {
+                Some(end) => {
+                    let body = self.store.get(&end.path, Purpose::Job).await?.unwrap_or_default();
+                    // Whatever it says: it has ended.
+                    Some(serde_json::from_slice(&body).unwrap_or_else(|_| serde_json::json!({"id": spec.id})))
+                }
+                None => None,
+            };
+            jobs.push(Listing { spec, ended, resumed: resumed.unwrap_or_default() });
         }
+        jobs.sort_by_key(|j| std::cmp::Reverse(j.resumed));
         Ok(jobs)
     }
+}
+
+fn number_at_end(path: &str) -> Option<u64> {
+    path.rsplit('/').next()?.parse().ok()
 }

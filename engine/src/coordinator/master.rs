@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::Moment;
-use millstream_common::{AssignmentId, Error, ErrorKind, Result};
+use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
     CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec,
     LiveSplits, Placement, PrepareRescale, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted,
@@ -60,6 +60,8 @@ pub(crate) enum Timer {
     CheckpointTimeout { epoch: u64 },
     Restart { execution: u64 },
     RescaleTimeout { assignment: AssignmentId, execution: u64 },
+    /// The record in flight is to be sent again.
+    Recommit { number: u64 },
 }
 
 /// A split that some subtask reads.
@@ -96,6 +98,9 @@ pub(crate) enum End {
     Failed,
     Fenced,
 }
+
+/// From one attempt to write a record, which has itself tried for long, to the next.
+const RECOMMIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The number of a `Canceled` error of a task that ended without saying why: a restart may mend that.
 const CANCELED_WITHOUT_A_REASON: u16 = 6000;
@@ -161,6 +166,8 @@ pub(crate) struct JobMaster {
     checkpoint: Option<Checkpoint>,
     committing: Option<Committing>,
     in_flight: Option<Box<VersionRecord>>,
+    /// The record in flight may stand although nobody said so.
+    in_doubt: bool,
     confirmed: BTreeSet<CommittableKey>,
     compactions: Vec<CompactionDone>,
     rescale: Option<Rescale>,
@@ -211,6 +218,7 @@ impl JobMaster {
             checkpoint: None,
             committing: None,
             in_flight: None,
+            in_doubt: false,
             confirmed: BTreeSet::new(),
             compactions: Vec::new(),
             rescale: None,
@@ -228,11 +236,17 @@ impl JobMaster {
         })
     }
 
-    /// A job that had finished before it was asked for again.
-    pub(crate) fn finished(spec: JobSpec, settings: Settings, record: VersionRecord, now: Moment) -> Result<Self> {
+    /// A job that had ended before it was asked for again.
+    pub(crate) fn ended(
+        spec: JobSpec,
+        settings: Settings,
+        record: VersionRecord,
+        end: End,
+        now: Moment,
+    ) -> Result<Self> {
         let restored = Some(record.number);
         let mut master = Self::new(spec, settings, record, restored, Vec::new(), true, now)?;
-        master.phase = Phase::Ended(End::Finished);
+        master.phase = Phase::Ended(end);
         Ok(master)
     }
 
@@ -627,6 +641,7 @@ impl JobMaster {
         record.committed_ms = t.wall_ms;
         self.committing = Some(what);
         self.in_flight = Some(Box::new(record.clone()));
+        self.in_doubt = false;
         t.out.push(Action::Commit(Box::new(record)));
     }
 
@@ -679,7 +694,8 @@ impl JobMaster {
         self.try_deploy(t);
     }
 
-    /// The coordinator could not learn what became of the record in flight. It is sent again until its number is taken.
+    /// The coordinator could not learn what became of the record in flight. It is sent again, after a pause, until its
+    /// number is taken; only when the store has refused it for good, and no earlier attempt is in doubt, the job fails.
     pub(crate) fn on_commit_unknown(&mut self, error: &Error, t: &mut Turn<'_>) {
         if cfg!(planted_bug = "24") && matches!(self.committing, Some(Committing::Checkpoint)) {
             // Planted: what was not found when it was read back is taken for never written.
@@ -689,10 +705,20 @@ impl JobMaster {
                 return self.on_checkpoint_failed(epoch, error, t);
             }
         }
-        tracing::warn!("job {}: a version record is sent again: {error}", self.spec.name);
-        if let Some(record) = &self.in_flight {
-            t.out.push(Action::Commit(record.clone()));
+        self.in_doubt |= error.applied() == Applied::Maybe;
+        let Some(number) = self.in_flight_number() else { return };
+        if self.has_ended() || (error.is_final() && !self.in_doubt) {
+            self.committing = None;
+            self.in_flight = None;
+            if !self.has_ended() {
+                let what = format!("version {number} cannot be written: {error}");
+                let e = Error::new(error.kind(), 7114, what).next("mend that and submit the job again: it goes on");
+                self.end(End::Failed, Some(e), t);
+            }
+            return;
         }
+        tracing::warn!("job {}: version record {number} will be sent again: {error}", self.spec.name);
+        t.out.push(Action::Timer(Timer::Recommit { number }, RECOMMIT_PAUSE));
     }
 
     fn announce_version(&self, t: &mut Turn<'_>) {
@@ -734,7 +760,7 @@ impl JobMaster {
                 self.last_committed = true;
                 self.maybe_ended(t);
             }
-            Kind::Rescale => self.on_rescale_committed(),
+            Kind::Rescale => self.on_rescale_committed(t),
             _ => self.after_checkpoint(t),
         }
     }
@@ -784,6 +810,11 @@ impl JobMaster {
                 {
                     *delayed = false;
                     self.try_deploy(t);
+                }
+            }
+            Timer::Recommit { number } => {
+                if let Some(record) = self.in_flight.as_ref().filter(|r| r.number == number) {
+                    t.out.push(Action::Commit(record.clone()));
                 }
             }
             Timer::RescaleTimeout { assignment, execution } => {
@@ -848,7 +879,8 @@ impl JobMaster {
         self.fail_requests(&error, t);
         self.statistics.restarts += 1;
         let r = &self.settings.restart;
-        if t.now.since(self.running_since) >= r.reset_after {
+        // How long it could not be deployed says nothing for it.
+        if self.phase == Phase::Running && t.now.since(self.running_since) >= r.reset_after {
             self.delay = r.initial_delay;
         }
         let wait = self.delay;
@@ -875,6 +907,7 @@ impl JobMaster {
         }
         self.compactions.clear();
         self.placement.clear();
+        self.failures_in_row = 0;
         self.ending = None;
         self.last_committed = false;
     }
@@ -1038,11 +1071,14 @@ impl JobMaster {
         }
     }
 
-    fn on_rescale_committed(&mut self) {
+    fn on_rescale_committed(&mut self, t: &mut Turn<'_>) {
         if self.phase != Phase::Running {
             return;
         }
         self.assume_rescaled();
+        // From here on it is the subtasks that have to come to serve.
+        let timeout = Timer::RescaleTimeout { assignment: self.assignment.id, execution: self.execution };
+        t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
     }
 
     fn assume_rescaled(&mut self) {

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::{AbortOnDrop, Moment};
-use millstream_common::{Env, Error, Generation, Lane, Result};
+use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result};
 use millstream_objects::Store;
 use millstream_proto::control::{
-    ClientReply, Failure, JobRef, LeaderInfo, Ping, ProcessUsage, Submit, ToCoordinator, ToWorker, Welcome,
+    ClientReply, Failure, JobRef, JobSpec, LeaderInfo, Ping, ProcessUsage, Submit, ToCoordinator, ToWorker, Welcome,
     client_reply, client_request, to_coordinator, to_worker,
 };
 use millstream_state_store::version::{CommitOutcome, VersionLog};
@@ -36,7 +36,7 @@ mod statistics;
 mod status;
 pub mod versions;
 
-use leader::Cluster;
+use leader::{Cluster, Listing};
 use master::{Action, JobMaster, Timer, Turn, WorkerFacts};
 use open::{From, OpenRequest, Opened};
 use status::StatusFacts;
@@ -80,12 +80,18 @@ struct Job {
     /// Usage of processes that have worked for the job, by process.
     usage: BTreeMap<String, ProcessUsage>,
     ended: Option<Value>,
+    /// The cluster knows that it has ended: nobody goes on with it any more.
+    end_recorded: bool,
+    /// Answers that wait for that.
+    held: Vec<(u64, Result<()>)>,
 }
 
 enum Event {
     Worker(u64, Box<ToCoordinator>),
     WorkerGone(u64),
-    Opened { id: String, result: Box<Result<Opened>>, reply: Option<oneshot::Sender<ClientReply>> },
+    Opened { request: Box<OpenRequest>, result: Box<Result<Opened>>, reply: Option<oneshot::Sender<ClientReply>> },
+    Reopen { request: Box<OpenRequest> },
+    EndRecorded { id: String },
     Committed { id: String, number: u64, result: Result<CommitOutcome> },
     Timer { id: String, timer: Timer },
     Succeeded,
@@ -106,6 +112,7 @@ struct Coordinator {
     jobs: BTreeMap<String, Job>,
     /// Ended before this coordinator led: their last status.
     past: BTreeMap<String, Value>,
+    /// Ids of the jobs that are being opened, by name.
     opening: BTreeMap<String, String>,
     replies: BTreeMap<u64, (String, bool, oneshot::Sender<ClientReply>)>,
     next_number: u64,
@@ -117,6 +124,9 @@ struct Coordinator {
 
 /// How often a leader asks whether it still is one.
 const LEADER_CHECK: Duration = Duration::from_secs(10);
+
+/// From one try to open a job, or to record its end, to the next; each has itself tried for long.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// Events that wait before their senders do.
 const INBOX: usize = 4_096;
@@ -185,11 +195,22 @@ impl Coordinator {
         let Some(cluster) = self.cluster.clone() else { return Ok(()) };
         self.generation = cluster.lead(&self.options.address, &self.transport).await?;
         tracing::info!("leading with generation {}", self.generation);
-        for (spec, ended) in cluster.jobs().await? {
+        let mut last_resumed = BTreeMap::new();
+        for Listing { spec, ended, resumed } in cluster.jobs().await? {
+            let last = *last_resumed.entry(spec.name.clone()).or_insert(resumed);
             match ended {
                 Some(status) => drop(self.past.insert(spec.id.clone(), status)),
+                None if resumed < last || self.opening.contains_key(&spec.name) => {
+                    self.never_opened(&spec, &Error::config("a later job of the same name stands instead").code(7141));
+                }
                 None => {
-                    let request = OpenRequest { spec, parallelism: None, from: From::Latest, discard_state: false };
+                    let request = OpenRequest {
+                        spec,
+                        parallelism: None,
+                        from: From::Latest,
+                        discard_state: false,
+                        stays_stopped: true,
+                    };
                     self.open(request, None);
                 }
             }
@@ -334,15 +355,8 @@ impl Coordinator {
     fn tick(&mut self, paused: bool) {
         let now = self.env.now();
         // One that commits nothing would never learn that it was succeeded, and keep its workers for ever.
-        let check = paused || now.since(self.checked) >= LEADER_CHECK;
-        if check && let Some(cluster) = self.cluster.clone() {
-            self.checked = now;
-            let (events, generation) = (self.events.clone(), self.generation);
-            self.env.spawn(Lane::Io, "leader check", async move {
-                if matches!(cluster.is_succeeded(generation).await, Ok(true)) {
-                    let _ = events.send(Event::Succeeded).await;
-                }
-            });
+        if paused || now.since(self.checked) >= LEADER_CHECK {
+            self.check_lead();
         }
         if paused {
             // Silence while this process stood still says nothing about the workers.
@@ -359,6 +373,19 @@ impl Coordinator {
         for name in self.workers.keys().cloned().collect::<Vec<_>>() {
             self.send(&name, to_worker::Message::Ping(Ping {}));
         }
+        // A scale-in may have left slots that another job waits for.
+        self.deploy_all();
+    }
+
+    fn check_lead(&mut self) {
+        let Some(cluster) = self.cluster.clone() else { return };
+        self.checked = self.env.now();
+        let (events, generation) = (self.events.clone(), self.generation);
+        self.env.spawn(Lane::Io, "leader check", async move {
+            if matches!(cluster.is_succeeded(generation).await, Ok(true)) {
+                let _ = events.send(Event::Succeeded).await;
+            }
+        });
     }
 
     fn succeeded(&mut self) {
@@ -407,7 +434,13 @@ impl Coordinator {
                     let _ = events.send(Event::Timer { id, timer }).await;
                 });
             }
-            Action::Reply(token, outcome) => self.reply(token, outcome),
+            Action::Reply(token, outcome) => match self.jobs.get_mut(id) {
+                // That it has ended is true when it cannot come back.
+                Some(job) if self.cluster.is_some() && job.master.has_ended() && !job.end_recorded => {
+                    job.held.push((token, outcome));
+                }
+                _ => self.reply(token, outcome),
+            },
             Action::Ended => self.on_ended(id),
         }
     }
@@ -456,19 +489,45 @@ impl Coordinator {
         if let Some(e) = &job.master.error {
             tracing::error!("job {} ({id}) failed: {e}", job.master.spec.name);
         }
-        if fenced && self.cluster.is_some() {
-            self.succeeded();
-            return;
+        if fenced {
+            // By a newer coordinator, or, alone, by a process that runs this one job.
+            self.check_lead();
         }
         if let Some(cluster) = self.cluster.clone() {
-            let id = id.to_owned();
-            self.env.spawn(Lane::Io, "end of a job", async move {
-                if let Err(e) = cluster.end(&id, &status).await {
-                    tracing::warn!("the end of job {id} is not recorded: {e}");
-                }
-            });
+            self.record_end(cluster, id.to_owned(), status);
         }
         self.deploy_all();
+    }
+
+    /// Writes down that a job has ended, until it stands or somebody else leads.
+    fn record_end(&self, cluster: Cluster, id: String, status: Value) {
+        let (events, env, generation) = (self.events.clone(), self.env.clone(), self.generation);
+        self.env.spawn(Lane::Io, "end of a job", async move {
+            loop {
+                let event = match cluster.end(&id, generation, &status).await {
+                    Ok(()) => Event::EndRecorded { id },
+                    Err(e) if e.kind() == ErrorKind::Fenced => Event::Succeeded,
+                    Err(e) => {
+                        tracing::warn!("the end of job {id} is not recorded yet: {e}");
+                        env.sleep(RETRY_PAUSE).await;
+                        continue;
+                    }
+                };
+                let _ = events.send(event).await;
+                return;
+            }
+        });
+    }
+
+    /// A job that was there before this coordinator led and cannot go on.
+    fn never_opened(&mut self, spec: &JobSpec, e: &Error) {
+        tracing::error!("job {} ({}) cannot be opened: {e}", spec.name, spec.id);
+        let error = json!({"code": format!("MS{:04}", e.number()), "what": e.to_string()});
+        let failed = json!({"id": spec.id, "name": spec.name, "job": spec.name, "state": "failed", "error": error});
+        if let Some(cluster) = self.cluster.clone() {
+            self.record_end(cluster, spec.id.clone(), failed.clone());
+        }
+        self.past.insert(spec.id.clone(), failed);
     }
 
     fn deploy_all(&mut self) {
@@ -478,10 +537,9 @@ impl Coordinator {
     }
 
     fn open(&mut self, request: OpenRequest, reply: Option<oneshot::Sender<ClientReply>>) {
-        let id = request.spec.id.clone();
-        self.opening.insert(request.spec.name.clone(), id.clone());
+        self.opening.insert(request.spec.name.clone(), request.spec.id.clone());
         let (registry, stores, env) = (self.registry.clone(), self.stores.clone(), self.env.clone());
-        let (events, cluster) = (self.events.clone(), self.cluster.clone());
+        let (events, cluster, generation) = (self.events.clone(), self.cluster.clone(), self.generation);
         let is_new = reply.is_some();
         self.env.spawn(Lane::Io, "open job", async move {
             let name = request.spec.name.clone();
@@ -489,18 +547,44 @@ impl Coordinator {
             let attempt = async {
                 let settings = crate::settings::Settings::from_job_map(&spec.settings)?;
                 let store = stores.job_store(&name, &settings)?;
-                let opened = open::open(registry, store, request, env).await?;
+                if let Some(cluster) = &cluster {
+                    // A deposed leader must neither take a job from the one that leads nor leave a second definition.
+                    cluster.still_leads(generation).await?;
+                    cluster.resume(&spec.id, generation).await?;
+                }
+                let opened = open::open(registry, store, request.clone(), env).await?;
                 if let Some(cluster) = cluster.filter(|_| is_new) {
                     cluster.define(&opened.master.spec).await?;
+                    cluster.still_leads(generation).await?;
                 }
                 Ok(opened)
             };
             let result = Box::new(attempt.await);
-            let _ = events.send(Event::Opened { id, result, reply }).await;
+            let _ = events.send(Event::Opened { request: Box::new(request), result, reply }).await;
         });
     }
 
-    fn on_opened(&mut self, id: String, result: Result<Opened>, reply: Option<oneshot::Sender<ClientReply>>) {
+    fn on_opened(
+        &mut self,
+        request: Box<OpenRequest>,
+        result: Result<Opened>,
+        reply: Option<oneshot::Sender<ClientReply>>,
+    ) {
+        let id = request.spec.id.clone();
+        match &result {
+            Err(e) if e.kind() == ErrorKind::Fenced && self.cluster.is_some() => self.succeeded(),
+            // It is a job of the cluster: it goes on as soon as the store can be reached, and keeps its name until then.
+            Err(e) if reply.is_none() && !e.is_final() => {
+                tracing::warn!("job {} ({id}) cannot be opened yet: {e}", request.spec.name);
+                let (events, sleep) = (self.events.clone(), self.env.sleep(RETRY_PAUSE));
+                self.env.spawn(Lane::Io, "open job again", async move {
+                    sleep.await;
+                    let _ = events.send(Event::Reopen { request }).await;
+                });
+                return;
+            }
+            _ => {}
+        }
         self.opening.retain(|_, i| *i != id);
         let answer = match result {
             Ok(opened) => {
@@ -513,6 +597,8 @@ impl Coordinator {
                     store: opened.store,
                     usage: BTreeMap::new(),
                     ended: None,
+                    end_recorded: false,
+                    held: Vec::new(),
                 };
                 self.jobs.insert(id.clone(), job);
                 if self.jobs.get(&id).is_some_and(|j| j.master.has_ended()) {
@@ -523,9 +609,7 @@ impl Coordinator {
             }
             Err(e) => {
                 if reply.is_none() {
-                    tracing::error!("job {id} cannot be opened: {e}");
-                    let failed = json!({"id": id, "state": "failed", "error": {"code": format!("MS{:04}", e.number()), "what": e.to_string()}});
-                    self.past.insert(id, failed);
+                    self.never_opened(&request.spec, &e);
                 }
                 client_reply::Reply::Failure(failure_to_proto(&e))
             }
@@ -544,7 +628,15 @@ impl Coordinator {
                     self.lose_worker(&name, "its connection closed");
                 }
             }
-            Event::Opened { id, result, reply } => self.on_opened(id, *result, reply),
+            Event::Opened { request, result, reply } => self.on_opened(request, *result, reply),
+            Event::Reopen { request } => self.open(*request, None),
+            Event::EndRecorded { id } => {
+                let Some(job) = self.jobs.get_mut(&id) else { return };
+                job.end_recorded = true;
+                for (token, outcome) in std::mem::take(&mut job.held) {
+                    self.reply(token, outcome);
+                }
+            }
             Event::Committed { id, number, result } => {
                 if self.jobs.get(&id).is_none_or(|j| j.master.in_flight_number() != Some(number)) {
                     return;
@@ -647,7 +739,7 @@ impl Coordinator {
                 }
             },
         };
-        let spec = millstream_proto::control::JobSpec {
+        let spec = JobSpec {
             id: self.env.unique_id()[..12].to_owned(),
             name: s.name,
             job: s.job,
@@ -655,7 +747,8 @@ impl Coordinator {
             settings: s.settings,
         };
         let parallelism = (s.parallelism > 0).then_some(s.parallelism);
-        self.open(OpenRequest { spec, parallelism, from, discard_state: s.discard_state }, Some(reply));
+        let request = OpenRequest { spec, parallelism, from, discard_state: s.discard_state, stays_stopped: false };
+        self.open(request, Some(reply));
     }
 
     fn check_submission(&self, s: &Submit) -> Result<()> {

@@ -6,9 +6,10 @@ use millstream_common::{Env, Error, Result};
 use millstream_objects::Store;
 use millstream_proto::control::JobSpec;
 use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Status;
 use millstream_state_store::version::{CommitOutcome, VersionLog};
 
-use super::master::{JobMaster, KnownSplit};
+use super::master::{End, JobMaster, KnownSplit};
 use super::record::{self, Admission, Identity};
 use crate::dataflow::{JobContext, JobRegistry};
 use crate::graph::{Head, JobGraph};
@@ -30,6 +31,8 @@ pub(crate) struct OpenRequest {
     pub(crate) parallelism: Option<u32>,
     pub(crate) from: From,
     pub(crate) discard_state: bool,
+    /// A job that was stopped has ended; else it goes on.
+    pub(crate) stays_stopped: bool,
 }
 
 /// An opened job.
@@ -62,8 +65,12 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         };
         let base = match record::admit(base, &identity, request.from == From::None, request.discard_state)? {
             Admission::Finished(record) => {
-                let master = JobMaster::finished(spec, settings, *record, env.now())?;
+                let master = JobMaster::ended(spec, settings, *record, End::Finished, env.now())?;
                 return Ok(Opened { master, graph: job.graph, log, store, already_finished: true });
+            }
+            Admission::Continue(record) if request.stays_stopped && record.status() == Status::Stopped => {
+                let master = JobMaster::ended(spec, settings, *record, End::Stopped, env.now())?;
+                return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
             }
             Admission::Continue(record) => Some(*record),
             Admission::Fresh => {

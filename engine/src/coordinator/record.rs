@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_common::hash::HASH_ID;
-use millstream_common::{AssignmentId, Error, Result};
+use millstream_common::{AssignmentId, Epoch, Error, Result};
 use millstream_proto::control::{CheckpointReport, CommittableId, CompactionDone};
 use millstream_proto::version::version_record::{Kind, Status};
 use millstream_proto::version::{Argument, Committable, JobIdentity, SplitState, TaskProgress, VersionRecord};
 use millstream_state_store::Run;
 use millstream_state_store::compaction::{self, CompactionOutcome};
 use millstream_state_store::key::KEY_CODEC_ID;
-use millstream_state_store::tree::Tree;
+use millstream_state_store::tree::{Tree, check_successor};
 
 use super::assignment;
 use crate::convert::{assignment_from_proto, assignment_to_proto, range_from_proto, ranges_from_proto};
@@ -190,7 +190,7 @@ pub fn checkpoint(base: &VersionRecord, result: &EpochResult<'_>) -> Result<Opti
     record.number = base.number + 1;
     record.set_kind(Kind::Checkpoint);
     record.bytes_written = result.reports.iter().map(|r| r.bytes_written).sum();
-    add_runs(&mut record, result.reports)?;
+    add_runs(&mut record, result.epoch, result.reports)?;
     record.splits = merge_splits(&base.splits, result.reports);
     record.progress = merge_progress(&base.progress, result.reports)?;
     let new = result.reports.iter().flat_map(|r| &r.committables);
@@ -216,11 +216,13 @@ pub fn checkpoint(base: &VersionRecord, result: &EpochResult<'_>) -> Result<Opti
     Ok((changed || result.last.is_some()).then_some(record))
 }
 
-fn add_runs(record: &mut VersionRecord, reports: &[CheckpointReport]) -> Result<()> {
-    let mut tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
+fn add_runs(record: &mut VersionRecord, epoch: u64, reports: &[CheckpointReport]) -> Result<()> {
+    let before = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
+    let mut tree = before.clone();
     let runs =
         reports.iter().flat_map(|r| &r.runs).map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?;
     tree.add_runs(runs);
+    check_successor(&before, &tree, (Epoch(record.epoch), Epoch(epoch)))?;
     record.tree = Some(tree.to_proto());
     Ok(())
 }
@@ -286,7 +288,8 @@ pub fn confirmation(base: &VersionRecord, confirmed: &BTreeSet<CommittableKey>, 
 
 /// The record of finished compactions that still fit; `None` when none does.
 pub fn compactions(base: &VersionRecord, done: &[CompactionDone]) -> Result<Option<VersionRecord>> {
-    let mut tree = Tree::from_proto(base.tree.as_ref().unwrap_or(&Default::default()))?;
+    let before = Tree::from_proto(base.tree.as_ref().unwrap_or(&Default::default()))?;
+    let mut tree = before.clone();
     let mut bytes = 0;
     let mut any = false;
     for d in done {
@@ -306,6 +309,7 @@ pub fn compactions(base: &VersionRecord, done: &[CompactionDone]) -> Result<Opti
             CompactionOutcome::Stale(why) => tracing::debug!("a compaction no longer fits: {why}"),
         }
     }
+    check_successor(&before, &tree, (Epoch(base.epoch), Epoch(base.epoch)))?;
     let mut record = base.clone();
     record.number = base.number + 1;
     record.set_kind(Kind::Compaction);

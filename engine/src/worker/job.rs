@@ -15,7 +15,7 @@ use millstream_proto::control::{
     to_coordinator::Message,
 };
 use millstream_proto::version::VersionRecord;
-use millstream_state_store::compaction::{CompactionOptions, pick};
+use millstream_state_store::compaction::pick;
 use millstream_state_store::section::SectionOptions;
 use millstream_state_store::{ReadTime, Run, StateStore, WriterName};
 use tokio::sync::mpsc;
@@ -110,7 +110,13 @@ struct JobActor {
     serving: BTreeMap<AssignmentId, Vec<SubtaskId>>,
     writer: mpsc::Sender<WriteOrder>,
     written: mpsc::Receiver<Written>,
+    /// How many splits of each source live, until all have heard of it.
+    live_splits: Vec<(String, u64)>,
     committer: mpsc::Sender<Vec<Committable>>,
+    /// A batch is being committed.
+    committing: bool,
+    /// Listed by a version; the next batch.
+    to_commit: Vec<Committable>,
     committed: mpsc::Receiver<(Vec<Committable>, Option<Error>)>,
     compacting: Vec<Compacting>,
     /// Compactions whose record has not come: their subtasks start no other.
@@ -176,7 +182,9 @@ impl JobActor {
     ) -> Result<()> {
         let assignment = current_assignment(&deploy)?;
         let env = context.env.clone();
-        let (writer, orders) = mpsc::channel(64);
+        // Each keyed subtask has one early flush under way at most, each epoch in flight one order.
+        let subtasks = deploy.placement.as_ref().map_or(0, |p| p.data_address.len()).max(context.worker.slots as usize);
+        let (writer, orders) = mpsc::channel(subtasks * context.graph.tasks.len() + 64);
         let (written_tx, written) = mpsc::channel(64);
         let (generation, execution) = context.execution();
         let name = WriterName { generation, execution };
@@ -192,8 +200,8 @@ impl JobActor {
                 written_tx,
             ),
         );
-        let (committer, batches) = mpsc::channel(64);
-        let (committed_tx, committed) = mpsc::channel(64);
+        let (committer, batches) = mpsc::channel(1);
+        let (committed_tx, committed) = mpsc::channel(1);
         let committers = Committers::new(env.clone(), &context.graph)?;
         let committing = env.spawn(Lane::Io, "committer", committer::run(committers, batches, committed_tx));
         let mut actor = Self {
@@ -212,7 +220,10 @@ impl JobActor {
             serving: BTreeMap::new(),
             writer,
             written,
+            live_splits: Vec::new(),
             committer,
+            committing: false,
+            to_commit: Vec::new(),
             committed,
             compacting: Vec::new(),
             compacted: Vec::new(),
@@ -234,7 +245,7 @@ impl JobActor {
                 },
                 Some(e) = self.events.recv() => self.on_event(e).await?,
                 Some(w) = self.written.recv() => self.on_written(w)?,
-                Some((done, failed)) = self.committed.recv() => self.on_committed(done, failed),
+                Some((done, failed)) = self.committed.recv() => self.on_committed(done, failed)?,
                 (i, outcome) = next_compaction(&mut self.compacting), if compacting => self.on_compacted(i, outcome)?,
             }
         }
@@ -303,7 +314,11 @@ impl JobActor {
             JobMessage::Prepare(prepare) => self.prepare(*prepare).await,
             JobMessage::Inject(inject) => self.inject(&inject),
             JobMessage::Version(record) => self.on_version(&record),
-            JobMessage::LiveSplits(counts) => self.live_splits(&counts),
+            JobMessage::LiveSplits(counts) => {
+                self.live_splits = counts;
+                self.tell_live_splits();
+                Ok(())
+            }
             JobMessage::EndOfInput => {
                 for id in self.sources() {
                     self.control(id, TaskControl::EndOfInput)?;
@@ -313,14 +328,21 @@ impl JobActor {
         }
     }
 
-    fn live_splits(&self, counts: &[(String, u64)]) -> Result<()> {
+    /// Only the last count matters, for the share of a rate: a subtask that has much to read yet hears of it with the
+    /// next barrier.
+    fn tell_live_splits(&mut self) {
+        let mut all_told = true;
         for id in self.sources() {
             let Head::Source(source) = &self.context.graph.tasks[id.task].head else { continue };
-            if let Some((_, n)) = counts.iter().find(|(uid, _)| *uid == source.uid) {
-                self.control(id, TaskControl::LiveSplits(*n))?;
+            let count = self.live_splits.iter().find(|(uid, _)| *uid == source.uid);
+            if let (Some((_, n)), Some(task)) = (count, self.tasks.get(&id)) {
+                let room = task.control.capacity() > task.control.max_capacity() / 2;
+                all_told &= room && task.control.try_send(TaskControl::LiveSplits(*n)).is_ok();
             }
         }
-        Ok(())
+        if all_told {
+            self.live_splits.clear();
+        }
     }
 
     fn inject(&mut self, inject: &InjectBarrier) -> Result<()> {
@@ -337,6 +359,7 @@ impl JobActor {
         let takes_part = |id: &&SubtaskId| (id.index as usize) < self.assignment.ranges.len();
         self.expected.insert(epoch, self.tasks.keys().filter(takes_part).count());
         let sources: Vec<_> = self.sources().into_iter().filter(|id| takes_part(&id)).collect();
+        self.tell_live_splits();
         for id in sources {
             self.control(id, TaskControl::Barrier { epoch, kind: kind.clone() })?;
         }
@@ -413,6 +436,9 @@ impl JobActor {
     }
 
     fn on_written(&mut self, written: Written) -> Result<()> {
+        if let Some(e) = written.lost {
+            return Err(e);
+        }
         self.bytes_written += written.bytes;
         self.puts += written.puts;
         for (id, run) in written.runs {
@@ -455,11 +481,8 @@ impl JobActor {
         let (mine, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.uncommitted).into_iter().partition(|c| c.epoch <= version.epoch);
         self.uncommitted = later;
-        if !mine.is_empty() {
-            self.committer
-                .try_send(mine)
-                .map_err(|_| Error::unavailable("the committer is too far behind").code(7022))?;
-        }
+        self.to_commit.extend(mine);
+        self.commit_next()?;
         if version.assignment.id != self.assignment.id {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
@@ -472,8 +495,12 @@ impl JobActor {
             self.control(id, TaskControl::Version(version.clone()))?;
         }
         self.version = Some(version.clone());
+        // One that was applied, or that no longer fits, has at least one input that is not live as it was.
         self.compacted.retain(|(_, inputs)| {
-            inputs.iter().all(|i| version.runs.iter().flatten().any(|r| r.identity() == i.identity()))
+            let live = |i: &Arc<Run>| {
+                version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip)
+            };
+            inputs.iter().all(live)
         });
         self.serve_when_all(version.assignment.id);
         self.start_compactions(&version)
@@ -503,7 +530,18 @@ impl JobActor {
         self.tell(Message::Serving(Serving { job: self.job(), assignment_id: assignment.0, pause_ms }));
     }
 
-    fn on_committed(&mut self, done: Vec<Committable>, failed: Option<Error>) {
+    /// One batch at a time: what a slow sink has not committed waits here, and in every version, and holds nothing up.
+    fn commit_next(&mut self) -> Result<()> {
+        if self.committing || self.to_commit.is_empty() {
+            return Ok(());
+        }
+        self.committing = true;
+        let batch = std::mem::take(&mut self.to_commit);
+        self.committer.try_send(batch).map_err(|_| Error::internal("the committer has ended"))
+    }
+
+    fn on_committed(&mut self, done: Vec<Committable>, failed: Option<Error>) -> Result<()> {
+        self.committing = false;
         let committables = done
             .iter()
             .map(|c| CommittableId {
@@ -515,12 +553,13 @@ impl JobActor {
             .collect();
         let failure = failed.as_ref().map(failure_to_proto);
         self.tell(Message::Confirmed(Confirmed { job: self.job(), committables, failure }));
+        self.commit_next()
     }
 
     // ---- compaction
 
     fn start_compactions(&mut self, version: &Arc<VersionView>) -> Result<()> {
-        let options = CompactionOptions::default();
+        let options = self.context.state.options().compaction.clone();
         for &id in self.tasks.keys() {
             let busy = self.compacting.iter().any(|c| c.subtask == id) || self.compacted.iter().any(|c| c.0 == id);
             let Some(ranges) = version.assignment.ranges.get(id.index as usize) else { continue };

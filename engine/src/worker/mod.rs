@@ -74,14 +74,15 @@ pub(crate) struct WorkerContext {
 }
 
 impl WorkerContext {
-    /// Sends to the coordinator of the present session. Without one, or when it does not take messages, the message is
-    /// dropped: the coordinator deploys anew in either case.
+    /// Sends to the coordinator of the present session. Without one the message is dropped: the coordinator deploys
+    /// anew. A session that does not take messages ends, so that it does so then, too.
     pub(crate) fn tell(&self, message: to_coordinator::Message) {
-        let session = self.session.lock().clone();
-        if let Some(tx) = session
+        let mut session = self.session.lock();
+        if let Some(tx) = &*session
             && tx.try_send(ToCoordinator { message: Some(message) }).is_err()
         {
-            tracing::debug!("a message for the coordinator was dropped: the session does not take it");
+            tracing::warn!("the coordinator does not take messages: the session ends");
+            *session = None;
         }
     }
 
@@ -187,6 +188,9 @@ impl Worker {
                 () = tick => {
                     beat_at = self.context.env.now() + self.options.heartbeat_interval;
                     self.heartbeat();
+                    if self.context.session.lock().is_none() {
+                        return Err(Error::unavailable("it takes no messages").code(2163));
+                    }
                     if self.context.env.now().since(heard) > silence {
                         return Err(Error::unavailable(format!("it was silent for {silence:?}")).code(2162));
                     }
@@ -250,7 +254,9 @@ impl Worker {
             Message::CommitNow(c) => self.commit_now(c),
             Message::StopJob(s) => {
                 let job = s.job.unwrap_or_default();
-                if self.jobs.get(&job.id).is_none_or(|j| j.job == job) {
+                // One for an older deployment must not touch what the newer one waits for.
+                let runs = self.jobs.get(&job.id).map(|j| &j.job);
+                if runs.is_none_or(|j| (j.generation, j.execution) <= (job.generation, job.execution)) {
                     self.stop(&job.id);
                 }
             }

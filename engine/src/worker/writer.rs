@@ -5,6 +5,7 @@
 //! is never encoded a second time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use millstream_common::{Env, Epoch, Error, Lane, Result};
 use millstream_state_store::section::{EncodedSection, SectionOptions};
@@ -25,12 +26,17 @@ pub(crate) enum WriteOrder {
 pub(crate) struct Written {
     /// Sections that are in the store now, in the order in which each subtask handed them over.
     pub(crate) runs: Vec<(SubtaskId, Arc<Run>)>,
-    /// The epoch, when the order was one; with the error when its sections are not in the store.
+    /// The epoch, when the order was one; with the error when its sections are not in the store yet.
     pub(crate) epoch: Option<(Epoch, Option<Error>)>,
+    /// A section could not be encoded: what it holds is lost to this deployment.
+    pub(crate) lost: Option<Error>,
     /// Bytes and requests that it took.
     pub(crate) bytes: u64,
     pub(crate) puts: u32,
 }
+
+/// From one try to write what is left to the next; each has itself tried for long.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Works off orders until either end closes.
 pub(crate) async fn run(
@@ -42,27 +48,40 @@ pub(crate) async fn run(
     done: mpsc::Sender<Written>,
 ) {
     let mut left: Vec<(SubtaskId, EncodedSection)> = Vec::new();
-    while let Some(order) = orders.recv().await {
-        let (sections, epoch) = match order {
-            WriteOrder::Early(id, section) => (vec![(id, section)], None),
-            WriteOrder::Epoch(epoch, sections) => (sections, Some(epoch)),
+    loop {
+        // A subtask that waits for room closes no epoch, so what is left must not wait for an order.
+        let again = !left.is_empty();
+        let order = millstream_common::select! {
+            order = orders.recv() => match order {
+                Some(order) => Some(order),
+                None => return,
+            },
+            () = env.sleep(RETRY_PAUSE), if again => None,
         };
-        let mut failed = None;
+        let (sections, epoch) = match order {
+            Some(WriteOrder::Early(id, section)) => (vec![(id, section)], None),
+            Some(WriteOrder::Epoch(epoch, sections)) => (sections, Some(epoch)),
+            None => (Vec::new(), None),
+        };
+        let mut written = Written { runs: Vec::new(), epoch: None, lost: None, bytes: 0, puts: 0 };
         for (id, section) in sections {
             match encode(&env, section, &options).await {
                 Ok(encoded) => left.push((id, encoded)),
-                Err(e) => failed = Some(e),
+                Err(e) => written.lost = Some(e),
             }
         }
-        let mut written = Written { runs: Vec::new(), epoch: None, bytes: 0, puts: 0 };
-        if failed.is_none() && !left.is_empty() {
+        let mut failed = None;
+        if written.lost.is_none() && !left.is_empty() {
             match store.write_bundle(name, left.iter().map(|(_, s)| s.clone()).collect()).await {
                 Ok(runs) => {
                     written.bytes = runs.first().map_or(0, |r| r.object_bytes);
                     written.puts = 1;
                     written.runs = left.drain(..).map(|(id, _)| id).zip(runs.into_iter().map(Arc::new)).collect();
                 }
-                Err(e) => failed = Some(e),
+                Err(e) => {
+                    tracing::warn!("{} sections of state could not be written and will be again: {e}", left.len());
+                    failed = Some(e);
+                }
             }
         }
         written.epoch = epoch.map(|e| (e, failed));

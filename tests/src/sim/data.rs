@@ -37,6 +37,8 @@ pub struct Dataset {
     pub delay_ms: i64,
     /// A split without rows for so long is idle, ms of virtual time; set when one has nothing to say for long.
     pub idle_ms: Option<u64>,
+    /// Watermarks wait for less than rows are out of order: some come late.
+    pub late: bool,
 }
 
 /// Where event times begin.
@@ -44,9 +46,9 @@ const START: i64 = 1_000_000;
 
 impl Dataset {
     /// The input of `seed`, which comes over `paced_ms` of virtual time (0: all is there at once). `may_idle`: one split
-    /// may have nothing to say for long.
+    /// may have nothing to say for long. `late`: rows may come late.
     #[must_use]
-    pub fn generate(seed: u64, paced_ms: u64, may_idle: bool) -> Self {
+    pub fn generate(seed: u64, paced_ms: u64, may_idle: bool, late: bool) -> Self {
         let mut dice = Dice::new(seed, "data");
         let delay_ms = dice.signed(0..400);
         let splits = dice.within(1..7) as usize;
@@ -80,7 +82,7 @@ impl Dataset {
             });
             out.push(events.collect());
         }
-        Self { splits: out, delay_ms, idle_ms: late_split.then_some(2_500) }
+        Self { splits: out, delay_ms, idle_ms: late_split.then_some(2_500), late }
     }
 
     /// All rows, split by split.

@@ -26,6 +26,9 @@ pub const TUMBLING_MS: i64 = 1_000;
 /// Gap of sessions, ms.
 pub const GAP_MS: i64 = 600;
 
+/// The job whose rows may come late.
+pub const LATE: &str = "late";
+
 /// All jobs, by name, with their sinks.
 pub const JOBS: &[(&str, &[&str])] = &[
     ("running", &["running"]),
@@ -35,6 +38,7 @@ pub const JOBS: &[(&str, &[&str])] = &[
     ("busiest", &["busiest"]),
     ("reminders", &["reminders"]),
     ("mixed", &["running", "busiest", "reminders"]),
+    (LATE, &["counted"]),
 ];
 
 /// What makes the jobs of a run.
@@ -75,6 +79,11 @@ impl JobParts {
             "join" => self.join(&events),
             "busiest" => self.busiest(&events),
             "reminders" => self.reminders(&events),
+            LATE => {
+                let tumbling = Tumbling::of(ms(TUMBLING_MS)).on("time").start_as("start");
+                let counts = events.key_by(["key"]).window(tumbling).aggregate("counted", [count()]);
+                self.sink(&counts, "counted");
+            }
             "mixed" => {
                 self.running(&events);
                 self.busiest(&events);

@@ -7,7 +7,7 @@ use millstream_engine::worker::stores::TaskMemory;
 use millstream_objects::{Faults, StoreOptions};
 
 use super::dice::Dice;
-use super::jobs::JOBS;
+use super::jobs::{JOBS, LATE};
 use super::net::Delays;
 
 /// Everything about a run that is drawn.
@@ -148,7 +148,7 @@ impl Plan {
             requests: Vec::new(),
             faults: Vec::new(),
             healed: Duration::ZERO,
-            late_split: !matches!(job, "busiest" | "mixed"),
+            late_split: !matches!(job, "busiest" | "mixed" | LATE),
             paced_ms: *dice.pick(&[0, 4_000, 8_000, 15_000, 25_000]),
         };
         plan.healed = dice.millis(plan.paced_ms / 2 + 1_000..plan.paced_ms + 5_000);

@@ -14,6 +14,7 @@ pub fn rows(data: &Dataset, sink: &str) -> Vec<Row> {
         "running" => running(data),
         "sliding" => sliding(data).map(|(end, key, e)| row(&[key, e.len() as i64, total(&e), end])).collect(),
         "tumbling" => tumbling(data),
+        "counted" => counted(data).into_iter().map(|((start, key), n)| row(&[key, n, start])).collect(),
         "sessions" => sessions(data),
         "join" => join(data),
         "busiest" => busiest(data),
@@ -81,6 +82,15 @@ fn tumbling(data: &Dataset) -> Vec<Row> {
         row(&[key, least, greatest, start])
     };
     windows.into_iter().map(of_window).collect()
+}
+
+/// Rows by window and key, the late ones too.
+fn counted(data: &Dataset) -> BTreeMap<(i64, i64), i64> {
+    let mut windows = BTreeMap::new();
+    for e in data.events() {
+        *windows.entry((e.time.div_euclid(TUMBLING_MS) * TUMBLING_MS, e.key)).or_default() += 1;
+    }
+    windows
 }
 
 fn sessions(data: &Dataset) -> Vec<Row> {

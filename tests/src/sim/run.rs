@@ -19,7 +19,7 @@ use super::check;
 use super::cluster::{Cluster, Shared};
 use super::data::Dataset;
 use super::dice::Dice;
-use super::jobs::JobParts;
+use super::jobs::{JobParts, LATE};
 use super::plan::{COORDINATORS, Fault, Plan, Request};
 use super::sink::Outside;
 use super::source::SimSource;
@@ -73,7 +73,7 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     let env = Env::new(Arc::new(CurrentRuntime), seed, 0);
     let trace = Trace::new(env.clone(), print);
     let plan = Plan::draw(seed);
-    let data = Arc::new(Dataset::generate(seed, plan.paced_ms, plan.late_split));
+    let data = Arc::new(Dataset::generate(seed, plan.paced_ms, plan.late_split, plan.job == LATE));
     if print {
         println!("{plan:#?}\n{} splits, {} rows", data.splits.len(), data.events().count());
     }

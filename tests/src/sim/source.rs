@@ -40,7 +40,8 @@ impl SimSource {
             Ok(times.as_primitive::<TimestampMillisecondType>().values().iter().max().copied())
         };
         // A row may be as old as the watermark that its own batch makes: 1 ms more keeps it from being late.
-        WatermarkStrategy::bounded_out_of_orderness(Arc::new(latest), self.data.delay_ms + 1)
+        let delay_ms = if self.data.late { self.data.delay_ms / 8 } else { self.data.delay_ms + 1 };
+        WatermarkStrategy::bounded_out_of_orderness(Arc::new(latest), delay_ms)
             .with_idle_timeout(self.data.idle_ms.map(Duration::from_millis))
     }
 }
