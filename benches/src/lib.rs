@@ -1,1 +1,83 @@
-//! Millstream: benches.
+//! Measures the `millstream` binary from outside and prints tables in Markdown.
+//!
+//! Everything here drives fresh processes through the command line, in fresh folders, and reads what a user can read:
+//! `--summary`, `status --json`, `versions --json`, `/metrics`. No code of the engine runs in this process.
+//!
+//! - [`throughput`]: Nexmark queries, in units of the [`yardstick`], beside the figures of [`peers`].
+//! - [`rescale`], [`restore`]: how long a job stands still, over the size of its state.
+//! - [`checkpoint`]: writes per checkpoint as the S3 server counts them.
+//!
+//! Below them: [`binary`] (processes), [`cluster`] (a coordinator and workers), [`filled`] (a job with much state),
+//! [`place`] (folders and prefixes that go away again), [`counters`] (Prometheus text), [`table`] and [`stats`].
+//! [`outside`] is the one module that asks the machine for time and variables.
+
+pub mod args;
+pub mod binary;
+pub mod checkpoint;
+pub mod cluster;
+pub mod counters;
+pub mod filled;
+pub mod outside;
+pub mod peers;
+pub mod place;
+pub mod rescale;
+pub mod restore;
+pub mod stats;
+pub mod table;
+pub mod throughput;
+pub mod yardstick;
+
+use millstream_common::Result;
+
+use crate::args::{Cli, Command, Common};
+use crate::binary::Binary;
+use crate::place::Places;
+
+/// A machine with a higher load average is no place to measure: the yardstick would lose more than two threads do.
+const BUSY: f64 = 0.7;
+
+/// What every bench needs.
+#[derive(Debug)]
+pub struct Bench {
+    /// The binary that is measured.
+    pub binary: Binary,
+    /// Where its state and files go.
+    pub places: Places,
+}
+
+impl Bench {
+    fn new(common: &Common) -> Result<Self> {
+        let binary = Binary::find(common.bin.as_deref())?;
+        Ok(Self { binary, places: Places::new(common)? })
+    }
+}
+
+/// Runs the command; without one all benches, one after the other. Tables go to stdout, progress to stderr.
+pub fn run(cli: &Cli) -> Result<()> {
+    let bench = Bench::new(&cli.common)?;
+    if let Some(load) = outside::load_average().filter(|l| *l > BUSY) {
+        note(&format!("other processes load this machine (load average {load:.1}): the figures will be off"));
+    }
+    match &cli.command {
+        Some(Command::Throughput(args)) => throughput::run(&bench, args),
+        Some(Command::Rescale(args)) => rescale::run(&bench, args),
+        Some(Command::Restore(args)) => restore::run(&bench, args),
+        Some(Command::Checkpoint(args)) => checkpoint::run(&bench, args),
+        None => all(&bench),
+    }
+}
+
+fn all(bench: &Bench) -> Result<()> {
+    throughput::run(bench, &args::default_of())?;
+    rescale::run(bench, &args::default_of())?;
+    restore::run(bench, &args::default_of())?;
+    if bench.places.has_s3() {
+        checkpoint::run(bench, &args::default_of())?;
+    }
+    Ok(())
+}
+
+/// Tells the person at the terminal how far it is.
+pub fn note(text: &str) {
+    eprintln!("bench: {text}");
+}

@@ -1,6 +1,7 @@
 //! Single flight: a block is fetched by one caller at a time; the others wait for what it brings.
 //!
-//! A caller finishes (or drops) every [`Lead`] it holds before it awaits a [`Wait`]: so nobody can wait in a circle.
+//! A caller that awaits a [`Wait`] goes on with its own fetches meanwhile, or has finished (or dropped) every [`Lead`] it
+//! holds: so nobody can wait in a circle.
 
 use std::sync::Arc;
 

@@ -36,26 +36,44 @@ impl Store {
     /// Opens the place that `url` names. Nothing is sent yet, but a folder is created. Each `memory://` is a new,
     /// empty store: who shares it clones the handle.
     pub fn open(url: &str, options: &StoreOptions, variables: &StoreEnvironment, env: &Env) -> Result<Store> {
-        options.validate()?;
-        let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
-        let (store, scheme, root, prefix): (Arc<dyn ObjectStore>, _, _, _) = match parsed.scheme() {
-            "memory" => (Arc::new(InMemory::new()), Scheme::Memory, "memory://".to_owned(), prefix_of(&parsed, url)?),
-            "file" => {
-                let folder = folder_of(&parsed, url)?;
-                (Arc::new(local(&folder)?), Scheme::File, format!("file://{}", folder.display()), String::new())
-            }
-            "s3" | "s3a" | "gs" | "az" => {
-                let prefix = prefix_of(&parsed, url)?;
-                let bucket = bucket_of(&parsed, url)?;
-                let root = format!("{}://{bucket}", parsed.scheme());
-                let (store, scheme) =
-                    remote(parsed.scheme(), bucket, options, variables).map_err(|e| client_refused(&root, &e))?;
-                (store, scheme, root, prefix)
-            }
-            other => return Err(bad_url(url, &format!("'{other}' is no kind of store"))),
-        };
-        Ok(Store::new(Backend::new(store, root, scheme, options.clone(), env.clone()), &prefix))
+        open(url, options, variables, env, create)
     }
+
+    /// As [`Store::open`], for those who only look: no folder is created. One that is absent is an empty place.
+    pub fn open_to_read(url: &str, options: &StoreOptions, variables: &StoreEnvironment, env: &Env) -> Result<Store> {
+        open(url, options, variables, env, find)
+    }
+}
+
+fn open(
+    url: &str,
+    options: &StoreOptions,
+    variables: &StoreEnvironment,
+    env: &Env,
+    local: fn(&FilePath) -> Result<(Folder, PathBuf, String)>,
+) -> Result<Store> {
+    options.validate()?;
+    let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
+    if parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(bad_url(url, "what follows a '?' or '#' has no meaning; in a name they are written %3F and %23"));
+    }
+    let (store, scheme, root, prefix): (Arc<dyn ObjectStore>, _, _, _) = match parsed.scheme() {
+        "memory" => (Arc::new(InMemory::new()), Scheme::Memory, "memory://".to_owned(), prefix_of(&parsed, url)?),
+        "file" => {
+            let (store, root, prefix) = local(&folder_of(&parsed, url)?)?;
+            (Arc::new(store), Scheme::File, format!("file://{}", root.display()), prefix)
+        }
+        "s3" | "s3a" | "gs" | "az" => {
+            let prefix = prefix_of(&parsed, url)?;
+            let bucket = bucket_of(&parsed, url)?;
+            let root = format!("{}://{bucket}", parsed.scheme());
+            let (store, scheme) =
+                remote(parsed.scheme(), bucket, options, variables).map_err(|e| client_refused(&root, &e))?;
+            (store, scheme, root, prefix)
+        }
+        other => return Err(bad_url(url, &format!("'{other}' is no kind of store"))),
+    };
+    Ok(Store::new(Backend::new(store, root, scheme, options.clone(), env.clone()), &prefix))
 }
 
 fn bad_url(url: &str, why: &str) -> Error {
@@ -83,24 +101,45 @@ fn prefix_of(parsed: &Url, url: &str) -> Result<String> {
 }
 
 fn folder_of(parsed: &Url, url: &str) -> Result<PathBuf> {
-    // `file://relative/x` reads as a folder /x on the machine `relative`.
-    if parsed.host_str().is_some_and(|h| !h.is_empty()) {
+    // `file://relative/x` reads as a folder /x on the machine `relative`, `file:relative/x` as /relative/x.
+    let below_root = url.trim().split_once(':').is_some_and(|(_, path)| path.starts_with('/'));
+    if !below_root || parsed.host_str().is_some_and(|h| !h.is_empty()) {
         return Err(bad_url(url, "the path must be absolute, with three slashes: file:///folder"));
     }
-    parsed.to_file_path().map_err(|()| bad_url(url, "it holds no path of this machine"))
+    let folder = parsed.to_file_path().map_err(|()| bad_url(url, "it holds no path of this machine"))?;
+    if folder.parent().is_none() {
+        return Err(bad_url(url, "the folder is missing"));
+    }
+    Ok(folder)
 }
 
-/// The folder as a store whose writes are on the disk when they are confirmed.
+fn refused(folder: &FilePath, e: &dyn std::fmt::Display) -> Error {
+    Error::config(format!("the folder cannot be used ({e})"))
+        .code(1101)
+        .at(folder.display().to_string())
+        .next("choose a folder that can be created and written")
+}
+
+/// The folder, created when it is absent, as a store whose writes are on the disk when they are confirmed; its path, and
+/// an empty prefix in it.
+fn create(folder: &FilePath) -> Result<(Folder, PathBuf, String)> {
+    create_folder(folder).map_err(|e| refused(folder, &e))?;
+    Ok((local(folder)?, folder.to_owned(), String::new()))
+}
+
+/// The folder, or the nearest one above it that is there with the rest of the path as a prefix in it.
+fn find(folder: &FilePath) -> Result<(Folder, PathBuf, String)> {
+    let there = folder.ancestors().find(|f| f.exists()).unwrap_or(folder);
+    if !there.is_dir() {
+        return Err(refused(folder, &std::io::Error::from(std::io::ErrorKind::NotADirectory)));
+    }
+    let rest = folder.strip_prefix(there).unwrap_or(FilePath::new(""));
+    Ok((local(there)?, there.to_owned(), rest.to_string_lossy().into_owned()))
+}
+
 fn local(folder: &FilePath) -> Result<Folder> {
-    let refused = |e: &dyn std::fmt::Display| {
-        Error::config(format!("the folder cannot be used ({e})"))
-            .code(1101)
-            .at(folder.display().to_string())
-            .next("choose a folder that can be created and written")
-    };
-    create_folder(folder).map_err(|e| refused(&e))?;
-    let root = folder.canonicalize().map_err(|e| refused(&e))?;
-    let inner = LocalFileSystem::new_with_prefix(&root).map_err(|e| refused(&e))?.with_fsync(true);
+    let root = folder.canonicalize().map_err(|e| refused(folder, &e))?;
+    let inner = LocalFileSystem::new_with_prefix(&root).map_err(|e| refused(folder, &e))?.with_fsync(true);
     Ok(Folder::new(inner, root))
 }
 

@@ -258,7 +258,14 @@ async fn urls_that_name_no_store_are_refused_with_the_reason() {
         e.to_string()
     };
     assert!(refused("ftp://x/y").contains("'ftp'"));
-    assert!(refused("file://relative/x").contains("file:///"));
+    for relative in ["file://relative/x", "file:relative/x", "file:x", " FILE:x"] {
+        assert!(refused(relative).contains("file:///folder"), "{relative}");
+    }
+    for nowhere in ["file://", "file:///", "file:/"] {
+        assert!(refused(nowhere).contains("the folder is missing"), "{nowhere}");
+    }
+    assert!(refused("s3://bucket/x?region=eu").contains("%3F"));
+    assert!(refused("file:///tmp/x#1").contains("%23"));
     assert!(refused("s3:///prefix").contains("bucket"));
     assert!(refused("/tmp/x").contains("s3://bucket/prefix"));
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -268,6 +275,27 @@ async fn urls_that_name_no_store_are_refused_with_the_reason() {
         assert_eq!((e.kind(), e.number()), (ErrorKind::Config, 1101), "{e}");
         assert!(e.to_string().contains(&folder), "{e}");
     }
+}
+
+#[tokio::test]
+async fn who_only_looks_creates_nothing() {
+    let env = Env::test(1);
+    let folder = tempfile::tempdir().unwrap();
+    let open = |path: &str| {
+        let url = format!("file://{}/{path}", folder.path().display());
+        Store::open_to_read(&url, &StoreOptions::default(), &StoreEnvironment::new(), &env)
+    };
+    let absent = open("no/such place").unwrap();
+    assert_eq!(absent.url(), format!("file://{}/no/such place", folder.path().display()));
+    assert!(absent.list("", P).await.unwrap().is_empty() && absent.get("a/b", P).await.unwrap().is_none());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    std::fs::create_dir_all(folder.path().join("there/a")).unwrap();
+    std::fs::write(folder.path().join("there/a/b"), "1").unwrap();
+    let there = open("there").unwrap();
+    assert_eq!(there.get("a/b", P).await.unwrap().as_deref(), Some(b"1".as_slice()));
+    assert_eq!(there.list("", P).await.unwrap()[0].path, "a/b");
+    let e = open("there/a/b/c").unwrap_err();
+    assert!(e.number() == 1101 && e.place().ends_with("there/a/b/c"), "{e}");
 }
 
 #[tokio::test]

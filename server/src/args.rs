@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::address;
+
 /// A stream processor whose keyed state lives in object storage.
 #[derive(Debug, Parser)]
 #[command(name = "millstream", version, disable_help_subcommand = true, max_term_width = 110)]
@@ -140,7 +142,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub summary: Option<PathBuf>,
     /// Serve /metrics here, as 127.0.0.1:9100 [default: not at all].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::host_and_port)]
     pub metrics_listen: Option<String>,
     /// Allow an address that is not loopback, without TLS and authentication.
     #[arg(long)]
@@ -162,7 +164,7 @@ pub struct SubmitArgs {
 #[derive(Debug, Default, Args)]
 pub struct ClusterArg {
     /// Address of the coordinator, several with commas [default: MILLSTREAM_COORDINATOR or 127.0.0.1:6123].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::coordinators)]
     pub coordinator: Option<String>,
 }
 
@@ -170,10 +172,10 @@ pub struct ClusterArg {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The address that others are told to use [default: the one it listens at].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::host_perhaps_port)]
     pub advertise: Option<String>,
     /// Serve /metrics here; none: not at all.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = address::host_and_port_or_none)]
     pub metrics_listen: String,
     /// Allow addresses that are not loopback, without TLS and authentication.
     #[arg(long)]
@@ -190,7 +192,7 @@ pub struct CoordinatorArgs {
     #[arg(long, value_name = "URL")]
     pub state: String,
     /// Where workers and clients reach it.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6123")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:6123", value_parser = address::host_and_port)]
     pub listen: String,
     /// How it serves.
     #[command(flatten)]
@@ -207,7 +209,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub slots: Option<u32>,
     /// Where other workers reach it.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = address::host_and_port)]
     pub listen: String,
     /// Caches and memory.
     #[command(flatten)]

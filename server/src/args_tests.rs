@@ -77,4 +77,13 @@ fn wrong_usage_is_refused_in_words_that_help() {
     assert!(refused("millstream run j -D nothing").contains("KEY=VALUE"));
     assert!(refused("millstream worker --slots 0").contains("slots"));
     assert!(refused("millstream list --state file:///x --coordinator a:1").contains("cannot be used"));
+    for command in ["worker", "list", "status j1", "submit j"] {
+        assert!(refused(&format!("millstream {command} --coordinator foo")).contains("HOST:PORT"), "{command}");
+        assert!(refused(&format!("millstream {command} --coordinator 127.0.0.1:99999")).contains("99999"), "{command}");
+    }
+    assert!(refused("millstream worker --listen foo").contains("'foo' has no port"));
+    assert!(refused("millstream coordinator --state file:///x --listen 1.2.3.4:x").contains("no port"));
+    assert!(refused("millstream worker --metrics-listen here").contains("HOST:PORT"));
+    assert!(refused("millstream worker --advertise a/b").contains("HOST:PORT"));
+    assert!(refused("millstream run j --metrics-listen none").contains("HOST:PORT"));
 }

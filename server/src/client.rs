@@ -10,6 +10,9 @@ use millstream_proto::control::client_request::Request;
 use millstream_proto::control::{ClientReply, ClientRequest, Failure, Info, LeaderInfo, List, Status, Submit};
 use serde_json::Value;
 
+/// The address of a coordinator in this process: no place that would tell a user anything.
+pub const IN_PROCESS: &str = "in-process";
+
 /// Requests that only look are answered at once, or not at all.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,7 +41,7 @@ impl Client {
                 Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Fenced) => {
                     last = with_place(e, address)
                 }
-                answer => return answer,
+                answer => return answer.map_err(|e| at_address(e, address)),
             }
         }
         Err(last)
@@ -122,8 +125,16 @@ pub fn error_of(failure: &Failure) -> Error {
     Error::new(ErrorKind::from_number(failure.kind), code, &failure.what).at(&failure.place).next(&failure.next)
 }
 
+/// Errors that say nothing of where they came up did so at the coordinator.
+fn at_address(error: Error, address: &str) -> Error {
+    if error.place().is_empty() && address != IN_PROCESS { error.at(address) } else { error }
+}
+
 fn with_place(error: Error, address: &str) -> Error {
-    let error = if error.place().is_empty() { error.at(address) } else { error };
+    if address == IN_PROCESS {
+        return error;
+    }
+    let error = at_address(error, address);
     if error.advice().is_empty() { error.next("is a coordinator running there? see --coordinator") } else { error }
 }
 
@@ -188,7 +199,8 @@ mod tests {
         let answers = vec![failure(2, 1002, "bad"), Reply::JobId("j1".into()), Reply::JobId("j1".into())];
         coordinator(&net, "a", answers, &env);
         let client = client(&net, &["a"], &env);
-        assert_eq!(client.submit(Submit::default()).await.unwrap_err().number(), 1002);
+        let refused = client.submit(Submit::default()).await.unwrap_err();
+        assert_eq!((refused.number(), refused.place()), (1002, "a"));
         assert_eq!(client.submit(Submit::default()).await.unwrap(), "j1");
         assert_eq!(client.status("j1").await.unwrap_err().number(), 9302);
     }

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 
 use millstream_common::{Error, Result};
 
+use crate::address;
+use crate::failure::COMMAND_USAGE;
+
+/// The variable that names the coordinator.
+const COORDINATOR: &str = "MILLSTREAM_COORDINATOR";
+
 /// What the process was started with.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -43,11 +49,15 @@ impl Environment {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// Addresses of the coordinator: the option, else `MILLSTREAM_COORDINATOR`, else the default.
-    #[must_use]
-    pub fn coordinators(&self, option: Option<&str>) -> Vec<String> {
-        let text = option.or_else(|| self.get("MILLSTREAM_COORDINATOR")).unwrap_or("127.0.0.1:6123");
-        text.split(',').map(|a| a.trim().trim_start_matches("http://").to_owned()).filter(|a| !a.is_empty()).collect()
+    /// Addresses of the coordinator: the option, else `MILLSTREAM_COORDINATOR`, else the default. The parser of the
+    /// command line has seen to the form of the option, nobody to that of the variable.
+    pub fn coordinators(&self, option: Option<&str>) -> Result<Vec<String>> {
+        let text = option.or_else(|| self.get(COORDINATOR)).unwrap_or("127.0.0.1:6123");
+        address::coordinators(text).map_err(|why| {
+            let error = Error::config(format!("an address of a coordinator is malformed: {why}")).code(COMMAND_USAGE);
+            if option.is_none() { error.at(format!("the variable {COORDINATOR}")) } else { error }
+        })?;
+        Ok(address::list(text))
     }
 }
 
@@ -96,9 +106,11 @@ mod tests {
     #[test]
     fn the_option_wins_over_the_variable() {
         let e = environment(&[("MILLSTREAM_COORDINATOR", "a:1, b:2")]);
-        assert_eq!(e.coordinators(None), ["a:1", "b:2"]);
-        assert_eq!(e.coordinators(Some("http://c:3")), ["c:3"]);
-        assert_eq!(Environment::default().coordinators(None), ["127.0.0.1:6123"]);
+        assert_eq!(e.coordinators(None).unwrap(), ["a:1", "b:2"]);
+        assert_eq!(e.coordinators(Some("http://c:3")).unwrap(), ["c:3"]);
+        assert_eq!(Environment::default().coordinators(None).unwrap(), ["127.0.0.1:6123"]);
+        let e = environment(&[("MILLSTREAM_COORDINATOR", "foo")]).coordinators(None).unwrap_err();
+        assert!(e.number() == COMMAND_USAGE && e.place().contains("MILLSTREAM_COORDINATOR"), "{e}");
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! How commands fail: one line on stderr, and an exit code.
 
 use millstream_common::{Error, ErrorKind};
+use millstream_jobs::args::refusal;
+
+use crate::config_file::BAD_FILE;
+use crate::options::NOT_OF_PROCESSES;
 
 /// A job's arguments are malformed.
 pub const JOB_USAGE: u16 = 1002;
@@ -15,8 +19,8 @@ pub const FAILED: u8 = 1;
 pub const WRONG_USAGE: u8 = 2;
 
 /// Numbers that stand for wrong usage: a malformed size or duration, arguments of a job, the command line, an unknown
-/// setting, a malformed value of one.
-const USAGE: [u16; 5] = [1001, JOB_USAGE, COMMAND_USAGE, 1400, 1401];
+/// setting, a malformed value of one, a configuration file that is none, a setting of jobs given to a process.
+const USAGE: [u16; 7] = [1001, JOB_USAGE, COMMAND_USAGE, 1400, 1401, BAD_FILE, NOT_OF_PROCESSES];
 
 /// The exit code for an error.
 #[must_use]
@@ -40,19 +44,13 @@ pub fn one_line(text: &str) -> String {
 /// What the command line parser said, as an error of ours: its message, its tip, and where to find help.
 #[must_use]
 pub fn of_parser(error: &clap::Error) -> Error {
-    let text = error.to_string();
-    let mut what = Vec::new();
-    let mut tips = Vec::new();
-    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
-        if let Some(tip) = line.strip_prefix("tip: ") {
-            tips.push(tip.to_owned());
-        } else if line.starts_with("Usage:") || line.starts_with("For more information") {
+    let (what, mut tips) = refusal(error);
+    for line in error.to_string().lines().map(str::trim) {
+        if line.starts_with("Usage:") || line.starts_with("For more information") {
             tips.push(line.trim_start_matches("For more information, ").trim_end_matches('.').to_owned());
-        } else {
-            what.push(line.trim_start_matches("error: ").to_owned());
         }
     }
-    Error::config(what.join(" ")).code(COMMAND_USAGE).next(tips.join("; "))
+    Error::config(what).code(COMMAND_USAGE).next(tips.join("; "))
 }
 
 #[cfg(test)]
@@ -81,7 +79,7 @@ mod tests {
 
     #[test]
     fn wrong_usage_has_its_own_exit_code() {
-        for number in [1001, 1002, 1003, 1400, 1401] {
+        for number in [1001, 1002, 1003, 1400, 1401, 1403, 1405] {
             assert_eq!(exit_code(&Error::config("x").code(number)), WRONG_USAGE);
         }
         assert_eq!(exit_code(&Error::config("x").code(1410)), FAILED);

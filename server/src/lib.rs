@@ -19,7 +19,9 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use millstream_common::Error;
 use millstream_engine::dataflow::JobRegistry;
+use millstream_jobs::args::HELP_ASKED;
 
+pub mod address;
 pub mod args;
 pub mod client;
 mod commands;
@@ -46,17 +48,28 @@ pub fn main(registry: JobRegistry) -> ExitCode {
     logs::report_panics();
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            // Nobody is told when stdout is gone.
-            let _ = e.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(e) => return ended(&failure::of_parser(&e)),
+        Err(e) => return not_parsed(&e),
     };
     match commands::carry_out(cli, Arc::new(registry), environment::Environment::read()) {
         Ok(()) => ExitCode::from(failure::DONE),
+        Err(e) if e.number() == HELP_ASKED => match out::print(e.what().trim_end()) {
+            Ok(()) => ExitCode::from(failure::DONE),
+            Err(e) => ended(&e),
+        },
         Err(e) => ended(&e),
     }
+}
+
+/// Prints the help or version that was asked for, or help where no command was given; else says what is wrong.
+fn not_parsed(e: &clap::Error) -> ExitCode {
+    let code = match e.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => failure::DONE,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => failure::WRONG_USAGE,
+        _ => return ended(&failure::of_parser(e)),
+    };
+    // Nobody is told when stdout is gone.
+    let _ = e.print();
+    ExitCode::from(code)
 }
 
 fn ended(error: &Error) -> ExitCode {

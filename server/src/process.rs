@@ -32,19 +32,23 @@ impl Process {
         self.runtimes.block_on(future)
     }
 
-    /// Opens the place of state at `url`.
+    /// Opens the place of state at `url`; a folder that is absent is created.
     pub fn open_store(&self, url: &str, settings: &Settings) -> Result<Store> {
-        open_store(url, settings, &self.environment, &self.env)
+        Store::open(url, &options_told(settings), self.environment.variables(), &self.env)
+    }
+
+    /// Opens the place of state at `url` for a command that only looks: nothing is created.
+    pub fn open_store_to_read(&self, url: &str, settings: &Settings) -> Result<Store> {
+        Store::open_to_read(url, &options_told(settings), self.environment.variables(), &self.env)
     }
 }
 
-/// Opens the place of state at `url`.
-pub fn open_store(url: &str, settings: &Settings, environment: &Environment, env: &Env) -> Result<Store> {
+fn options_told(settings: &Settings) -> StoreOptions {
     let options = store_options(settings);
     if !options.inject_latency.is_zero() {
         tracing::warn!("object-store.inject-latency is on: every request takes {:?} longer", options.inject_latency);
     }
-    Store::open(url, &options, environment.variables(), env)
+    options
 }
 
 /// The settings `object-store.*` as the store takes them.

@@ -81,8 +81,8 @@ impl Stores for ProcessStores {
         // A compaction holds its output as entries and as the object that is made from them; two may run.
         let output = self.plan.compaction_bytes / 4;
         StateStoreOptions {
-            bytes_in_flight: within(options.bytes_in_flight, self.plan.reads_bytes / 2, LEAST_BYTES),
-            request_bytes: within(options.request_bytes, self.plan.reads_bytes / 8, LEAST_BYTES),
+            bytes_in_flight: within(options.bytes_in_flight, self.plan.reads_bytes / 3, LEAST_BYTES),
+            request_bytes: within(options.request_bytes, self.plan.reads_bytes / 12, LEAST_BYTES),
             compaction: CompactionOptions {
                 output_bytes: within(options.compaction.output_bytes, output, LEAST_BYTES),
                 ..options.compaction
@@ -93,7 +93,12 @@ impl Stores for ProcessStores {
 
     fn task_memory(&self, _: &Settings, subtasks: usize) -> TaskMemory {
         let share = |bytes: u64| bytes / subtasks.max(1) as u64;
-        TaskMemory { rows_bytes: share(self.plan.rows_bytes), write_buffer_bytes: share(self.plan.write_buffer_bytes) }
+        TaskMemory {
+            rows_bytes: share(self.plan.rows_bytes),
+            write_buffer_bytes: share(self.plan.write_buffer_bytes),
+            // The rest is for the GETs that bring them.
+            reads_bytes: share(self.plan.reads_bytes / 3 * 2),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use millstream_cache::{BlockKey, Flight};
+use millstream_cache::{BlockKey, Flight, Lead, Wait};
 use millstream_common::{Error, Result};
 use millstream_objects::Purpose;
 
@@ -150,31 +150,25 @@ impl StateStore {
                     }
                 }
             }
-            self.lead_gets(runs, metas, wishes, leads, (purpose, keep), report, &mut take).await?;
-            // Only now, with nothing of ours in flight any more: nobody waits in a circle.
-            for (i, wait) in waits {
-                match wait.result().await {
-                    Some(body) => {
-                        report.shared += 1;
-                        take(i, body)?;
-                    }
-                    None => left.push(i),
-                }
-            }
+            self.lead_gets(runs, metas, wishes, (leads, waits), (purpose, keep), report, &mut left, &mut take).await?;
         }
         report.waited += self.0.env.now().since(started);
         Ok(())
     }
 
+    /// Our own GETs, and beside them what others fetch for us. Each block is taken when it comes: one that were kept until
+    /// all are there would be memory that no budget knows of. Nobody waits in a circle, since our GETs go on while we
+    /// wait. `again`: what others gave up.
     #[allow(clippy::too_many_arguments)] // one call, of `blocks`
     async fn lead_gets(
         &self,
         runs: &[&Arc<Run>],
         metas: &[Arc<SectionMeta>],
         wishes: &[BlockWish],
-        leads: Vec<(usize, millstream_cache::Lead)>,
+        (leads, waits): (Vec<(usize, Lead)>, Vec<(usize, Wait)>),
         (purpose, keep): (Purpose, bool),
         report: &mut ReadReport,
+        again: &mut Vec<usize>,
         take: &mut impl FnMut(usize, Bytes) -> Result<()>,
     ) -> Result<()> {
         let wanted: Vec<Wanted> = leads
@@ -187,7 +181,22 @@ impl StateStore {
             (get, bytes)
         };
         let mut gets: FuturesUnordered<_> = plan(&wanted, self.plan_limits()).into_iter().map(get).collect();
-        while let Some((get, bytes)) = gets.next().await {
+        let mut waits: FuturesUnordered<_> =
+            waits.into_iter().map(|(i, wait)| async move { (i, wait.result().await) }).collect();
+        while !(gets.is_empty() && waits.is_empty()) {
+            let (get, bytes) = millstream_common::select! {
+                Some((i, body)) = waits.next(), if !waits.is_empty() => {
+                    match body {
+                        Some(body) => {
+                            report.shared += 1;
+                            take(i, body)?;
+                        }
+                        None => again.push(i),
+                    }
+                    continue;
+                }
+                Some(got) = gets.next(), if !gets.is_empty() => got,
+            };
             let bytes = bytes?;
             report.gets += 1;
             report.bytes += bytes.len() as u64;

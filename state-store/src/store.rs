@@ -48,7 +48,7 @@ impl Default for StateStoreOptions {
     fn default() -> Self {
         Self {
             section: SectionOptions::default(),
-            gap_bytes: 64 << 10,
+            gap_bytes: 128 << 10,
             request_bytes: 8 << 20,
             gets_in_flight: 64,
             bytes_in_flight: 64 << 20,

@@ -191,6 +191,11 @@ fn quoted(text: &str) -> String {
 
 /// What is wrong with a line that did not parse: the column, when it is JSON at all. Slow, and run once.
 fn explain(line: &[u8], error: &serde_json::Error) -> Error {
+    if let Err(e) = std::str::from_utf8(line) {
+        let at = e.valid_up_to();
+        return bad(format!("the line is no UTF-8: byte {} of it is 0x{:02x}", at + 1, line.get(at).unwrap_or(&0)))
+            .next("give a file in UTF-8");
+    }
     if let Ok(value) = serde_json::from_slice::<Value>(line) {
         let Value::Object(event) = &value else {
             return bad(format!("the line must be a JSON object, and is {}", kind_of(&value)));

@@ -1,24 +1,30 @@
 //! The lines of one file, in order, in bounded memory.
 //!
-//! Owns the open file and a buffer. `peek` shows the next line as long as the buffer holds all of it; `fill` reads more;
+//! Owns the file and a buffer. `peek` shows the next line as long as the buffer holds all of it; `fill` reads more;
 //! `advance` goes past the line. The position is that of the next line: a byte offset in what the file holds
-//! uncompressed, and how many lines came before.
+//! uncompressed, and how many lines came before. The file is closed as soon as its end was read, and may be closed
+//! between two calls of `fill` by `rest`.
 
-use std::fs::File;
-use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 use millstream_common::{Error, Result};
 
+use super::files::{OpenFiles, RestingFile};
+
 /// Bytes read at a time.
 const CHUNK: usize = 256 << 10;
+/// Bytes of a compressed file read at a time.
+const COMPRESSED_CHUNK: usize = 64 << 10;
 /// A line beyond this is taken for a file that has no lines.
 const LONGEST_LINE: usize = 64 << 20;
 
 pub(super) struct Lines {
     path: String,
-    input: Box<dyn Read + Send>,
+    /// `None` once the file has ended.
+    input: Option<Input>,
     buffer: Vec<u8>,
     /// Where the next line begins in the buffer.
     start: usize,
@@ -27,6 +33,30 @@ pub(super) struct Lines {
     at_end: bool,
     offset: u64,
     line: u64,
+}
+
+enum Input {
+    Plain(RestingFile),
+    /// Far larger than the other, since it has a window of what came before.
+    Gzip(Box<MultiGzDecoder<BufReader<RestingFile>>>),
+}
+
+impl Input {
+    fn file(&mut self) -> &mut RestingFile {
+        match self {
+            Self::Plain(file) => file,
+            Self::Gzip(decoder) => decoder.get_mut().get_mut(),
+        }
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(file) => file.read(into),
+            Self::Gzip(decoder) => decoder.read(into),
+        }
+    }
 }
 
 /// What `peek` sees.
@@ -40,28 +70,25 @@ pub(super) enum Peek {
 }
 
 impl Lines {
-    /// Opens `path` where `line` lines and `offset` bytes came before.
-    pub(super) fn open(path: &str, offset: u64, line: u64) -> Result<Self> {
-        let mut file = File::open(path).map_err(|e| failed(path, "cannot open the file", e))?;
-        let mut before = 0;
-        let mut input: Box<dyn Read + Send> = if compressed(path) {
-            before = offset;
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file)))
+    /// Opens `path` where `line` lines and `offset` bytes came before; `files` counts it as long as it is open.
+    pub(super) fn open(path: &str, offset: u64, line: u64, files: &Arc<OpenFiles>) -> Result<Self> {
+        let cannot_open = |e| failed(path, "cannot open the file", e);
+        let (mut input, before) = if compressed(path) {
+            let file = RestingFile::open(path, 0, files).map_err(cannot_open)?;
+            let decoder = MultiGzDecoder::new(BufReader::with_capacity(COMPRESSED_CHUNK, file));
+            (Input::Gzip(Box::new(decoder)), offset)
         } else {
             // The byte before a line is a line feed: read it too, and see whether this is still the same file.
-            if offset > 0 {
-                before = 1;
-                file.seek(SeekFrom::Start(offset - 1)).map_err(|e| failed(path, "cannot seek", e))?;
-            }
-            Box::new(file)
+            let start = offset.saturating_sub(1);
+            (Input::Plain(RestingFile::open(path, start, files).map_err(cannot_open)?), offset - start)
         };
-        let last = skip(&mut *input, before).map_err(|e| match e.kind() {
+        let last = skip(&mut input, before).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => changed(path, offset),
             _ => failed(path, "cannot read the file", e),
         })?;
         let mut lines = Self {
             path: path.to_owned(),
-            input,
+            input: Some(input),
             buffer: Vec::new(),
             start: 0,
             searched: 0,
@@ -77,6 +104,13 @@ impl Lines {
             }
         }
         Ok(lines)
+    }
+
+    /// Closes the file until it is read again.
+    pub(super) fn rest(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.file().rest();
+        }
     }
 
     pub(super) fn offset(&self) -> u64 {
@@ -131,18 +165,31 @@ impl Lines {
         self.buffer.drain(..self.start);
         self.searched -= self.start;
         self.start = 0;
+        let read = self.read_chunk()?;
+        if read == 0 {
+            // Many files may have been read to their end before their last rows are handed out.
+            self.at_end = true;
+            self.input = None;
+            self.buffer.shrink_to_fit();
+        }
+        Ok(read)
+    }
+
+    fn read_chunk(&mut self) -> Result<usize> {
+        let Some(input) = &mut self.input else { return Ok(0) };
+        if !input.file().wake().map_err(|e| failed(&self.path, "cannot open the file", e))? {
+            return Err(replaced(&self.path));
+        }
         let len = self.buffer.len();
         self.buffer.resize(len + CHUNK, 0);
         let read = loop {
-            match self.input.read(&mut self.buffer[len..]) {
+            match input.read(&mut self.buffer[len..]) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 other => break other,
             }
         };
         self.buffer.truncate(len + *read.as_ref().unwrap_or(&0));
-        let read = read.map_err(|e| failed(&self.path, "cannot read the file", e).at(self.place(self.line + 1)))?;
-        self.at_end = read == 0;
-        Ok(read)
+        read.map_err(|e| failed(&self.path, "cannot read the file", e).at(self.place(self.line + 1)))
     }
 
     /// How errors name line `line`, counted from 1.
@@ -171,6 +218,13 @@ fn skip(input: &mut dyn Read, count: u64) -> io::Result<Option<u8>> {
 
 fn changed(path: &str, offset: u64) -> Error {
     Error::data(format!("the file is not the one that was read before: no line begins at byte {offset}"))
+        .code(3003)
+        .at(path)
+        .next("put the file back as it was; lines may only be appended")
+}
+
+fn replaced(path: &str) -> Error {
+    Error::data("another file was put at the place of the one that is being read")
         .code(3003)
         .at(path)
         .next("put the file back as it was; lines may only be appended")

@@ -2,6 +2,7 @@
 
 mod commit;
 mod events;
+mod files;
 mod lines;
 mod sink;
 mod source;

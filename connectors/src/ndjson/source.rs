@@ -8,11 +8,14 @@ use arrow_schema::SchemaRef;
 use millstream_common::{Error, ErrorKind, Result};
 use millstream_engine::source::{Position, Read, Source, Split, SplitEnumerator, SplitReader};
 
+use super::files::OpenFiles;
 use super::lines::{Lines, Peek};
 use super::splits::FileEnumerator;
 
 /// Bytes that one call of `poll_next` reads at most, give or take a chunk.
 const BYTES_A_POLL: usize = 1 << 20;
+/// Some programs begin a UTF-8 file with it.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// What the lines of a file mean.
 pub trait LineFormat: Send + Sync {
@@ -34,10 +37,12 @@ pub trait LineParser: Send {
 }
 
 /// A source that reads files of JSON lines, one split a file. The position of a split is the byte offset of its next
-/// line (in a `.gz` file: of what it holds), its detail the number of lines before.
+/// line (in a `.gz` file: of what it holds), its detail the number of lines before. A file is opened when its rows are
+/// asked for first; there may be more files than a process may have open.
 pub struct NdjsonSource {
     patterns: Vec<String>,
     format: Arc<dyn LineFormat>,
+    files: Arc<OpenFiles>,
 }
 
 impl NdjsonSource {
@@ -45,7 +50,7 @@ impl NdjsonSource {
     /// from the process's working directory.
     #[must_use]
     pub fn new(patterns: Vec<String>, format: Arc<dyn LineFormat>) -> Self {
-        Self { patterns, format }
+        Self { patterns, format, files: OpenFiles::new() }
     }
 }
 
@@ -68,22 +73,40 @@ impl Source for NdjsonSource {
                 (p.offset, u64::from_le_bytes(line.map_err(|_| damaged("the position of a split has no line number"))?))
             }
         };
-        Ok(Box::new(FileReader { lines: Lines::open(path, offset, line)?, parser: self.format.parser() }))
+        Ok(Box::new(FileReader {
+            path: path.to_owned(),
+            start: (offset, line),
+            lines: None,
+            parser: self.format.parser(),
+            files: self.files.clone(),
+        }))
     }
 }
 
 struct FileReader {
-    lines: Lines,
+    path: String,
+    /// Bytes and lines before the first line to be read.
+    start: (u64, u64),
+    /// `None` before the first rows are asked for.
+    lines: Option<Lines>,
     parser: Box<dyn LineParser>,
+    files: Arc<OpenFiles>,
 }
 
 impl FileReader {
     fn next(&mut self, max_rows: usize) -> Result<Read> {
+        let lines = match &mut self.lines {
+            Some(lines) => lines,
+            unopened => unopened.insert(Lines::open(&self.path, self.start.0, self.start.1, &self.files)?),
+        };
         let mut read = 0;
         while self.parser.rows() < max_rows {
-            match self.lines.peek() {
+            match lines.peek() {
                 Peek::Line(line) => {
-                    let text = &self.lines.bytes()[line.clone()];
+                    let mut text = &lines.bytes()[line.clone()];
+                    if lines.offset() == 0 {
+                        text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+                    }
                     if !text.is_empty()
                         && text != b"\r"
                         && let Err(e) = self.parser.push(text)
@@ -92,12 +115,12 @@ impl FileReader {
                         if self.parser.rows() > 0 {
                             break;
                         }
-                        return Err(e.at(self.lines.place(self.lines.line() + 1)));
+                        return Err(e.at(lines.place(lines.line() + 1)));
                     }
-                    self.lines.advance(line);
+                    lines.advance(line);
                 }
                 Peek::More if read >= BYTES_A_POLL && self.parser.rows() > 0 => break,
-                Peek::More => read += self.lines.fill()?,
+                Peek::More => read += lines.fill()?,
                 Peek::End if self.parser.rows() == 0 => return Ok(Read::End),
                 Peek::End => break,
             }
@@ -108,11 +131,18 @@ impl FileReader {
 
 impl SplitReader for FileReader {
     fn poll_next(&mut self, _: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>> {
-        Poll::Ready(self.next(max_rows.max(1)))
+        let read = self.next(max_rows.max(1));
+        if self.files.crowded()
+            && let Some(lines) = &mut self.lines
+        {
+            lines.rest();
+        }
+        Poll::Ready(read)
     }
 
     fn position(&self) -> Position {
-        Position { offset: self.lines.offset(), detail: self.lines.line().to_le_bytes().to_vec() }
+        let (offset, line) = self.lines.as_ref().map_or(self.start, |l| (l.offset(), l.line()));
+        Position { offset, detail: line.to_le_bytes().to_vec() }
     }
 }
 

@@ -131,9 +131,75 @@ fn damaged_and_changed_files_are_refused() {
     let split = super::super::splits::splits(&source.patterns).unwrap().remove(0);
     for offset in [17, 2_000] {
         let position = Position { offset, detail: 1_u64.to_le_bytes().to_vec() };
-        let error = source.reader(&split, Some(&position)).err().unwrap();
+        let mut reader = source.reader(&split, Some(&position)).unwrap();
+        assert_eq!(reader.position(), position);
+        let Poll::Ready(Err(error)) = reader.poll_next(&mut Context::from_waker(std::task::Waker::noop()), 10) else {
+            panic!("it is read from {offset}");
+        };
         assert!(error.kind() == ErrorKind::Data && error.to_string().contains("x.ndjson"), "{error}");
     }
+}
+
+#[test]
+fn a_byte_order_mark_is_passed_over_and_other_encodings_are_named() {
+    let marked = [b"\xEF\xBB\xBF", EVENTS].concat();
+    assert_eq!(read(&marked, "marked.ndjson").unwrap()[0], read(EVENTS, "plain.ndjson").unwrap()[0]);
+    assert!(read(b"\xEF\xBB\xBF", "empty.ndjson").unwrap().is_empty());
+    let latin = [b"{\"event_type\":2,\"bid\":{\"url\":\"caf\xE9\"}}\n", EVENTS].concat();
+    let error = read(&latin, "latin.ndjson").unwrap_err();
+    assert!(error.what().contains("no UTF-8: byte 34 of it is 0xe9"), "{error}");
+    assert!(error.place().ends_with("latin.ndjson line 1"), "{error}");
+}
+
+#[test]
+fn more_files_than_may_be_open_are_read_in_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..6 {
+        let bytes = if i % 2 == 0 { EVENTS.to_vec() } else { gzip(EVENTS) };
+        std::fs::write(dir.path().join(format!("{i}.ndjson{}", ["", ".gz"][i % 2])), bytes).unwrap();
+    }
+    let mut source = NdjsonSource::new(vec![dir.path().join("*").display().to_string()], Arc::new(NexmarkLines));
+    source.files = OpenFiles::at_most(2);
+    let splits = super::super::splits::splits(&source.patterns).unwrap();
+    let mut readers: Vec<_> = splits.iter().map(|s| source.reader(s, None).unwrap()).collect();
+    assert_eq!(source.files.open(), 0, "a file is opened when it is read first");
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut rows = vec![0; readers.len()];
+    for _ in 0..=500 / 7 {
+        for (reader, rows) in readers.iter_mut().zip(&mut rows) {
+            let Poll::Ready(Ok(Read::Batch(batch))) = reader.poll_next(&mut cx, 7) else { panic!("no rows") };
+            *rows += batch.num_rows();
+            assert!(source.files.open() <= 2);
+        }
+    }
+    assert_eq!(rows, [500; 6]);
+    assert!(readers.iter_mut().all(|r| matches!(r.poll_next(&mut cx, 7), Poll::Ready(Ok(Read::End)))));
+    assert_eq!(source.files.open(), 0, "a file is closed at its end");
+}
+
+#[test]
+fn a_file_that_was_replaced_while_it_rested_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.ndjson");
+    // More than is read at a time.
+    std::fs::write(&file, EVENTS.repeat(20)).unwrap();
+    let mut source = source(&[&file]);
+    source.files = OpenFiles::at_most(0);
+    let split = super::super::splits::splits(&source.patterns).unwrap().remove(0);
+    let mut reader = source.reader(&split, None).unwrap();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    assert!(matches!(reader.poll_next(&mut cx, 10), Poll::Ready(Ok(Read::Batch(_)))));
+    let other = dir.path().join("y.ndjson");
+    std::fs::write(&other, EVENTS.repeat(20)).unwrap();
+    std::fs::rename(&other, &file).unwrap();
+    let error = loop {
+        match reader.poll_next(&mut cx, 100) {
+            Poll::Ready(Ok(Read::Batch(_))) => {}
+            Poll::Ready(Err(e)) => break e,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(error.number() == 3003 && error.place().ends_with("x.ndjson"), "{error}");
 }
 
 /// The lines of a golden file, sorted.

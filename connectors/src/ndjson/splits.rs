@@ -1,5 +1,6 @@
 //! Which files patterns stand for: one file, one split.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use millstream_common::env::BoxFuture;
@@ -25,16 +26,23 @@ pub(super) fn splits(patterns: &[String]) -> Result<Vec<Split>> {
         return Err(Error::config("no input file is named").code(1305).next("name files or patterns"));
     }
     let common = common_folder(patterns);
-    let mut seen: Vec<PathBuf> = Vec::new();
+    // The files so far, and by which name each was asked for when it was asked for by name.
+    let mut seen: BTreeMap<PathBuf, Option<&str>> = BTreeMap::new();
     let mut splits = Vec::new();
     for pattern in patterns {
-        for path in expand(pattern)? {
-            // A file that several patterns match is read once.
+        let (files, by_name) = expand(pattern)?;
+        for path in files {
             let real = std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-            if seen.contains(&real) {
+            if let Some(before) = seen.get_mut(&real) {
+                match (*before, by_name) {
+                    (Some(other), true) => return Err(named_twice(pattern, other)),
+                    // A file that several patterns match is read once.
+                    (None, true) => *before = Some(pattern),
+                    _ => {}
+                }
                 continue;
             }
-            seen.push(real);
+            seen.insert(real, by_name.then_some(pattern));
             let text = path.to_str().ok_or_else(|| {
                 Error::config("the name of an input file is not UTF-8").code(1306).at(path.display().to_string())
             })?;
@@ -45,8 +53,17 @@ pub(super) fn splits(patterns: &[String]) -> Result<Vec<Split>> {
     Ok(splits)
 }
 
-/// The files that `pattern` stands for, sorted.
-fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
+fn named_twice(name: &str, other: &str) -> Error {
+    let what = if name == other {
+        "an input file is named twice".to_owned()
+    } else {
+        format!("an input file is named twice, as {other} before")
+    };
+    Error::config(what).code(1311).at(name).next("name each file once: it is read once")
+}
+
+/// The files that `pattern` stands for, sorted, and whether it is the name of one.
+fn expand(pattern: &str) -> Result<(Vec<PathBuf>, bool)> {
     let literal = PathBuf::from(pattern);
     match std::fs::metadata(&literal) {
         Ok(meta) if meta.is_dir() => {
@@ -55,7 +72,7 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
                 .at(pattern)
                 .next(format!("name its files: '{}/*.ndjson'", pattern.trim_end_matches('/'))));
         }
-        Ok(_) => return Ok(vec![literal]),
+        Ok(_) => return Ok((vec![literal], true)),
         Err(e) if !is_pattern(pattern) => {
             return Err(Error::config("there is no such input file").code(1304).at(pattern).source(e));
         }
@@ -73,7 +90,7 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
         return Err(Error::config("no input file matches the pattern").code(1304).at(pattern));
     }
     files.sort();
-    Ok(files)
+    Ok((files, false))
 }
 
 fn is_pattern(text: &str) -> bool {
@@ -123,7 +140,7 @@ mod tests {
         assert_eq!(ids(&[at("a/2.ndjson"), at("a/*")]), ["2.ndjson", "1.ndjson.gz", "1[x].ndjson"]);
         assert_eq!(ids(&[at("b/2.ndjson"), at("a/2.ndjson")]), ["b/2.ndjson", "a/2.ndjson"]);
         assert_eq!(ids(&[at("*/2.ndjson")]), ["a/2.ndjson", "b/2.ndjson"]);
-        assert_eq!(ids(&[at("a/2.ndjson"), at("./a/../a/2.ndjson")]), ["2.ndjson"]);
+        assert_eq!(ids(&[at("a/*"), at("a/2.ndjson")]), ["1.ndjson.gz", "1[x].ndjson", "2.ndjson"]);
         // A file that comes later renames no other.
         std::fs::create_dir(at("c")).unwrap();
         std::fs::write(at("c/2.ndjson"), "").unwrap();
@@ -140,5 +157,17 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
         }
         assert!(splits(&[]).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_named_twice_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("a.ndjson"), "").unwrap();
+        std::fs::write(at("b.ndjson"), "").unwrap();
+        for again in ["a.ndjson", "./a.ndjson"] {
+            let error = splits(&[at("a.ndjson"), at("*.ndjson"), at("b.ndjson"), at(again)]).unwrap_err();
+            assert!(error.number() == 1311 && error.place() == at(again), "{error}");
+        }
     }
 }

@@ -99,6 +99,9 @@ pub(crate) enum End {
     Fenced,
 }
 
+/// Checkpoints that come so often take compactions along.
+const NEAR: Duration = Duration::from_secs(10);
+
 /// From one attempt to write a record, which has itself tried for long, to the next.
 const RECOMMIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -622,7 +625,7 @@ impl JobMaster {
             let record = record::confirmation(&self.record, &self.confirmed, status);
             return self.commit(Committing::Confirmation, record, t);
         }
-        if !self.compactions.is_empty() && self.phase == Phase::Running {
+        if !self.compactions.is_empty() && self.phase == Phase::Running && !self.checkpoint_is_near() {
             let done = std::mem::take(&mut self.compactions);
             match record::compactions(&self.record, &done) {
                 Ok(Some(record)) => self.commit(Committing::Compaction, record, t),
@@ -630,6 +633,13 @@ impl JobMaster {
                 Err(e) => self.on_failure(e, t),
             }
         }
+    }
+
+    /// Whether a checkpoint's record comes soon, and takes along what needs no record of its own.
+    fn checkpoint_is_near(&self) -> bool {
+        let interval = self.settings.checkpoint.interval;
+        let periodic = !interval.is_zero() && interval <= NEAR && self.ending.is_none() && self.rescale.is_none();
+        periodic || self.checkpoint.is_some()
     }
 
     /// Whether all output that the newest record lists is visible.
@@ -652,12 +662,19 @@ impl JobMaster {
             epoch: c.epoch,
             reports: &c.reports,
             confirmed: &self.confirmed,
+            compactions: &self.compactions,
             assignment: if c.kind == Kind::Rescale { next.map(|n| &n.0) } else { None },
             last: if c.kind == Kind::Last { self.ending } else { None },
         };
         match record::checkpoint(&self.record, &result) {
-            Ok(Some(record)) => self.commit(Committing::Checkpoint, record, t),
-            Ok(None) => self.end_checkpoint(false, t),
+            Ok(Some(record)) => {
+                self.compactions.clear();
+                self.commit(Committing::Checkpoint, record, t);
+            }
+            Ok(None) => {
+                self.compactions.clear();
+                self.end_checkpoint(false, t);
+            }
             Err(e) => self.on_failure(e, t),
         }
     }
@@ -851,6 +868,7 @@ impl JobMaster {
             epoch: c.epoch,
             reports: &c.reports,
             confirmed: &BTreeSet::new(),
+            compactions: &[],
             assignment: None,
             last: None,
         };
@@ -939,7 +957,6 @@ impl JobMaster {
         let why =
             error.as_ref().map_or_else(|| Error::canceled("the job has ended"), |e| Error::canceled(e.to_string()));
         self.fail_requests(&why, t);
-        self.statistics.fold();
         self.placement.clear();
         self.error = error.map(Arc::new);
         self.phase = Phase::Ended(end);

@@ -77,8 +77,10 @@ struct Job {
     store: Store,
     started: Moment,
     already_finished: bool,
-    /// Usage of processes that have worked for the job, by process.
-    usage: BTreeMap<String, ProcessUsage>,
+    /// Usage of processes that have worked for the job, by process, and the CPU time that each had used before.
+    usage: BTreeMap<String, (ProcessUsage, f64)>,
+    /// CPU time that this process had used before, seconds.
+    own_cpu_before_s: f64,
     ended: Option<Value>,
     /// The cluster knows that it has ended: nobody goes on with it any more.
     end_recorded: bool,
@@ -201,7 +203,8 @@ impl Coordinator {
             match ended {
                 Some(status) => drop(self.past.insert(spec.id.clone(), status)),
                 None if resumed < last || self.opening.contains_key(&spec.name) => {
-                    self.never_opened(&spec, &Error::config("a later job of the same name stands instead").code(7141));
+                    let e = Error::canceled("a later job of the same name stands instead").code(7141);
+                    self.never_opened(&spec, &e);
                 }
                 None => {
                     let request = OpenRequest {
@@ -322,12 +325,11 @@ impl Coordinator {
 
     fn on_heartbeat(&mut self, name: &str, beat: millstream_proto::control::Heartbeat) {
         let usage = beat.process.unwrap_or_default();
-        if let Some(w) = self.workers.get_mut(name) {
-            w.usage = usage;
-        }
+        let before = self.workers.get_mut(name).map_or(usage, |w| std::mem::replace(&mut w.usage, usage));
         for counters in beat.jobs {
             if let Some(job) = counters.job.as_ref().and_then(|j| self.jobs.get_mut(&j.id)) {
-                job.usage.insert(name.to_owned(), usage);
+                let entry = job.usage.entry(name.to_owned()).or_insert((usage, before.cpu_s));
+                entry.0 = usage;
             }
             self.count(name, counters);
         }
@@ -523,7 +525,8 @@ impl Coordinator {
     fn never_opened(&mut self, spec: &JobSpec, e: &Error) {
         tracing::error!("job {} ({}) cannot be opened: {e}", spec.name, spec.id);
         let error = json!({"code": format!("MS{:04}", e.number()), "what": e.to_string()});
-        let failed = json!({"id": spec.id, "name": spec.name, "job": spec.name, "state": "failed", "error": error});
+        let state = if e.kind() == ErrorKind::Canceled { "canceled" } else { "failed" };
+        let failed = json!({"id": spec.id, "name": spec.name, "job": spec.job, "state": state, "error": error});
         if let Some(cluster) = self.cluster.clone() {
             self.record_end(cluster, spec.id.clone(), failed.clone());
         }
@@ -596,6 +599,8 @@ impl Coordinator {
                     log: opened.log,
                     store: opened.store,
                     usage: BTreeMap::new(),
+                    // A process that runs one job has used everything for it.
+                    own_cpu_before_s: if self.cluster.is_some() { (self.options.usage)().cpu_s } else { 0.0 },
                     ended: None,
                     end_recorded: false,
                     held: Vec::new(),
@@ -689,8 +694,11 @@ impl Coordinator {
         }
         let named = |j: &&(&String, &Job)| j.1.master.spec.name == job;
         let found = self.jobs.iter().filter(|j| named(&j)).max_by_key(|j| (!j.1.master.has_ended(), j.1.started));
+        let past = || self.past.iter().find(|(_, s)| s["name"] == job).map(|(id, _)| id);
         found
-            .map(|(id, _)| id.clone())
+            .map(|(id, _)| id)
+            .or_else(past)
+            .cloned()
             .ok_or_else(|| Error::config(format!("there is no job '{job}'")).code(7140).next("see `millstream list`"))
     }
 
@@ -770,6 +778,15 @@ impl Coordinator {
         Ok(())
     }
 
+    /// The versions of a job that had ended before this coordinator led.
+    fn past_log(&self, id: &str) -> Result<(VersionLog, u32)> {
+        let absent = || Error::config(format!("job {id} is not open")).code(7143).next("ask with --state URL");
+        let name = self.past.get(id).and_then(|s| s["name"].as_str()).ok_or_else(absent)?;
+        let settings = crate::settings::Settings::defaults();
+        let store = self.stores.job_store(name, &settings)?;
+        Ok((VersionLog::new(store, self.env.clone()), settings.checkpoint.retained))
+    }
+
     fn list(&self) -> Value {
         let mut rows: Vec<Value> = self
             .past
@@ -792,16 +809,16 @@ impl Coordinator {
         if let Some(ended) = &job.ended {
             return ended.clone();
         }
-        let own = (self.options.usage)();
-        let mut processes: BTreeMap<String, ProcessUsage> = job.usage.clone();
+        let mut processes = job.usage.clone();
         processes.retain(|w, _| self.pids.get(w) != Some(&self.options.pid));
-        processes.insert(String::new(), own);
+        processes.insert(String::new(), ((self.options.usage)(), job.own_cpu_before_s));
+        let since = |(usage, before): (ProcessUsage, f64)| ProcessUsage { cpu_s: usage.cpu_s - before, ..usage };
         let m = job.store.meter().snapshot();
         let facts = StatusFacts {
             graph: &job.graph,
             now: self.env.now(),
             started: job.started,
-            processes: processes.into_values().collect(),
+            processes: processes.into_values().map(since).collect(),
             pids: &self.pids,
             own_requests: crate::worker::request_counters(&m),
             already_finished: job.already_finished,
@@ -810,12 +827,12 @@ impl Coordinator {
     }
 
     fn versions(&self, job: &str, reply: oneshot::Sender<ClientReply>) {
-        let found = self.find(job).and_then(|id| {
-            let absent = || Error::config(format!("job {id} is not open")).code(7143).next("ask with --state URL");
-            self.jobs.get(&id).ok_or_else(absent)
+        let found = self.find(job).and_then(|id| match self.jobs.get(&id) {
+            Some(job) => Ok((job.log.clone(), job.master.settings.checkpoint.retained)),
+            None => self.past_log(&id),
         });
         let (log, retained) = match found {
-            Ok(job) => (job.log.clone(), job.master.settings.checkpoint.retained),
+            Ok(found) => found,
             Err(e) => {
                 let _ = reply.send(failure(&e));
                 return;

@@ -55,9 +55,11 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
     let identity = Identity { job: spec.job.clone(), args: job.identity_args.clone(), plan: job.graph.describe() };
     let log = VersionLog::new(store.clone(), env.clone());
     for _ in 0..TRIES {
-        let newest = log.newest().await?;
-        let (newest_number, newest_generation, newest_epoch) =
-            newest.as_ref().map_or((0, 0, 0), |r| (r.number, r.generation, r.epoch));
+        let (newest, floor) = match request.from {
+            From::Latest => newest_readable(&log).await?,
+            // Whoever goes back may do so because the newest one is damaged.
+            From::Version(_) | From::None => newest_whole(&log).await?,
+        };
         let base = match request.from {
             From::Version(n) if newest.is_some() => Some(version(&log, n).await?),
             From::Version(n) => return Err(no_such_version(n)),
@@ -88,9 +90,9 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
             &identity,
             &job.graph,
             parallelism.max(1),
-            newest_number,
-            newest_generation + 1,
-            newest_epoch,
+            floor.number,
+            floor.generation + 1,
+            floor.epoch,
         )?;
         taken.nonce = env.unique_id();
         taken.committed_ms = env.wall_ms();
@@ -104,6 +106,54 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         .code(5002)
         .at(store.url())
         .next("end the other processes that run it"))
+}
+
+/// What the next record must be above.
+struct Floor {
+    number: u64,
+    generation: u64,
+    epoch: u64,
+}
+
+async fn newest_readable(log: &VersionLog) -> Result<(Option<VersionRecord>, Floor)> {
+    let newest = log.newest().await?;
+    let floor = newest.as_ref().map_or(Floor { number: 0, generation: 0, epoch: 0 }, |r| Floor {
+        number: r.number,
+        generation: r.generation,
+        epoch: r.epoch,
+    });
+    Ok((newest, floor))
+}
+
+/// Epochs that may lie between two records at most, however many checkpoints failed.
+const EPOCHS_BETWEEN_RECORDS: u64 = 1_000;
+
+/// The newest record that can be read, and what is above all that stand: each record is of at most one generation more
+/// than its predecessor.
+async fn newest_whole(log: &VersionLog) -> Result<(Option<VersionRecord>, Floor)> {
+    match newest_readable(log).await {
+        Err(e) if e.is_final() => {}
+        found => return found,
+    }
+    let mut numbers = log.list().await?;
+    let Some(&last) = numbers.last() else { return newest_readable(log).await };
+    while let Some(number) = numbers.pop() {
+        match log.read(number).await {
+            Ok(None) => {}
+            Err(e) if e.is_final() => tracing::warn!("version {number} is passed over: {e}"),
+            Err(e) => return Err(e),
+            Ok(Some(record)) => {
+                let above = last.0 - record.number;
+                let floor = Floor {
+                    number: last.0,
+                    generation: record.generation + above,
+                    epoch: record.epoch + above * EPOCHS_BETWEEN_RECORDS,
+                };
+                return Ok((Some(record), floor));
+            }
+        }
+    }
+    Ok((None, Floor { number: last.0, generation: last.0, epoch: last.0 * EPOCHS_BETWEEN_RECORDS }))
 }
 
 async fn version(log: &VersionLog, n: u64) -> Result<VersionRecord> {

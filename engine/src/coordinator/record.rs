@@ -163,6 +163,8 @@ pub struct EpochResult<'a> {
     pub reports: &'a [CheckpointReport],
     /// What was confirmed since the record before.
     pub confirmed: &'a BTreeSet<CommittableKey>,
+    /// Compactions that have come to their end since: they need no record of their own.
+    pub compactions: &'a [CompactionDone],
     /// With a rescale's epoch: the assignment that holds from here on.
     pub assignment: Option<&'a Assignment>,
     /// Whether the stream ends with it, and how.
@@ -189,8 +191,14 @@ pub fn checkpoint(base: &VersionRecord, result: &EpochResult<'_>) -> Result<Opti
     let mut record = base.clone();
     record.number = base.number + 1;
     record.set_kind(Kind::Checkpoint);
-    record.bytes_written = result.reports.iter().map(|r| r.bytes_written).sum();
-    add_runs(&mut record, result.epoch, result.reports)?;
+    let before = tree_of(base)?;
+    let (mut tree, compacted) = compact(&before, result.compactions)?;
+    let runs = result.reports.iter().flat_map(|r| &r.runs);
+    tree.add_runs(runs.map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?);
+    check_successor(&before, &tree, (Epoch(base.epoch), Epoch(result.epoch)))?;
+    record.tree = Some(tree.to_proto());
+    let flushed: u64 = result.reports.iter().map(|r| r.bytes_written).sum();
+    record.bytes_written = flushed + compacted.unwrap_or_default();
     record.splits = merge_splits(&base.splits, result.reports);
     record.progress = merge_progress(&base.progress, result.reports)?;
     let new = result.reports.iter().flat_map(|r| &r.committables);
@@ -216,15 +224,30 @@ pub fn checkpoint(base: &VersionRecord, result: &EpochResult<'_>) -> Result<Opti
     Ok((changed || result.last.is_some()).then_some(record))
 }
 
-fn add_runs(record: &mut VersionRecord, epoch: u64, reports: &[CheckpointReport]) -> Result<()> {
-    let before = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
-    let mut tree = before.clone();
-    let runs =
-        reports.iter().flat_map(|r| &r.runs).map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?;
-    tree.add_runs(runs);
-    check_successor(&before, &tree, (Epoch(record.epoch), Epoch(epoch)))?;
-    record.tree = Some(tree.to_proto());
-    Ok(())
+fn tree_of(record: &VersionRecord) -> Result<Tree> {
+    Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))
+}
+
+/// The tree with the compactions that still fit, and the bytes that those wrote; `None` when none fits.
+fn compact(before: &Tree, done: &[CompactionDone]) -> Result<(Tree, Option<u64>)> {
+    let (mut tree, mut bytes) = (before.clone(), None);
+    for d in done {
+        let change = compaction::CompactionDone {
+            task: millstream_common::TaskId(d.task_id as u16),
+            ranges: ranges_from_proto(&d.ranges)?,
+            inputs: d.inputs.iter().map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?,
+            bottom: d.bottom,
+            outputs: d.outputs.iter().map(Run::from_proto).collect::<Result<Vec<_>>>()?,
+        };
+        match compaction::apply(&tree, &change) {
+            CompactionOutcome::Applied(after) => {
+                tree = after;
+                *bytes.get_or_insert(0) += d.bytes_written;
+            }
+            CompactionOutcome::Stale(why) => tracing::debug!("a compaction no longer fits: {why}"),
+        }
+    }
+    Ok((tree, bytes))
 }
 
 fn merge_splits(base: &[SplitState], reports: &[CheckpointReport]) -> Vec<SplitState> {
@@ -288,32 +311,14 @@ pub fn confirmation(base: &VersionRecord, confirmed: &BTreeSet<CommittableKey>, 
 
 /// The record of finished compactions that still fit; `None` when none does.
 pub fn compactions(base: &VersionRecord, done: &[CompactionDone]) -> Result<Option<VersionRecord>> {
-    let before = Tree::from_proto(base.tree.as_ref().unwrap_or(&Default::default()))?;
-    let mut tree = before.clone();
-    let mut bytes = 0;
-    let mut any = false;
-    for d in done {
-        let change = compaction::CompactionDone {
-            task: millstream_common::TaskId(d.task_id as u16),
-            ranges: ranges_from_proto(&d.ranges)?,
-            inputs: d.inputs.iter().map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?,
-            bottom: d.bottom,
-            outputs: d.outputs.iter().map(Run::from_proto).collect::<Result<Vec<_>>>()?,
-        };
-        match compaction::apply(&tree, &change) {
-            CompactionOutcome::Applied(after) => {
-                tree = after;
-                bytes += d.bytes_written;
-                any = true;
-            }
-            CompactionOutcome::Stale(why) => tracing::debug!("a compaction no longer fits: {why}"),
-        }
-    }
+    let before = tree_of(base)?;
+    let (tree, bytes) = compact(&before, done)?;
+    let Some(bytes) = bytes else { return Ok(None) };
     check_successor(&before, &tree, (Epoch(base.epoch), Epoch(base.epoch)))?;
     let mut record = base.clone();
     record.number = base.number + 1;
     record.set_kind(Kind::Compaction);
     record.bytes_written = bytes;
     record.tree = Some(tree.to_proto());
-    Ok(any.then_some(record))
+    Ok(Some(record))
 }

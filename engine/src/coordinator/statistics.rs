@@ -1,6 +1,6 @@
 //! The figures of a job as `status` shows them, over all its processes and deployments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use millstream_common::env::Moment;
@@ -43,6 +43,8 @@ struct Folded {
     late_rows: u64,
     requests: RequestCounters,
     cache: (u64, u64, u64),
+    /// Rows in and out, by task.
+    operators: BTreeMap<String, (u64, u64)>,
 }
 
 impl Statistics {
@@ -55,18 +57,30 @@ impl Statistics {
         self.requests.insert(worker.to_owned(), JobCounters { subtasks: Vec::new(), ..counters });
     }
 
-    /// The present deployment is over: its figures are added up.
+    /// The present deployment is over and another one follows: its figures are added up. Those of the last one stay.
     pub(crate) fn fold(&mut self) {
         self.folded.events_in = self.events_in();
         self.folded.late_rows = self.late_rows();
         self.folded.cache = self.cache();
         self.folded.requests = self.requests();
+        let tasks: BTreeSet<String> = self.current.keys().map(|k| k.1.clone()).collect();
+        for task in tasks {
+            let rows = self.operator_rows(&task);
+            self.folded.operators.insert(task, rows);
+        }
         self.current.clear();
         self.requests.clear();
     }
 
     pub(crate) fn events_in(&self) -> u64 {
         self.folded.events_in + self.current.values().filter(|s| s.is_source).map(|s| s.rows_in).sum::<u64>()
+    }
+
+    /// Rows that came into a task and left it, over all its subtasks and deployments.
+    pub(crate) fn operator_rows(&self, task: &str) -> (u64, u64) {
+        let before = self.folded.operators.get(task).copied().unwrap_or_default();
+        let now = self.current.iter().filter(|(k, _)| k.1 == task);
+        now.fold(before, |(i, o), (_, s)| (i + s.rows_in, o + s.rows_out))
     }
 
     pub(crate) fn late_rows(&self) -> u64 {

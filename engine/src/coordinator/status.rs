@@ -132,12 +132,13 @@ fn operators(
                 let part: u64 = mine.iter().map(|(_, s)| part(&s.1)).sum();
                 if alive == 0 { Value::Null } else { json!(rounded(part as f64 / alive as f64)) }
             };
+            let (rows_in, rows_out) = master.statistics.operator_rows(&task.uid);
             json!({
                 "name": task.name,
                 "uid": task.uid,
                 "parallelism": parallelism,
-                "rows_in": mine.iter().map(|(_, s)| s.1.rows_in).sum::<u64>(),
-                "rows_out": mine.iter().map(|(_, s)| s.1.rows_out).sum::<u64>(),
+                "rows_in": rows_in,
+                "rows_out": rows_out,
                 "busy": share(|s| s.busy_ms),
                 "back_pressured": share(|s| s.back_pressured_ms),
                 "state_wait": share(|s| s.state_wait_ms),

@@ -50,6 +50,8 @@ pub struct TaskMemory {
     pub rows_bytes: u64,
     /// Changed entries; above it they are flushed before the barrier.
     pub write_buffer_bytes: u64,
+    /// Values that were asked of the store and are not resident yet, bytes (about).
+    pub reads_bytes: u64,
 }
 
 /// What a keyed subtask is made from.
@@ -146,7 +148,7 @@ impl KeyedTask {
             Start::From(_) => None,
         };
         let mut task = Self {
-            paging: Paging::new(p.env.clone(), p.store, p.state_ids.clone(), view),
+            paging: Paging::new(p.env.clone(), p.store, p.state_ids.clone(), view, p.memory.reads_bytes),
             gate: InputGate::new(p.channels, WATERMARK_MIN),
             env: p.env,
             id: p.id,
@@ -246,7 +248,7 @@ impl KeyedTask {
             && self.waiting.is_none()
             && self.queue.len() < QUEUE_ITEMS
             && self.queued_rows < QUEUE_ROWS
-            && (self.queue.is_empty() || !self.is_over_memory())
+            && (self.queue.is_empty() || !(self.is_over_memory() || self.paging.is_over_memory()))
             // What follows a barrier that changes the ranges is named under the new ones.
             && !matches!(self.queue.back(), Some(Item::Barrier(b)) if !matches!(b.kind, BarrierKind::Checkpoint))
     }

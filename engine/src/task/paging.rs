@@ -25,6 +25,13 @@ use crate::state::TimeScan;
 const READS_IN_FLIGHT: usize = 4;
 /// Keys of one read at most.
 const KEYS_PER_READ: usize = 65_536;
+/// Reads on their way while memory bounds what may be asked for: a large read finds blocks that lie side by side, many
+/// small ones pay a GET for nearly every key.
+const READS_IN_FLIGHT_TIGHT: usize = 2;
+/// Keys of one read at least, however large their values are: fewer would be a GET for each.
+const KEYS_PER_READ_MIN: usize = 512;
+/// What a key that is on its way takes beside its value, about: its slot, its store key, its places in the read.
+const ENTRY_OVERHEAD_BYTES: u64 = 256;
 /// Bytes of one piece of a scan.
 const SCAN_PIECE_BYTES: usize = 4 << 20;
 
@@ -35,6 +42,7 @@ enum Answer {
 
 struct Reading {
     number: u64,
+    keys: usize,
     running: Running<Result<Answer>>,
 }
 
@@ -49,16 +57,40 @@ pub(crate) struct Paging {
     missing: Vec<Bytes>,
     reading: VecDeque<Reading>,
     next_number: u64,
+    /// What may be on its way, bytes.
+    reads_bytes: u64,
+    /// Bytes of an entry of the view, about.
+    entry_bytes: u64,
 }
 
 impl Paging {
-    pub(crate) fn new(env: Env, store: StateStore, ids: Vec<StateId>, view: View) -> Self {
+    pub(crate) fn new(env: Env, store: StateStore, ids: Vec<StateId>, view: View, reads_bytes: u64) -> Self {
         let (gathered, reading) = (VecDeque::new(), VecDeque::new());
-        Self { env, store, ids, view, gathered, missing: Vec::new(), reading, next_number: 1 }
+        let entry_bytes = entry_bytes(&view);
+        let missing = Vec::new();
+        Self { env, store, ids, view, gathered, missing, reading, next_number: 1, reads_bytes, entry_bytes }
     }
 
     pub(crate) fn set_view(&mut self, view: View) {
+        self.entry_bytes = entry_bytes(&view);
         self.view = view;
+    }
+
+    /// Whether as much was asked for as may be on its way.
+    pub(crate) fn is_over_memory(&self) -> bool {
+        let gathered: usize = self.gathered.iter().map(|g| g.1.len()).sum();
+        let reading: usize = self.reading.iter().map(|r| r.keys).sum();
+        (gathered + reading) as u64 * self.entry_bytes > self.reads_bytes
+    }
+
+    /// How many reads may be on their way, and how many keys one may have.
+    fn limits(&self) -> (usize, usize) {
+        let keys = (self.reads_bytes / self.entry_bytes.max(1)) as usize;
+        if keys >= KEYS_PER_READ * READS_IN_FLIGHT {
+            (READS_IN_FLIGHT, KEYS_PER_READ)
+        } else {
+            (READS_IN_FLIGHT_TIGHT, (keys / READS_IN_FLIGHT_TIGHT).clamp(KEYS_PER_READ_MIN, KEYS_PER_READ))
+        }
     }
 
     pub(crate) fn view(&self) -> &View {
@@ -74,9 +106,10 @@ impl Paging {
         if self.missing.is_empty() {
             return None;
         }
+        let (_, most) = self.limits();
         for key in self.missing.drain(..) {
             match self.gathered.back_mut() {
-                Some((_, keys)) if keys.len() < KEYS_PER_READ => keys.push(key),
+                Some((_, keys)) if keys.len() < most => keys.push(key),
                 _ => {
                     self.gathered.push_back((self.next_number, vec![key]));
                     self.next_number += 1;
@@ -106,14 +139,14 @@ impl Paging {
 
     /// Starts reads of what has gathered, as many as are allowed.
     pub(crate) fn launch(&mut self, time: &SubtaskTime) {
-        while self.reading.len() < READS_IN_FLIGHT {
+        while self.reading.len() < self.limits().0 {
             let Some((number, keys)) = self.gathered.pop_front() else { return };
-            let (view, time) = (self.view.clone(), self.read_time(time));
+            let (view, time, count) = (self.view.clone(), self.read_time(time), keys.len());
             let running = self.env.run(Lane::Background, "read", async move {
                 let (values, _) = view.multi_get(&keys, &time).await?;
                 Ok(Answer::Keys(keys, values))
             });
-            self.reading.push_back(Reading { number, running });
+            self.reading.push_back(Reading { number, keys: count, running });
         }
     }
 
@@ -126,7 +159,7 @@ impl Paging {
             let running = self.env.run(Lane::Background, "scan", async move {
                 Ok(Answer::Scan { state: i, entries: scan_all(&view, id, &scan, &read_time).await? })
             });
-            self.reading.push_back(Reading { number: self.next_number, running });
+            self.reading.push_back(Reading { number: self.next_number, keys: 0, running });
             last = Some(self.next_number);
             self.next_number += 1;
         }
@@ -180,6 +213,14 @@ impl Paging {
     ) -> View {
         self.store.view(runs, ranges.clone(), layouts)
     }
+}
+
+/// Bytes of an entry in memory, about: as the runs hold them, compressed, with something for each.
+fn entry_bytes(view: &View) -> u64 {
+    let (bytes, entries) = view.runs().iter().fold((0, 0), |(b, e), r| (b + r.length, e + r.entries));
+    // It stands in the read's answer and, when that is installed, in its row; few are in both at a time.
+    let value = bytes.checked_div(entries).unwrap_or_default();
+    value + value / 2 + ENTRY_OVERHEAD_BYTES
 }
 
 async fn scan_all(view: &View, id: StateId, scan: &TimeScan, time: &ReadTime) -> Result<Vec<(Bytes, Bytes)>> {

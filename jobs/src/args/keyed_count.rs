@@ -9,6 +9,9 @@ use millstream_engine::dataflow::{JobArg, JobArgs, usage_error};
 
 use super::{Output, parse, parse_rate};
 
+/// The exponent of the zipf distribution when nothing else is said.
+const SKEW: f64 = 0.99;
+
 /// The arguments of `keyed-count`.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "keyed-count", no_binary_name = true, disable_version_flag = true)]
@@ -28,9 +31,9 @@ pub struct KeyedCountArgs {
     /// How often each key occurs
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Distribution::Uniform)]
     pub distribution: Distribution,
-    /// The exponent of the zipf distribution
-    #[arg(long, value_name = "S", default_value = "0.99", value_parser = parse_skew)]
-    pub skew: f64,
+    /// The exponent of the zipf distribution [default: 0.99]
+    #[arg(long, value_name = "S", value_parser = parse_skew)]
+    pub skew: Option<f64>,
     /// Says how many events there are when --events does not: so many for each key
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub passes: u64,
@@ -61,9 +64,15 @@ impl KeyedCountArgs {
     pub fn source(&self) -> KeyedCountSource {
         let distribution = match self.distribution {
             Distribution::Uniform => keyed_count::Distribution::Uniform,
-            Distribution::Zipf => keyed_count::Distribution::Zipf { skew: self.skew },
+            Distribution::Zipf => keyed_count::Distribution::Zipf { skew: self.skew() },
         };
         KeyedCountSource::new(self.keys, self.event_count(), distribution)
+    }
+
+    /// The exponent of the zipf distribution.
+    #[must_use]
+    pub fn skew(&self) -> f64 {
+        self.skew.unwrap_or(SKEW)
     }
 
     /// How many events there are; 0: without end.
@@ -76,6 +85,12 @@ impl KeyedCountArgs {
 impl JobArgs for KeyedCountArgs {
     fn parse(args: &[String]) -> Result<Self> {
         let parsed: Self = parse(args)?;
+        if parsed.skew.is_some() && parsed.distribution != Distribution::Zipf {
+            return Err(usage_error(
+                "--skew is given without --distribution zipf, and keys of a uniform one have none",
+            )
+            .next("add --distribution zipf, or leave --skew away"));
+        }
         if parsed.events.is_none() && parsed.keys.checked_mul(parsed.passes).is_none() {
             return Err(usage_error(format!("{} keys x {} passes are too many events", parsed.keys, parsed.passes)));
         }
@@ -92,7 +107,7 @@ impl JobArgs for KeyedCountArgs {
             JobArg::identity("distribution", if zipf { "zipf" } else { "uniform" }),
         ];
         if zipf {
-            args.push(JobArg::identity("skew", self.skew));
+            args.push(JobArg::identity("skew", self.skew()));
         }
         args.push(JobArg::identity("output", &self.output));
         args

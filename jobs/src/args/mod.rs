@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use millstream_common::Result;
+use clap::error::ErrorKind;
+use millstream_common::{Error, Result};
 use millstream_connectors::{blackhole::BlackholeSink, ndjson::FilesSink, print::PrintSink};
 use millstream_engine::dataflow::usage_error;
 use millstream_engine::sink::Sink;
@@ -23,13 +24,40 @@ use millstream_engine::sink::Sink;
 pub use keyed_count::KeyedCountArgs;
 pub use nexmark::NexmarkArgs;
 
+/// The number of the "error" that carries the help of a job's arguments: somebody asked for it. The command line prints
+/// its text and ends well.
+pub const HELP_ASKED: u16 = 6003;
+
+/// A duration beyond this is a slip of the keyboard.
+const LONGEST_DURATION: Duration = Duration::from_secs(36_500 * 86_400);
+
 /// Parses the arguments of a job; what clap says when it cannot stands in the error.
 fn parse<A: Parser>(args: &[String]) -> Result<A> {
     A::try_parse_from(args).map_err(|e| {
-        let text = e.to_string();
-        let text = text.trim();
-        usage_error(text.strip_prefix("error: ").unwrap_or(text)).at("the arguments of the job (behind `--`)")
+        if e.kind() == ErrorKind::DisplayHelp {
+            return Error::canceled(e.to_string()).code(HELP_ASKED);
+        }
+        let (what, tips) = refusal(&e);
+        usage_error(what)
+            .at("the arguments of the job (behind `--`)")
+            .next([tips, vec!["`millstream run JOB -- --help` lists them".to_owned()]].concat().join("; "))
     })
+}
+
+/// What clap says about a command line that it refuses: what is wrong, and tips. Usage and hints at help, which it sets
+/// on lines of their own below, are left to the caller.
+#[must_use]
+pub fn refusal(error: &clap::Error) -> (String, Vec<String>) {
+    let mut what = Vec::new();
+    let mut tips = Vec::new();
+    for line in error.to_string().lines().map(str::trim).filter(|l| !l.is_empty()) {
+        if let Some(tip) = line.strip_prefix("tip: ") {
+            tips.push(tip.to_owned());
+        } else if !line.starts_with("Usage:") && !line.starts_with("For more information") {
+            what.push(line.trim_start_matches("error: ").to_owned());
+        }
+    }
+    (what.join(" "), tips)
 }
 
 /// Where the rows of a job go.
@@ -56,6 +84,9 @@ impl FromStr for Output {
                     Err(format!("the file sink writes to a folder; writing to {folder} is not built yet"))
                 }
                 Some(folder) => Ok(Self::Files(folder.into())),
+                None if text.contains("://") => {
+                    Err(format!("an output to {text} is not built yet; write print, blackhole or files:DIR"))
+                }
                 None => Err("write print, blackhole or files:DIR".into()),
             },
         }
@@ -107,7 +138,10 @@ fn duration_text(d: Duration) -> String {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    millstream_common::size::parse_duration(text).map_err(|e| e.to_string())
+    match millstream_common::size::parse_duration(text) {
+        Ok(duration) if duration > LONGEST_DURATION => Err("it is more than 100 years".into()),
+        parsed => parsed.map_err(|e| e.to_string()),
+    }
 }
 
 /// A rate in rows a second: 0 (as fast as possible) or above, also below 1.

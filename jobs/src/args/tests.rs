@@ -2,7 +2,9 @@ use std::path::Path;
 
 use millstream_common::{Env, ErrorKind};
 use millstream_engine::dataflow::{JOB_USAGE, JobContext};
+use millstream_engine::settings::NOT_BUILT_YET;
 
+use super::HELP_ASKED;
 use crate::registry;
 
 fn words(text: &str) -> Vec<String> {
@@ -65,6 +67,46 @@ fn what_makes_no_sense_is_wrong_usage() {
     refused("keyed-count", "--keys 0", "0");
     refused("keyed-count", "--distribution normal", "normal");
     refused("keyed-count", "--keys 9223372036854775807 --passes 9", "too many");
+    refused("nexmark-q5", "--watermark-delay 99999999999999h", "100 years");
+    refused("nexmark-q5", "--output kafka://topic", "kafka://topic is not built yet");
+}
+
+#[test]
+fn what_would_be_passed_over_is_refused_with_both_names() {
+    for (args, other) in [
+        ("--input a.ndjson --events 5", "--events"),
+        ("--event-rate 5 --input a.ndjson", "--event-rate"),
+        ("--input a.ndjson --base-time 2026-01-02", "--base-time"),
+    ] {
+        refused("nexmark-q5", args, "--input");
+        refused("nexmark-q5", args, other);
+    }
+    refused("keyed-count", "--skew 1", "--distribution zipf");
+    refused("keyed-count", "--skew 1 --distribution uniform", "--skew");
+    let files = identity("nexmark-q5", "--input a.ndjson --rate 7");
+    let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["input", "output", "watermark-delay", "idle-timeout"]);
+}
+
+#[test]
+fn an_input_that_is_no_file_is_named() {
+    let error = |args: &str| registry().absolutise("nexmark-q0", &words(args), Path::new("/home/ada")).unwrap_err();
+    let kafka = error("--input a.ndjson kafka://broker/topic");
+    assert!(kafka.number() == NOT_BUILT_YET && kafka.what().contains("kafka://broker/topic"), "{kafka}");
+    let url = error("--input file:///data/a.ndjson");
+    assert!(url.number() == JOB_USAGE && url.advice().contains("leave file:// away"), "{url}");
+}
+
+#[test]
+fn help_and_refusals_of_arguments_are_told_apart() {
+    let error = |args: &str| registry().absolutise("nexmark-q0", &words(args), Path::new("/")).unwrap_err();
+    let help = error("--help");
+    assert!(help.number() == HELP_ASKED && help.what().contains("\n"), "{help}");
+    assert!(help.what().contains("--watermark-delay"), "{help}");
+    let refused = error("--evnts 5");
+    assert_eq!(refused.what(), "unexpected argument '--evnts' found");
+    let tip = refused.advice();
+    assert!(tip.contains("--events") && tip.contains("run JOB -- --help") && !tip.contains("Usage"), "{tip}");
 }
 
 #[test]

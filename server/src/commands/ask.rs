@@ -26,8 +26,8 @@ struct Asking {
 }
 
 fn start(cluster: &ClusterArg, environment: Environment) -> Result<Asking> {
+    let addresses = environment.coordinators(cluster.coordinator.as_deref())?;
     logs::start(&environment, "warn");
-    let addresses = environment.coordinators(cluster.coordinator.as_deref());
     let process = Process::start(1, environment)?;
     let transport = Arc::new(Network::new(process.env.clone(), NetworkSettings::default()));
     let client = Client::new(transport, addresses, process.env.clone());
@@ -101,12 +101,17 @@ fn change(args: &WaitingCommand, request: Request, json: bool, environment: Envi
 }
 
 pub(super) fn submit(args: SubmitArgs, json: bool, registry: &JobRegistry, environment: Environment) -> Result<()> {
+    options::refuse_contradictions(&args.job)?;
     options::refuse_what_is_not_built(&args.job)?;
     let settings = options::of_submit(&args.job)?;
     let request = submission(&args.job, 1, &settings, registry)?;
+    let name = request.name.clone();
     let asking = start(&args.cluster, environment)?;
     let id = asking.process.block_on(async {
-        let id = asking.client.submit(request).await?;
+        let id = match asking.client.submit(request).await {
+            Err(e) if ABOUT_STATE.contains(&e.number()) => Err(at_state(e, &asking.client, &name).await),
+            answer => answer,
+        }?;
         // The id stands whatever becomes of this look.
         if let Ok(status) = asking.client.status(&id).await
             && status["already_finished"] == true
@@ -116,6 +121,18 @@ pub(super) fn submit(args: SubmitArgs, json: bool, registry: &JobRegistry, envir
         Ok::<_, Error>(id)
     })?;
     if json { out::print_json(&json!({ "id": id })) } else { out::print(&id) }
+}
+
+/// Numbers of errors about what stands at the place of a job's state: versions that are there or are not, of this job or
+/// another.
+const ABOUT_STATE: std::ops::RangeInclusive<u16> = 1501..=1504;
+
+/// The error, with the place of the job's state when the coordinator tells it.
+async fn at_state(error: Error, client: &Client, name: &str) -> Error {
+    match client.info().await {
+        Ok(info) => error.at(format!("{}/{name}", info.state_url.trim_end_matches('/'))),
+        Err(_) => error,
+    }
 }
 
 /// What a user is told who starts a job that has finished.

@@ -17,12 +17,13 @@ pub(super) fn versions(job: &str, url: &str, args: &SettingArgs, json: bool, env
     logs::start(&environment, "warn");
     let settings = options::of_process(args, &[])?;
     let process = Process::start(1, environment)?;
-    let log = VersionLog::new(process.open_store(url, &settings)?.child(job), process.env.clone());
+    let store = process.open_store_to_read(url, &settings)?.child(job);
+    let log = VersionLog::new(store.clone(), process.env.clone());
     let rows = process.block_on(async {
         if log.newest().await?.is_none() {
             return Err(Error::config(format!("there is no version of '{job}'"))
                 .code(1422)
-                .at(url)
+                .at(store.url())
                 .next("`millstream list --state URL` shows the names that are there"));
         }
         coordinator::versions::list(&log, settings.checkpoint.retained).await
@@ -34,17 +35,32 @@ pub(super) fn list(url: &str, args: &SettingArgs, json: bool, environment: Envir
     logs::start(&environment, "warn");
     let settings = options::of_process(args, &[])?;
     let process = Process::start(1, environment)?;
-    let store = process.open_store(url, &settings)?;
+    let store = process.open_store_to_read(url, &settings)?;
     let jobs = process.block_on(versions::list(&store, &process.env))?;
     show(json, &jobs, people::list)
+}
+
+/// A slip in the URL must not look like a place that is whole.
+fn nothing_there(objects: u64, place: &str) -> Error {
+    let what = match objects {
+        0 => "nothing is there".to_owned(),
+        n => format!("no state of a job is there, only {n} other objects"),
+    };
+    Error::config(what)
+        .code(1426)
+        .at(place)
+        .next("give the place that jobs were started with by --state, without a job's name behind it")
 }
 
 pub(super) fn fsck(args: &FsckArgs, json: bool, environment: Environment) -> Result<()> {
     logs::start(&environment, "warn");
     let settings = options::of_process(&args.settings, &[])?;
     let process = Process::start(1, environment)?;
-    let store = process.open_store(&args.state, &settings)?;
+    let store = process.open_store_to_read(&args.state, &settings)?;
     let report = process.block_on(fsck::check(&store, &process.env))?;
+    if report.jobs.is_empty() && report.problems.is_empty() && !report.cluster {
+        return Err(nothing_there(report.found, &store.url()));
+    }
     let problems: Vec<String> = report.problems.iter().map(|p| format!("{}: {}", p.object, p.what)).collect();
     let (unreferenced, unreferenced_bytes) = report.unreferenced;
     let document = json!({

@@ -2,7 +2,8 @@
 //! transport is one of memory.
 //!
 //! Order of events: the job is submitted; it is looked at until it has ended; the summary is written from its last
-//! status; then the process ends with the job's outcome. A signal or a coordinator that was fenced ends it before.
+//! status; then the process ends with the job's outcome. A signal cancels the job, so it ends in the same way; a
+//! coordinator that was fenced ends the process before.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,21 +17,19 @@ use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::Settings;
 use millstream_engine::transport::in_process::InProcess;
 use millstream_engine::worker::run_worker;
-use millstream_proto::control::Submit;
-use serde_json::Value;
+use millstream_proto::control::client_request::Request;
+use millstream_proto::control::{Cancel, Submit};
+use serde_json::{Value, json};
 
 use super::ask::{already_finished, submission};
 use super::serve::{ClientMetrics, coordinator_options, worker_options};
 use crate::args::RunArgs;
-use crate::client::{Client, error_of_job};
+use crate::client::{Client, IN_PROCESS, error_of_job};
 use crate::environment::{self, Environment};
 use crate::process::Process;
 use crate::progress::Progress;
 use crate::stores::ProcessStores;
 use crate::{http, logs, options, out, signals, usage};
-
-/// The coordinator's address inside the process.
-const ADDRESS: &str = "in-process";
 
 /// From one look at the job to the next.
 const LOOK: Duration = Duration::from_millis(50);
@@ -38,49 +37,61 @@ const LOOK: Duration = Duration::from_millis(50);
 /// From one progress line to the next.
 const PROGRESS: Duration = Duration::from_millis(500);
 
+/// After a signal the job gets so long to end.
+const CANCEL: Duration = Duration::from_secs(3);
+
 pub(super) fn run(args: RunArgs, json: bool, registry: Arc<JobRegistry>, environment: Environment) -> Result<()> {
+    options::refuse_contradictions(&args.job)?;
     options::refuse_what_is_not_built(&args.job)?;
     let settings = options::of_run(&args.job)?;
     let cores = environment::cores();
     let request = submission(&args.job, u32::try_from(cores).unwrap_or(1), &settings, &registry)?;
-    logs::start(&environment, "warn");
+    if json {
+        options::refuse_rows_beside_document(&request.args)?;
+    }
+    logs::start_for_one_job(&environment, "warn");
     let process = Process::start(cores, environment)?;
-    let document = process.block_on(whole(&args, &settings, request, registry, &process))?;
+    let url = args.job.state.as_deref().unwrap_or("memory://");
+    let (document, signal) = process.block_on(whole(&args, url, &settings, request, registry, &process))?;
     if let Some(file) = &args.summary {
         write_summary(file, &document)?;
     }
     if json {
         out::print_json(&document)?;
     }
-    outcome(&document)
+    match signal {
+        Some(name) if document["state"] == "canceled" => Err(interrupted(name, url)),
+        _ => outcome(&document),
+    }
 }
 
-/// Runs the cluster until the job has ended; gives its last status.
+/// Runs the cluster until the job has ended; gives its last status, and the signal that ended it if one did.
 async fn whole(
     args: &RunArgs,
+    url: &str,
     settings: &Settings,
     mut request: Submit,
     registry: Arc<JobRegistry>,
     process: &Process,
-) -> Result<Value> {
+) -> Result<(Value, Option<&'static str>)> {
     let env = &process.env;
-    let url = args.job.state.as_deref().unwrap_or("memory://");
     request.state_url = String::new();
     let state = process.open_store(url, settings)?;
+    let job = Job { job: request.job.clone(), name: request.name.clone(), place: state.child(&request.name).url() };
     let plan = MemoryPlan::new(settings, environment::ram_bytes());
     let stores = Arc::new(ProcessStores::open(state, url, settings, plan, env).await?);
     let net = InProcess::default();
-    let arrivals = net.listen_coordinator(ADDRESS);
+    let arrivals = net.listen_coordinator(IN_PROCESS);
     let transport = Arc::new(net);
-    let options: CoordinatorOptions = coordinator_options(None, url, ADDRESS, settings);
+    let options: CoordinatorOptions = coordinator_options(None, url, IN_PROCESS, settings);
     let mut coordinator = env.run(
         Lane::Io,
         "coordinator",
         run_coordinator(options, arrivals, transport.clone(), registry.clone(), stores.clone(), env.clone()),
     );
-    let options = worker_options(vec![ADDRESS.to_owned()], request.parallelism, settings, env);
+    let options = worker_options(vec![IN_PROCESS.to_owned()], request.parallelism, settings, env);
     let mut worker = env.run(Lane::Io, "worker", run_worker(options, transport.clone(), registry, stores, env.clone()));
-    let client = Client::new(transport, vec![ADDRESS.to_owned()], env.clone());
+    let client = Client::new(transport, vec![IN_PROCESS.to_owned()], env.clone());
     if let Some(address) = &args.metrics_listen {
         options::refuse_open_address("--metrics-listen", address, args.insecure)?;
         let bound = http::serve(address, Arc::new(ClientMetrics(client.clone())), env).await?;
@@ -88,17 +99,31 @@ async fn whole(
     }
     let mut progress = Progress::of_stderr();
     let ended = millstream_common::select! {
-        document = until_ended(&client, request, &mut progress, env) => document,
+        document = until_ended(&client, request, &job, &mut progress, env) => document.map(|d| (d, None)),
         result = &mut coordinator => result.and_then(|r| r).and_then(|()| Err(Error::internal("the coordinator ended").code(9304))),
         result = &mut worker => result.and_then(|r| r).and_then(|()| Err(Error::internal("the worker ended").code(9305))),
-        signal = signals::asked_to_end() => signal.and_then(|name| Err(interrupted(name, url))),
+        signal = signals::asked_to_end() => match signal {
+            Ok(name) => Ok((called_off(&client, &job, env).await, Some(name))),
+            Err(e) => Err(e),
+        },
     };
+    // First: it would take the end of the worker for a loss.
+    drop(coordinator);
     progress.end();
-    ended.map(with_usage)
+    ended.map(|(document, signal)| (with_usage(document), signal))
 }
 
-async fn until_ended(client: &Client, request: Submit, progress: &mut Progress, env: &Env) -> Result<Value> {
-    let id = client.submit(request).await?;
+/// The job of this process.
+struct Job {
+    job: String,
+    name: String,
+    /// Where its state is, for messages.
+    place: String,
+}
+
+async fn until_ended(client: &Client, request: Submit, job: &Job, progress: &mut Progress, env: &Env) -> Result<Value> {
+    let at_state = |e: Error| if e.place().is_empty() { e.at(&job.place) } else { e };
+    let id = client.submit(request).await.map_err(at_state)?;
     let mut shown = env.now();
     loop {
         let document = client.status(&id).await?;
@@ -111,6 +136,23 @@ async fn until_ended(client: &Client, request: Submit, progress: &mut Progress, 
         }
         env.sleep(LOOK).await;
     }
+}
+
+/// Cancels the job; gives its last status. A second signal, or a job that takes too long, ends the waiting.
+async fn called_off(client: &Client, job: &Job, env: &Env) -> Value {
+    let cancel = Request::Cancel(Cancel { job: job.name.clone(), no_wait: false });
+    let canceled = async {
+        match client.document_when_done(cancel).await {
+            Ok(document) => Ok(document),
+            Err(_) => client.status(&job.name).await,
+        }
+    };
+    let last = millstream_common::select! {
+        status = env.timeout(CANCEL, "canceling the job", canceled) => status.and_then(|s| s),
+        _ = signals::asked_to_end() => Err(Error::canceled("a second signal")),
+    };
+    // It was not open yet, or hangs: all the same it ends with this process.
+    last.unwrap_or_else(|_| json!({"job": job.job, "name": job.name, "state": "canceled"}))
 }
 
 fn has_ended(document: &Value) -> bool {

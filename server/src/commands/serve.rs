@@ -107,7 +107,7 @@ pub(super) fn coordinator(
     environment: Environment,
 ) -> Result<()> {
     refuse_open_addresses(&args.listen, &args.serve)?;
-    let settings = options::of_process(&args.serve.settings, &[])?;
+    let settings = options::of_server(&args.serve.settings, &[])?;
     if args.state.starts_with("memory:") {
         return Err(Error::config("the state of a cluster cannot be in the memory of its coordinator")
             .code(1425)
@@ -166,16 +166,18 @@ fn announce(json: bool, address: &str, info: &LeaderInfo) -> Result<()> {
 
 pub(super) fn worker(args: WorkerArgs, json: bool, registry: Arc<JobRegistry>, environment: Environment) -> Result<()> {
     refuse_open_addresses(&args.listen, &args.serve)?;
-    let settings = options::of_process(&args.serve.settings, &options::of_memory(&args.memory))?;
+    let settings = options::of_server(&args.serve.settings, &options::of_memory(&args.memory))?;
+    let coordinators = environment.coordinators(args.cluster.coordinator.as_deref())?;
     logs::start(&environment, LEVEL);
     let process = Process::start(environment::cores(), environment)?;
-    process.block_on(work(&args, json, &settings, registry, &process))
+    process.block_on(work(&args, json, &settings, coordinators, registry, &process))
 }
 
 async fn work(
     args: &WorkerArgs,
     json: bool,
     settings: &Settings,
+    coordinators: Vec<String>,
     registry: Arc<JobRegistry>,
     process: &Process,
 ) -> Result<()> {
@@ -186,7 +188,6 @@ async fn work(
         insecure: args.serve.insecure,
     };
     let transport = Arc::new(Network::new(env.clone(), network));
-    let coordinators = process.environment.coordinators(args.cluster.coordinator.as_deref());
     let client = Client::new(transport.clone(), coordinators.clone(), env.clone());
     serve_metrics(&args.serve, client.clone(), env).await?;
     let slots = args.slots.unwrap_or_else(|| u32::try_from(environment::cores()).unwrap_or(1));

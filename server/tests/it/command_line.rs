@@ -1,18 +1,36 @@
 //! What is refused before anything starts, and what needs no cluster.
 
-use crate::millstream;
+use crate::{Done, command, millstream};
 
 #[test]
 fn wrong_usage_ends_with_2() {
     millstream(&["run", "nexmark-q5", "-p", "0"]).refused(2, &["parallelism"]);
     millstream(&["run", "nexmark-q5", "--paralelism", "3"]).refused(2, &["MS1003", "--paralelism", "--parallelism"]);
     millstream(&["frobnicate"]).refused(2, &["frobnicate"]);
-    millstream(&[]).refused(2, &["MS1003"]);
     millstream(&["run", "nexmark-q5", "--checkpoint-interval", "four"]).refused(2, &["checkpoint.interval", "four"]);
     millstream(&["run", "nexmark-q5", "--cache-memory", "lots"]).refused(2, &["cache.memory", "lots"]);
     millstream(&["run", "nexmark-q5", "-p", "2", "--", "--watermark-delay", "four"]).refused(2, &["four"]);
     millstream(&["run", "nexmark-q5", "--", "--no-such-argument", "1"]).refused(2, &["no-such-argument"]);
     millstream(&["rescale", "j1", "-p", "0"]).refused(2, &["parallelism"]);
+    millstream(&["worker", "--coordinator", "foo"]).refused(2, &["MS1003", "foo", "HOST:PORT"]);
+    millstream(&["worker", "--coordinator", ""]).refused(2, &["MS1003", "HOST:PORT"]);
+    millstream(&["worker", "--coordinator", "127.0.0.1:99999"]).refused(2, &["99999"]);
+    millstream(&["worker", "-D", "checkpoint.interval=3s"]).refused(2, &["MS1405", "checkpoint.interval", "submit"]);
+    let done = Done::of(command(&["list"]).env("MILLSTREAM_COORDINATOR", "foo").output().unwrap());
+    done.refused(2, &["MILLSTREAM_COORDINATOR", "foo"]);
+}
+
+#[test]
+fn options_that_have_no_meaning_together_are_refused() {
+    for command in ["run", "submit"] {
+        millstream(&[command, "nexmark-q5", "--discard-state"])
+            .refused(2, &["MS1003", "--discard-state", "--from none"]);
+        millstream(&[command, "nexmark-q5", "--from", "3", "--discard-state"]).refused(2, &["--from is 3"]);
+    }
+    millstream(&["run", "nexmark-q5", "--json", "--", "--events", "10"])
+        .refused(2, &["--json", "--output", "--summary"]);
+    millstream(&["run", "nexmark-q5", "--", "--input", "a", "--events", "10"]).refused(2, &["--input", "--events"]);
+    millstream(&["run", "keyed-count", "--", "--skew", "1"]).refused(2, &["MS1002", "--skew", "--distribution zipf"]);
 }
 
 #[test]
@@ -37,6 +55,7 @@ fn what_is_not_built_yet_says_so() {
     not_built(&["run", "nexmark-q5", "-D", "checkpoint.max-concurrent=2"], "max-concurrent");
     not_built(&["run", "nexmark-q5", "-D", "restart.strategy=fixed-delay"], "fixed-delay");
     not_built(&["run", "nexmark-q5", "--", "--output", "files:s3://b/out"], "files:s3://");
+    not_built(&["run", "nexmark-q5", "--", "--input", "kafka://b/topic"], "kafka://b/topic");
     millstream(&["submit", "nexmark-q5", "--cache-memory", "1GB"]).refused(1, &["not built yet", "worker"]);
 }
 
@@ -57,6 +76,21 @@ fn a_state_of_no_known_kind_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let state = format!("file://{}", folder.path().display());
     millstream(&["versions", "nexmark-q5", "--state", &state]).refused(1, &["MS1422", "nexmark-q5"]);
+    let relative = ["run", "nexmark-q5", "--state", "file:rel", "--", "--events", "10", "--output", "blackhole"];
+    millstream(&relative).refused(1, &["MS1100", "file:///folder"]);
+}
+
+#[test]
+fn who_looks_at_a_place_of_state_creates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = format!("file://{}/absent", folder.path().display());
+    millstream(&["fsck", "--state", &state]).refused(1, &["MS1426", "nothing is there", &state]);
+    millstream(&["versions", "nexmark-q5", "--state", &state]).refused(1, &["MS1422", &state]);
+    millstream(&["list", "--state", &state]).ok();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    std::fs::create_dir_all(folder.path().join("absent/job/data/ab")).unwrap();
+    std::fs::write(folder.path().join("absent/job/data/ab/1-1-x"), "state").unwrap();
+    millstream(&["fsck", "--state", &state]).refused(1, &["MS4200", "job/version", "no version record"]);
 }
 
 #[test]
@@ -76,4 +110,10 @@ fn help_and_version_go_to_stdout() {
     assert!(!help.out.contains("savepoint"), "what is not built is not advertised");
     assert!(millstream(&["--version"]).ok().out.starts_with("millstream "));
     assert!(millstream(&["run", "--help"]).ok().out.contains("--checkpoint-interval"));
+    for command in ["run", "submit"] {
+        let help = millstream(&[command, "nexmark-q5", "--", "--help"]).ok();
+        assert!(help.out.contains("--watermark-delay") && help.out.lines().count() > 10, "{}", help.out);
+    }
+    let bare = millstream(&[]);
+    assert!(bare.code == Some(2) && bare.err.lines().count() > 10 && !bare.err.contains("error["), "{}", bare.err);
 }

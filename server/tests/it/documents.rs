@@ -41,12 +41,10 @@ fn settings_and_jobs_are_listed() {
 }
 
 #[test]
-fn an_empty_place_of_state_is_whole_and_has_no_jobs() {
+fn an_empty_place_of_state_has_no_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let state = format!("file://{}", folder.path().display());
     assert_eq!(millstream(&["list", "--state", &state, "--json"]).ok().json(), serde_json::json!([]));
-    let report = millstream(&["fsck", "--state", &state, "--json"]).ok().json();
-    assert_eq!((&report["whole"], &report["versions"]), (&true.into(), &0.into()));
 }
 
 /// Numbers of errors that the sources give, by the forms in which they are written.

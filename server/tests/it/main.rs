@@ -22,7 +22,8 @@ pub struct Done {
 }
 
 impl Done {
-    fn of(output: Output) -> Self {
+    /// Of a process that has ended.
+    pub fn of(output: Output) -> Self {
         Self {
             code: output.status.code(),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -47,6 +48,12 @@ impl Done {
             assert!(lines[0].contains(word), "'{word}' is not in: {}", lines[0]);
         }
         assert!(!self.err.contains("panicked") && !self.err.contains("RUST_BACKTRACE"), "{}", self.err);
+        self
+    }
+
+    /// Asserts that stderr has `word` on one line alone.
+    pub fn once(self, word: &str) -> Self {
+        assert_eq!(self.err.lines().filter(|l| l.contains(word)).count(), 1, "{}", self.err);
         self
     }
 

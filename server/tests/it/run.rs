@@ -146,7 +146,9 @@ fn the_state_of_another_job_is_refused_with_both_shown() {
     go("nexmark-q5", &["--", "--events", "1000", "--output", "blackhole"]).refused(1, &["nexmark-q5", "nexmark-q17"]);
     go("nexmark-q17", &["--", "--events", "2000", "--output", "blackhole"]).refused(1, &["events", "1000", "2000"]);
     let none = ["--from", "none", "--", "--events", "1000", "--output", "blackhole"];
-    go("nexmark-q17", &none).refused(1, &["--discard-state"]);
+    go("nexmark-q17", &none).refused(1, &["--discard-state", "state/x"]);
+    let absent = ["--from", "77", "--", "--events", "1000", "--output", "blackhole"];
+    go("nexmark-q17", &absent).refused(1, &["MS1504", "77", "state/x"]);
 }
 
 #[test]
@@ -154,8 +156,11 @@ fn bad_input_names_file_and_line() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("bad.ndjson"), "{\"event_type\":2,\"bid\":{\"auction\":}\n").unwrap();
     run(folder.path(), &["nexmark-q1", "--", "--input", "bad.ndjson", "--output", "blackhole"])
-        .refused(1, &["bad.ndjson", "1"]);
+        .refused(1, &["bad.ndjson", "1"])
+        .once("bad.ndjson");
     run(folder.path(), &["nexmark-q1", "--", "--input", "nowhere.ndjson"]).refused(1, &["nowhere.ndjson"]);
+    let twice = ["nexmark-q1", "--", "--input", "bad.ndjson", "./bad.ndjson", "--output", "blackhole"];
+    run(folder.path(), &twice).refused(1, &["MS1311", "bad.ndjson", "twice"]);
 }
 
 #[test]
@@ -240,13 +245,13 @@ fn a_later_run_fences_the_earlier() {
 #[test]
 fn a_signal_ends_it_with_a_word() {
     let folder = tempfile::tempdir().unwrap();
-    let child =
-        command(&["run", "nexmark-q1", "-p", "1", "--", "--events", "0", "--rate", "10", "--output", "blackhole"])
-            .current_dir(folder.path())
-            .stderr(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+    let words = ["run", "nexmark-q1", "-p", "1", "--state", "memory://", "--summary", "s.json", "--"];
+    let child = command(&[&words[..], &["--events", "0", "--rate", "10", "--output", "blackhole"]].concat())
+        .current_dir(folder.path())
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     // Until it listens to signals; an earlier one would end it without a word.
     let status = format!("/proc/{}/status", child.id());
     let start = Instant::now();
@@ -256,7 +261,11 @@ fn a_signal_ends_it_with_a_word() {
     }
     let killed = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
-    Done::of(child.wait_with_output().unwrap()).refused(1, &["SIGTERM", "MS6001"]);
+    let done = Done::of(child.wait_with_output().unwrap()).refused(1, &["SIGTERM", "MS6001"]);
+    assert_eq!(done.err.lines().count(), 1, "{}", done.err);
+    let summary = std::fs::read_to_string(folder.path().join("s.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!((&summary["job"], &summary["state"]), (&"nexmark-q1".into(), &"canceled".into()));
 }
 
 /// Whether /proc says that SIGTERM (15) is caught.

@@ -137,7 +137,7 @@ impl Plan {
             settings: settings(&mut dice),
             workers,
             slots,
-            memory: TaskMemory { rows_bytes, write_buffer_bytes },
+            memory: TaskMemory { rows_bytes, write_buffer_bytes, reads_bytes: rows_bytes / 2 },
             block_cache_bytes: *dice.pick(&[16 << 10, 64 << 10, 8 << 20]),
             batch_rows: *dice.pick(&[1, 7, 32, 200]),
             data_queue: *dice.pick(&[1, 2, 8]),

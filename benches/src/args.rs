@@ -1,0 +1,162 @@
+//! What a user types.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::place::StateKind;
+
+/// Measures the millstream binary and prints tables; without a command all benches with their defaults.
+#[derive(Debug, Parser)]
+#[command(name = "bench", version, max_term_width = 110)]
+pub struct Cli {
+    /// Which bench.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of every bench.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// The benches.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Events a second of the Nexmark queries, in units of the yardstick.
+    Throughput(ThroughputArgs),
+    /// How long a job under load stands still when it is rescaled, over the size of its state.
+    Rescale(StateArgs),
+    /// How long fresh processes with empty caches take to the first row, over the size of the state.
+    Restore(StateArgs),
+    /// Writes per checkpoint, as the S3 server counts them (needs MinIO with public metrics).
+    Checkpoint(CheckpointArgs),
+}
+
+/// Options of every bench.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The binary [default: MILLSTREAM_BIN, or release/millstream in CARGO_TARGET_DIR or target].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub bin: Option<PathBuf>,
+    /// Where fresh folders are made [default: the folder for temporary files].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Where fresh prefixes are made; the server is the one of AWS_ENDPOINT_URL.
+    #[arg(long, global = true, value_name = "URL", default_value = "s3://millstream/bench")]
+    pub s3: String,
+}
+
+/// `throughput`.
+#[derive(Debug, Args)]
+pub struct ThroughputArgs {
+    /// The queries.
+    #[arg(long, value_delimiter = ',', default_value = "q0,q1,q2,q5,q7,q8,q11,q17")]
+    pub queries: Vec<String>,
+    /// Where state is [default: memory, file, and s3 when AWS_ENDPOINT_URL is set].
+    #[arg(long, value_delimiter = ',')]
+    pub state: Option<Vec<StateKind>>,
+    /// Events per second of event time.
+    #[arg(long, value_delimiter = ',', default_value = "100,10000000", value_parser = clap::value_parser!(u64).range(1..))]
+    pub event_rate: Vec<u64>,
+    /// Events of a run.
+    #[arg(long, default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub events: u64,
+    /// Runs of each case, taken in turn.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Parallelism.
+    #[arg(short, long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub parallelism: u32,
+    /// From one checkpoint to the next.
+    #[arg(long, default_value = "1s")]
+    pub checkpoint_interval: String,
+    /// Events that a measurement of the yardstick makes.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub yardstick_events: u64,
+}
+
+/// `rescale` and `restore`.
+#[derive(Debug, Args)]
+pub struct StateArgs {
+    /// Sizes of state in GB: keys of 1,000 bytes.
+    #[arg(long, value_delimiter = ',', default_value = "0.1,0.5,1")]
+    pub sizes: Vec<f64>,
+    /// Where state is: file, s3 [default: file, and s3 when AWS_ENDPOINT_URL is set].
+    #[arg(long, value_delimiter = ',')]
+    pub state: Option<Vec<StateKind>>,
+    /// Measurements of each size, each with fresh processes and empty caches.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Events a second while it is measured.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
+    /// Workers, each with as many slots as make four altogether: 1, 2 or 4.
+    #[arg(long, default_value_t = 2, value_parser = worker_count)]
+    pub workers: u32,
+    /// --cache-memory of each worker [default: what the worker takes by itself].
+    #[arg(long, value_name = "SIZE")]
+    pub cache_memory: Option<String>,
+}
+
+/// `checkpoint`.
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// Parallelism, up to four.
+    #[arg(short, long, value_delimiter = ',', default_value = "2,4", value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub parallelism: Vec<u32>,
+    /// Checkpoints of the longer one of two jobs, whose difference counts; the shorter one takes a quarter.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(4..))]
+    pub checkpoints: u64,
+    /// From one checkpoint to the next.
+    #[arg(long, default_value = "1s")]
+    pub checkpoint_interval: String,
+    /// Events a second.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
+    /// Keys of 1,000 bytes.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+}
+
+fn worker_count(text: &str) -> Result<u32, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        "4" => Ok(4),
+        _ => Err("give 1, 2 or 4".to_owned()),
+    }
+}
+
+/// The options of a bench when nothing is typed.
+#[must_use]
+pub fn default_of<T: Args>() -> T {
+    let command = T::augment_args(clap::Command::new("bench"));
+    let matches = command.get_matches_from(["bench"]);
+    // Every option has a default, or need not be given; a test reads them all.
+    T::from_arg_matches(&matches).expect("an option without a default")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_has_defaults() {
+        Cli::command().debug_assert();
+        assert_eq!(default_of::<ThroughputArgs>().queries.len(), 8);
+        assert_eq!(default_of::<StateArgs>().sizes, [0.1, 0.5, 1.0]);
+        assert_eq!(default_of::<CheckpointArgs>().parallelism, [2, 4]);
+    }
+
+    #[test]
+    fn lists_and_options_are_read() {
+        let cli = Cli::parse_from(["bench", "rescale", "--sizes", "0.01,2", "--state", "file,s3", "--bin", "/b"]);
+        let Some(Command::Rescale(args)) = cli.command else { panic!("{cli:?}") };
+        assert_eq!((args.sizes, args.state), (vec![0.01, 2.0], Some(vec![StateKind::File, StateKind::S3])));
+        assert_eq!(cli.common.bin, Some(PathBuf::from("/b")));
+        for bad in [["throughput", "--state", "disk"], ["throughput", "--runs", "0"], ["rescale", "--workers", "3"]] {
+            assert!(Cli::try_parse_from(["bench"].iter().chain(&bad)).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The machine: clock, sleep, environment, free ports. The only module that asks for them.
+//!
+//! The rest of the workspace gets time and randomness through `Env`, so that a simulation can replay it. A bench
+//! measures real processes in real time; nothing here is part of the engine.
+#![allow(clippy::disallowed_methods)] // a measurement tool outside of the engine: it needs the real clock
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use millstream_common::{Error, Result};
+
+/// The time now.
+#[must_use]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits.
+pub fn sleep(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+/// A variable of the environment; an empty one counts as absent.
+#[must_use]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// All variables whose values are text.
+#[must_use]
+pub fn variables() -> BTreeMap<String, String> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+/// The load of the machine over the last minute: how many processes wanted a core. `None` where nobody tells.
+#[must_use]
+pub fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
+
+/// Asks every `every` until there is an answer, `None` when there was none within `limit`.
+pub fn wait_for<T>(
+    limit: Duration,
+    every: Duration,
+    mut answer: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let start = now();
+    loop {
+        if let Some(found) = answer()? {
+            return Ok(Some(found));
+        }
+        if start.elapsed() >= limit {
+            return Ok(None);
+        }
+        sleep(every);
+    }
+}
+
+/// Ports of this machine that nobody listens at, below the range that the system takes for outgoing connections: a
+/// process that is started again finds its port free.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let first = 15_000 + (std::process::id() * 37 % 14_000) as u16;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let ports: Vec<u16> = (first..first + 3_000).filter(free).take(count).collect();
+    if ports.len() < count {
+        return Err(Error::unavailable("no free ports on this machine")
+            .at(format!("127.0.0.1:{first}-{}", first + 3_000))
+            .next("end some of what listens there"));
+    }
+    Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_waited_for_comes_or_not() {
+        let mut left = 3;
+        let counted = wait_for(Duration::from_secs(5), Duration::ZERO, || {
+            left -= 1;
+            Ok((left == 0).then_some("done"))
+        });
+        assert_eq!(counted.unwrap(), Some("done"));
+        assert_eq!(wait_for::<()>(Duration::ZERO, Duration::ZERO, || Ok(None)).unwrap(), None);
+        assert!(wait_for::<()>(Duration::ZERO, Duration::ZERO, || Err(Error::unavailable("x"))).is_err());
+    }
+
+    #[test]
+    fn ports_are_free_and_different() {
+        let ports = free_ports(2).unwrap();
+        assert!(ports[0] != ports[1] && ports.iter().all(|p| *p >= 15_000));
+    }
+}
