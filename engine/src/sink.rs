@@ -53,6 +53,11 @@ pub trait Sink: Send + Sync {
     fn check_fresh(&self) -> Result<()> {
         Ok(())
     }
+    /// Refuses, when a job goes back to an older version, a place that holds output of epochs above `epoch`: it would be
+    /// written a second time beside the first.
+    fn check_goes_back(&self, _epoch: Epoch) -> Result<()> {
+        Ok(())
+    }
     /// A writer for one subtask. `schema` is that of all batches.
     fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
     /// A committer. Any worker may have one.

@@ -185,9 +185,7 @@ impl JobCheck<'_> {
         if new.epoch < old.epoch {
             self.problem(&path, format!("it is of epoch {}, its predecessor of {}", new.epoch, old.epoch));
         }
-        if !went_back
-            && let Err(e) = check_successor(old_tree, new_tree, (Epoch(old.epoch), Epoch(new.epoch)))
-        {
+        if !went_back && let Err(e) = check_successor(old_tree, new_tree, (Epoch(old.epoch), Epoch(new.epoch))) {
             self.problem(&path, e.what());
         }
     }

@@ -39,6 +39,11 @@ pub(super) fn is_final(name: &str) -> bool {
     })
 }
 
+/// The epoch of a committed file.
+pub(super) fn epoch_of(name: &str) -> Option<Epoch> {
+    is_final(name).then(|| name["part-".len()..].split('-').next()?.parse().ok().map(Epoch))?
+}
+
 /// A file that waits for its commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pending {

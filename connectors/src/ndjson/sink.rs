@@ -15,7 +15,7 @@ use millstream_common::env::BoxFuture;
 use millstream_common::{Epoch, Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter};
 
-use super::commit::{Pending, deployment_of, final_name, io_failed, is_final, name_in_progress, sync_folder};
+use super::commit::{Pending, deployment_of, epoch_of, final_name, io_failed, is_final, name_in_progress, sync_folder};
 use crate::json::JsonRows;
 
 /// Text that is collected before it goes to the file.
@@ -70,6 +70,20 @@ impl Sink for FilesSink {
                     .next("name an empty folder, or remove the part files of the earlier job"))
             }
         }
+    }
+
+    fn check_goes_back(&self, epoch: Epoch) -> Result<()> {
+        let mut later: Vec<String> =
+            self.names()?.into_iter().filter(|n| epoch_of(n).is_some_and(|e| e > epoch)).collect();
+        later.sort_unstable();
+        let (Some(first), Some(last)) = (later.first(), later.last()) else { return Ok(()) };
+        Err(Error::config(format!(
+            "the output folder has {} part files of epochs above {epoch}, where the job is to start from: '{first}' to '{last}'",
+            later.len()
+        ))
+        .code(1323)
+        .at(self.dir.display().to_string())
+        .next("move those files away: their rows will be written again"))
     }
 
     fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>> {

@@ -178,3 +178,15 @@ async fn large_epochs_are_written_in_pieces() {
     assert_eq!((bytes.len() as u64, crc32c::crc32c(&bytes)), (pending.bytes, pending.checksum));
     assert_eq!(bytes.iter().filter(|b| **b == b'\n').count(), 40_000);
 }
+
+#[test]
+fn a_job_does_not_go_back_behind_what_it_has_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let sink = FilesSink::new(dir.path());
+    for name in ["part-0000000004-0-0.ndjson", "part-0000000007-1-0.ndjson", ".part-1-1-0-0000000000000009-0"] {
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    sink.check_goes_back(Epoch(7)).unwrap();
+    let e = sink.check_goes_back(Epoch(5)).unwrap_err().to_string();
+    assert!(e.contains("part-0000000007-1-0.ndjson") && e.contains("1 part files"), "{e}");
+}

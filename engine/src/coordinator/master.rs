@@ -11,8 +11,8 @@ use std::time::Duration;
 use millstream_common::env::Moment;
 use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
-    CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec,
-    LiveSplits, Placement, PrepareRescale, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted,
+    CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, HoldCompactions, InjectBarrier, JobRef,
+    JobSpec, LiveSplits, Placement, PrepareRescale, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted,
     inject_barrier::Kind, to_coordinator, to_worker,
 };
 use millstream_proto::version::VersionRecord;
@@ -56,12 +56,28 @@ pub(crate) enum Action {
 /// What a timer is for; one that no longer fits is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
-    Checkpoint { turn: u64 },
-    CheckpointTimeout { epoch: u64 },
-    Restart { execution: u64 },
-    RescaleTimeout { assignment: AssignmentId, execution: u64 },
+    Checkpoint {
+        turn: u64,
+    },
+    CheckpointTimeout {
+        epoch: u64,
+    },
+    Restart {
+        execution: u64,
+    },
+    RescaleTimeout {
+        assignment: AssignmentId,
+        execution: u64,
+    },
+    /// Compactions were waited for long enough.
+    Quiet {
+        execution: u64,
+        asked: u64,
+    },
     /// The record in flight is to be sent again.
-    Recommit { number: u64 },
+    Recommit {
+        number: u64,
+    },
 }
 
 /// A split that some subtask reads.
@@ -99,6 +115,9 @@ pub(crate) enum End {
     Fenced,
 }
 
+/// How long a rescale waits for running compactions.
+const QUIET_AT_MOST: Duration = Duration::from_secs(30);
+
 /// Checkpoints that come so often take compactions along.
 const NEAR: Duration = Duration::from_secs(10);
 
@@ -126,6 +145,8 @@ enum Committing {
 
 #[derive(Debug)]
 enum Stage {
+    /// Compactions come to their end first: they would share disk and network with the commit. Checkpoints go on.
+    Quiet(BTreeSet<String>),
     /// A checkpoint goes before, so that the one that carries the assignment is small.
     Before,
     Preparing(BTreeSet<(String, bool)>),
@@ -174,6 +195,7 @@ pub(crate) struct JobMaster {
     confirmed: BTreeSet<CommittableKey>,
     compactions: Vec<CompactionDone>,
     rescale: Option<Rescale>,
+    rescales_asked: u64,
     /// The status that the last barrier's record leads to.
     ending: Option<Status>,
     /// The last barrier's record stands; what is left is to confirm its commits.
@@ -225,6 +247,7 @@ impl JobMaster {
             confirmed: BTreeSet::new(),
             compactions: Vec::new(),
             rescale: None,
+            rescales_asked: 0,
             ending: None,
             last_committed: false,
             stop_tokens: Vec::new(),
@@ -458,6 +481,14 @@ impl JobMaster {
                 if let Some(Rescale { stage: Stage::Preparing(missing), .. }) = &mut self.rescale {
                     missing.remove(&(worker.to_owned(), false));
                     self.when_prepared(t);
+                }
+            }
+            M::CompactionsHeld(_) => {
+                if let Some(Rescale { stage: Stage::Quiet(missing), .. }) = &mut self.rescale {
+                    missing.remove(worker);
+                    if missing.is_empty() {
+                        self.when_quiet(t);
+                    }
                 }
             }
             M::Report(report) => self.on_report(worker, report, t),
@@ -789,7 +820,7 @@ impl JobMaster {
         if self.rescale.as_ref().is_some_and(|r| matches!(r.stage, Stage::Before)) {
             return self.prepare_rescale(t);
         }
-        if self.rescale.is_some() {
+        if self.rescale_is_near() {
             return;
         }
         if !self.stop_tokens.is_empty() && self.ending.is_none() {
@@ -812,7 +843,7 @@ impl JobMaster {
         match timer {
             Timer::Checkpoint { turn } => {
                 let due = turn == self.checkpoint_turn && self.phase == Phase::Running && self.ending.is_none();
-                if due && self.checkpoint.is_none() && self.rescale.is_none() {
+                if due && self.checkpoint.is_none() && !self.rescale_is_near() {
                     self.trigger(Kind::Checkpoint, t);
                 }
             }
@@ -827,6 +858,11 @@ impl JobMaster {
                 {
                     *delayed = false;
                     self.try_deploy(t);
+                }
+            }
+            Timer::Quiet { execution, asked } => {
+                if execution == self.execution && asked == self.rescales_asked {
+                    self.when_quiet(t);
                 }
             }
             Timer::Recommit { number } => {
@@ -1020,15 +1056,37 @@ impl JobMaster {
         if parallelism == now {
             return t.out.push(Action::Reply(token, Ok(())));
         }
-        let stage = Stage::Before;
+        let stage = Stage::Quiet(self.placement.iter().cloned().collect());
         self.rescale =
             Some(Rescale { token: Some(token), from: now, to: parallelism, stage, next: None, pause_ms: 0, bytes: 0 });
+        self.rescales_asked += 1;
+        let timer = Timer::Quiet { execution: self.execution, asked: self.rescales_asked };
+        t.out.push(Action::Timer(timer, QUIET_AT_MOST.min(self.settings.checkpoint.timeout)));
+        self.hold_compactions(true, t);
+    }
+
+    // ---- rescale
+
+    fn hold_compactions(&self, hold: bool, t: &mut Turn<'_>) {
+        self.broadcast(t, |job| to_worker::Message::HoldCompactions(HoldCompactions { job: Some(job), hold }));
+    }
+
+    /// Whether a rescale is so far that no other checkpoint may come between.
+    fn rescale_is_near(&self) -> bool {
+        self.rescale.as_ref().is_some_and(|r| !matches!(r.stage, Stage::Quiet(_)))
+    }
+
+    /// No compaction runs, or they take too long to be waited for.
+    fn when_quiet(&mut self, t: &mut Turn<'_>) {
+        let Some(r) = &mut self.rescale else { return };
+        if !matches!(r.stage, Stage::Quiet(_)) {
+            return;
+        }
+        r.stage = Stage::Before;
         if self.checkpoint.is_none() {
             self.trigger(Kind::Checkpoint, t);
         }
     }
-
-    // ---- rescale
 
     fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
         let Some(r) = &self.rescale else { return };
@@ -1044,6 +1102,7 @@ impl JobMaster {
                     if let Some(token) = self.rescale.take().and_then(|r| r.token) {
                         t.out.push(Action::Reply(token, Err(e)));
                     }
+                    self.hold_compactions(false, t);
                     return self.after_checkpoint(t);
                 }
             }
@@ -1121,6 +1180,7 @@ impl JobMaster {
         }
         if let Some(r) = self.rescale.take() {
             self.statistics.rescaled(r.from, r.to, r.pause_ms, r.bytes);
+            self.hold_compactions(false, t);
             if let Some(token) = r.token {
                 t.out.push(Action::Reply(token, Ok(())));
             }

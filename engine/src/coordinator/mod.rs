@@ -865,6 +865,7 @@ fn job_of(m: &to_coordinator::Message) -> Option<JobRef> {
         M::Serving(x) => x.job.clone(),
         M::SplitsFinished(x) => x.job.clone(),
         M::Prepared(x) => x.job.clone(),
+        M::CompactionsHeld(x) => x.job.clone(),
         M::Hello(_) | M::Heartbeat(_) => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millstream_common::{Env, Error, Result};
+use millstream_common::{Env, Epoch, Error, Result};
 use millstream_objects::Store;
 use millstream_proto::control::JobSpec;
 use millstream_proto::version::VersionRecord;
@@ -74,7 +74,14 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
                 let master = JobMaster::ended(spec, settings, *record, End::Stopped, env.now())?;
                 return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
             }
-            Admission::Continue(record) => Some(*record),
+            Admission::Continue(record) => {
+                if matches!(request.from, From::Version(_)) {
+                    for sink in job.graph.tasks.iter().flat_map(|t| &t.sinks) {
+                        sink.sink.check_goes_back(Epoch(record.epoch))?;
+                    }
+                }
+                Some(*record)
+            }
             Admission::Fresh => {
                 for sink in job.graph.tasks.iter().flat_map(|t| &t.sinks) {
                     sink.sink.check_fresh()?;

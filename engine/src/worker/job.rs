@@ -10,8 +10,8 @@ use std::sync::Arc;
 use millstream_common::env::{AbortOnDrop, Running};
 use millstream_common::{AssignmentId, Env, Epoch, Error, Execution, Generation, KeyGroupRanges, Lane, Result};
 use millstream_proto::control::{
-    CheckpointFailed, CheckpointReport, CommittableId, CompactionDone, Confirmed, Deploy, Deployed, InjectBarrier,
-    JobRef, PrepareRescale, Prepared, Serving, SplitId, SplitsFinished, TaskFailed, inject_barrier,
+    CheckpointFailed, CheckpointReport, CommittableId, CompactionDone, CompactionsHeld, Confirmed, Deploy, Deployed,
+    InjectBarrier, JobRef, PrepareRescale, Prepared, Serving, SplitId, SplitsFinished, TaskFailed, inject_barrier,
     to_coordinator::Message,
 };
 use millstream_proto::version::VersionRecord;
@@ -49,6 +49,8 @@ pub(crate) enum JobMessage {
     LiveSplits(Vec<(String, u64)>),
     /// All splits have ended.
     EndOfInput,
+    /// Start no compaction, and say when none runs; or start them again.
+    HoldCompactions(bool),
 }
 
 /// A running subtask.
@@ -121,6 +123,10 @@ struct JobActor {
     compacting: Vec<Compacting>,
     /// Compactions whose record has not come: their subtasks start no other.
     compacted: Vec<(SubtaskId, Vec<Arc<Run>>)>,
+    /// A rescale is under way: none is started.
+    holding: bool,
+    /// The coordinator is to be told when none runs.
+    owes_held: bool,
     bytes_written: u64,
     puts: u32,
     _helpers: Vec<AbortOnDrop>,
@@ -227,6 +233,8 @@ impl JobActor {
             committed,
             compacting: Vec::new(),
             compacted: Vec::new(),
+            holding: deploy.join,
+            owes_held: false,
             bytes_written: 0,
             puts: 0,
             _helpers: vec![AbortOnDrop(writing), AbortOnDrop(committing)],
@@ -319,6 +327,7 @@ impl JobActor {
                 self.tell_live_splits();
                 Ok(())
             }
+            JobMessage::HoldCompactions(hold) => self.hold_compactions(hold),
             JobMessage::EndOfInput => {
                 for id in self.sources() {
                     self.control(id, TaskControl::EndOfInput)?;
@@ -497,9 +506,8 @@ impl JobActor {
         self.version = Some(version.clone());
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.
         self.compacted.retain(|(_, inputs)| {
-            let live = |i: &Arc<Run>| {
-                version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip)
-            };
+            let live =
+                |i: &Arc<Run>| version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip);
             inputs.iter().all(live)
         });
         self.serve_when_all(version.assignment.id);
@@ -558,7 +566,27 @@ impl JobActor {
 
     // ---- compaction
 
+    fn hold_compactions(&mut self, hold: bool) -> Result<()> {
+        self.holding = hold;
+        self.owes_held = hold;
+        self.tell_held();
+        match self.version.clone() {
+            Some(version) if !hold => self.start_compactions(&version),
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_held(&mut self) {
+        if self.owes_held && self.compacting.is_empty() {
+            self.owes_held = false;
+            self.tell(Message::CompactionsHeld(CompactionsHeld { job: self.job() }));
+        }
+    }
+
     fn start_compactions(&mut self, version: &Arc<VersionView>) -> Result<()> {
+        if self.holding {
+            return Ok(());
+        }
         let options = self.context.state.options().compaction.clone();
         for &id in self.tasks.keys() {
             let busy = self.compacting.iter().any(|c| c.subtask == id) || self.compacted.iter().any(|c| c.0 == id);
@@ -592,6 +620,12 @@ impl JobActor {
     fn on_compacted(&mut self, i: usize, outcome: Result<Vec<Run>>) -> Result<()> {
         let done = self.compacting.remove(i);
         self.control(done.subtask, TaskControl::Compacting(false))?;
+        let told = self.tell_compacted(done, outcome);
+        self.tell_held();
+        told
+    }
+
+    fn tell_compacted(&mut self, done: Compacting, outcome: Result<Vec<Run>>) -> Result<()> {
         let outputs = match outcome {
             Ok(outputs) => outputs,
             Err(e) if e.kind() == millstream_common::ErrorKind::Corrupt => return Err(e),

@@ -264,6 +264,7 @@ impl Worker {
                 let counts = l.counts.into_iter().map(|c| (c.source_uid, c.live)).collect();
                 self.pass_on(l.job, JobMessage::LiveSplits(counts));
             }
+            Message::HoldCompactions(h) => self.pass_on(h.job, JobMessage::HoldCompactions(h.hold)),
             Message::EndOfInput(e) => self.pass_on(e.job, JobMessage::EndOfInput),
             Message::PrepareRescale(p) => self.pass_on(p.job.clone(), JobMessage::Prepare(Box::new(p))),
             Message::Welcome(_) | Message::Ping(_) | Message::EpochEnded(_) => {}

@@ -115,6 +115,7 @@ fn up(m: &ToCoordinator) -> String {
         Some(M::CompactionDone(c)) => format!("compacted {} to {}", c.inputs.len(), c.outputs.len()),
         Some(M::Serving(s)) => format!("serving a{}", s.assignment_id),
         Some(M::SplitsFinished(s)) => format!("splits finished {}", s.splits.len()),
+        Some(M::CompactionsHeld(_)) => "compactions held".into(),
         Some(M::Prepared(p)) => format!("prepared a{}", p.assignment_id),
         None => "nothing".into(),
     }
@@ -135,6 +136,7 @@ fn down(m: &ToWorker) -> String {
         Some(M::LiveSplits(_)) => "live splits".into(),
         Some(M::EndOfInput(_)) => "end of input".into(),
         Some(M::PrepareRescale(p)) => format!("prepare a{}", p.assignment.as_ref().map_or(0, |a| a.id)),
+        Some(M::HoldCompactions(h)) => format!("hold compactions {}", h.hold),
         Some(M::Ping(_)) => "ping".into(),
         Some(M::EpochEnded(_)) => "epoch ended".into(),
         None => "nothing".into(),
