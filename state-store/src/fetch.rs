@@ -26,6 +26,9 @@ pub(crate) struct BlockWish {
     pub(crate) block: usize,
 }
 
+/// By the index of the wish: what to fetch, and what others fetch.
+type Flights = (Vec<(usize, Lead)>, Vec<(usize, Wait)>);
+
 impl StateStore {
     /// Adds the object and the offset to an error.
     fn named(&self, run: &Run, offset: u64, error: Error) -> Error {
@@ -165,7 +168,7 @@ impl StateStore {
         runs: &[&Arc<Run>],
         metas: &[Arc<SectionMeta>],
         wishes: &[BlockWish],
-        (leads, waits): (Vec<(usize, Lead)>, Vec<(usize, Wait)>),
+        (leads, waits): Flights,
         (purpose, keep): (Purpose, bool),
         report: &mut ReadReport,
         again: &mut Vec<usize>,
