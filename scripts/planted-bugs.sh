@@ -4,7 +4,7 @@
 #
 #   scripts/planted-bugs.sh [MAX_SEEDS] [BUG...]
 #
-# Everything is built in target/planted, so that the usual build stays as it is.
+# The simulation is built in the usual place for builds, one bug after the other; its copies lie in planted/ there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,13 +14,13 @@ bugs=("$@")
 if [ ${#bugs[@]} -eq 0 ]; then
     bugs=(10 11 12 16 20 24 25 26 27)
 fi
-out=target/planted
+target=${CARGO_TARGET_DIR:-target}
+out=$target/planted
 mkdir -p "$out/bin"
 
 build() { # build BUG: the simulation with that bug, or without any ("")
-    MILLSTREAM_PLANTED_BUG="$1" CARGO_TARGET_DIR="$out" \
-        cargo build --quiet -p millstream-tests --bin sim
-    cp "$out/debug/sim" "$out/bin/sim-${1:-none}"
+    MILLSTREAM_PLANTED_BUG="$1" cargo build --quiet -p millstream-tests --bin sim
+    cp "$target/debug/sim" "$out/bin/sim-${1:-none}"
 }
 
 what() {

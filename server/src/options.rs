@@ -84,7 +84,8 @@ impl Given {
     fn refuse_absurd(&self, def: &SettingDef) -> Result<()> {
         let absurd = |limit: &str| {
             let what = format!("setting {}: '{}' is more than {limit}", self.key, self.value);
-            Err(Error::config(what).code(settings::MALFORMED_SETTING).next(format!("give {}", def.unit)))
+            let next = format!("give less; the default is {}", def.default);
+            Err(Error::config(what).code(settings::MALFORMED_SETTING).next(next))
         };
         if def.unit.contains("duration") && parse_duration(&self.value).is_ok_and(|d| d > LONGEST) {
             return absurd("100 years");

@@ -82,9 +82,12 @@ pub(super) fn fsck(args: &FsckArgs, json: bool, environment: Environment) -> Res
     })?;
     match problems.first() {
         None => Ok(()),
-        Some(first) => Err(Error::corrupt(format!("{} problems were found, the first: {first}", problems.len()))
-            .code(4200)
-            .at(&args.state)
-            .next("what is named is damaged or missing: start from an older version, or restore it from a backup")),
+        Some(first) => Err(Error::corrupt(match problems.len() {
+            1 => format!("a problem was found: {first}"),
+            n => format!("{n} problems were found, the first: {first}"),
+        })
+        .code(4200)
+        .at(&args.state)
+        .next("what is named is damaged or missing: start from an older version, or restore it from a backup")),
     }
 }
