@@ -69,6 +69,8 @@ pub(crate) enum Timer {
         assignment: AssignmentId,
         execution: u64,
     },
+    /// Splits have ended: those that live have a greater share of a rate.
+    LiveSplits,
     /// Compactions were waited for long enough.
     Quiet {
         execution: u64,
@@ -114,6 +116,9 @@ pub(crate) enum End {
     Failed,
     Fenced,
 }
+
+/// From the end of a split until others are told.
+const LIVE_SPLITS_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a rescale waits for running compactions.
 const QUIET_AT_MOST: Duration = Duration::from_secs(30);
@@ -185,6 +190,7 @@ pub(crate) struct JobMaster {
     owners: BTreeMap<(String, String), u32>,
     finished: BTreeSet<(String, String)>,
     no_more_splits: bool,
+    live_splits_due: bool,
     input_ended: bool,
     pub(crate) phase: Phase,
     checkpoint: Option<Checkpoint>,
@@ -238,6 +244,7 @@ impl JobMaster {
             owners: BTreeMap::new(),
             finished: BTreeSet::new(),
             no_more_splits,
+            live_splits_due: false,
             input_ended: false,
             phase: Phase::Created,
             checkpoint: None,
@@ -513,7 +520,10 @@ impl JobMaster {
 
     fn on_splits_finished(&mut self, splits: Vec<SplitId>, t: &mut Turn<'_>) {
         self.finished.extend(splits.into_iter().map(|s| (s.source_uid, s.split_id)));
-        self.send_live_splits(t);
+        // Thousands of small files may end at once.
+        if !std::mem::replace(&mut self.live_splits_due, true) {
+            t.out.push(Action::Timer(Timer::LiveSplits, LIVE_SPLITS_PAUSE));
+        }
         self.check_end_of_input(t);
     }
 
@@ -858,6 +868,12 @@ impl JobMaster {
                 {
                     *delayed = false;
                     self.try_deploy(t);
+                }
+            }
+            Timer::LiveSplits => {
+                self.live_splits_due = false;
+                if self.phase == Phase::Running {
+                    self.send_live_splits(t);
                 }
             }
             Timer::Quiet { execution, asked } => {

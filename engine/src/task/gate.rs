@@ -14,7 +14,7 @@ use futures::future::poll_fn;
 use millstream_common::{AssignmentId, Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::element::{Barrier, BarrierKind, StreamElement, TimestampMs, WATERMARK_MIN};
+use crate::element::{Barrier, BarrierKind, StreamElement, TimestampMs, WATERMARK_MAX, WATERMARK_MIN};
 
 /// The receiving end of a channel, perhaps not connected yet.
 pub enum ChannelEnd {
@@ -227,6 +227,8 @@ impl InputGate {
         let counts = |c: &&InputChannel| !c.idle || (!c.of_source && awake(c.edge));
         let least = self.channels.iter().filter(counts).map(|c| c.watermark).min();
         match least {
+            // The end of time is said on every channel. One that still seems idle may have woken with its last rows.
+            Some(WATERMARK_MAX) if self.channels.iter().any(|c| c.watermark != WATERMARK_MAX) => None,
             Some(w) if w > self.watermark => {
                 self.watermark = w;
                 self.idle_announced = false;
@@ -286,6 +288,18 @@ mod tests {
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))));
         tx[0].try_send(StreamElement::Idle).expect("room");
         assert!(matches!(now(&mut g), Some(GateEvent::Idle)));
+    }
+
+    #[test]
+    fn the_end_of_time_waits_for_a_channel_that_seems_idle() {
+        let (mut g, tx) = gate(2);
+        tx[0].try_send(StreamElement::Watermark(10)).expect("room");
+        tx[1].try_send(StreamElement::Idle).expect("room");
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))));
+        tx[0].try_send(StreamElement::Watermark(WATERMARK_MAX)).expect("room");
+        assert!(now(&mut g).is_none(), "its last rows may be on their way");
+        tx[1].try_send(StreamElement::Watermark(WATERMARK_MAX)).expect("room");
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(WATERMARK_MAX))));
     }
 
     #[test]
