@@ -833,7 +833,8 @@ impl JobMaster {
         if self.rescale_is_near() {
             return;
         }
-        if !self.stop_tokens.is_empty() && self.ending.is_none() {
+        // A stop waits for the end of a rescale that was asked for before.
+        if !self.stop_tokens.is_empty() && self.ending.is_none() && self.rescale.is_none() {
             self.ending = Some(Status::Stopped);
             return self.trigger(Kind::Last, t);
         }
