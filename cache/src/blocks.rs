@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use foyer::{
     BlockEngineConfig, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
-    HybridCachePolicy, RecoverMode, S3FifoConfig,
+    HybridCachePolicy, HybridCacheProperties, Location, RecoverMode, S3FifoConfig,
 };
 use millstream_common::collections::StableBuildHasher;
 use millstream_common::{Env, Error, Result};
@@ -93,6 +93,32 @@ impl Blocks {
             Self::Memory(cache) => drop(cache.insert(key, body)),
             Self::Hybrid(cache) => drop(cache.insert(key, DiskBlock(body))),
         }
+    }
+
+    pub(crate) fn insert_in_memory(&self, key: BlockKey, body: Bytes) {
+        match self {
+            Self::Memory(cache) => drop(cache.insert(key, body)),
+            Self::Hybrid(cache) => {
+                let here = HybridCacheProperties::default().with_location(Location::InMem);
+                drop(cache.insert_with_properties(key, DiskBlock(body), here));
+            }
+        }
+    }
+
+    pub(crate) fn forget(&self, key: &BlockKey) {
+        match self {
+            Self::Memory(cache) => drop(cache.remove(key)),
+            Self::Hybrid(cache) => drop(cache.memory().remove(key)),
+        }
+    }
+
+    /// Shards fill unevenly: the last tenth is nobody's room.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        let (held, most) = match self {
+            Self::Memory(cache) => (cache.usage(), cache.capacity()),
+            Self::Hybrid(cache) => (cache.memory().usage(), cache.memory().capacity()),
+        };
+        (most as u64 / 10 * 9).saturating_sub(held as u64)
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {

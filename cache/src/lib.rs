@@ -153,9 +153,25 @@ impl Caches {
         self.0.blocks.memory(key)
     }
 
+    /// Bytes of blocks that would push none out of memory, about.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.0.blocks.room_bytes()
+    }
+
     /// Puts a block into memory and, when there is one, onto the SSD.
     pub fn insert_block(&self, key: BlockKey, body: Bytes) {
         self.0.blocks.insert(key, body);
+    }
+
+    /// Puts a block into memory alone: nobody has asked for it yet.
+    pub fn insert_in_memory(&self, key: BlockKey, body: Bytes) {
+        self.0.blocks.insert_in_memory(key, body);
+    }
+
+    /// Drops a block from memory.
+    pub fn forget_block(&self, key: &BlockKey) {
+        self.0.blocks.forget(key);
     }
 
     /// Fetch the block yourself, or wait for somebody who does.

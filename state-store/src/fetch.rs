@@ -214,8 +214,34 @@ impl StateStore {
                 }
                 take(i, body)?;
             }
+            if keep {
+                self.keep_neighbours(runs[get.object], &metas[get.object], &get.range, &bytes);
+            }
         }
         Ok(())
+    }
+
+    /// What a GET brought besides the blocks that were wanted goes into the cache as long as that is not full: it was
+    /// paid for. A damaged block is left to the read that wants it.
+    fn keep_neighbours(&self, run: &Run, meta: &SectionMeta, range: &Range<u64>, bytes: &Bytes) {
+        let mut room = self.0.caches.room_bytes();
+        let first = meta.blocks().partition_point(|b| run.offset + b.offset < range.start);
+        for info in &meta.blocks()[first..] {
+            let start = run.offset + info.offset;
+            let end = start + u64::from(info.length);
+            if end > range.end || room < u64::from(info.body_length) {
+                return;
+            }
+            let key = BlockKey { object: run.object_id(), offset: start };
+            if self.0.caches.holds_block(&key) {
+                continue;
+            }
+            let stored = &bytes[(start - range.start) as usize..(end - range.start) as usize];
+            if let Ok(body) = decode_stored(stored, info.checksum) {
+                room -= u64::from(info.body_length);
+                self.0.caches.insert_in_memory(key, body);
+            }
+        }
     }
 
     /// Cuts a block out of a GET's bytes, checks it and decompresses it. The body shares nothing with the bytes.

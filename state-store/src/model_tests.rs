@@ -83,6 +83,7 @@ impl Model {
                 keep_blocks_bytes: *[0, 4096].choose(&mut rng).unwrap(),
             },
             gap_bytes: rng.random_range(0..300),
+            widest_gap_bytes: rng.random_range(0..3000),
             request_bytes: rng.random_range(1..600),
             gets_in_flight: rng.random_range(1..5),
             bytes_in_flight: rng.random_range(1..3000),

@@ -7,6 +7,10 @@ use std::ops::Range;
 pub(crate) struct PlanLimits {
     /// Neighbouring blocks with at most this many unwanted bytes between them come in one GET.
     pub(crate) gap_bytes: u64,
+    /// What the gap grows to, at most, while a plan has more GETs than [`PlanLimits::gets`].
+    pub(crate) widest_gap_bytes: u64,
+    /// As many GETs go at once: a plan of more makes them larger rather than let them queue.
+    pub(crate) gets: usize,
     /// A GET is at most this large, but for a single block that is larger.
     pub(crate) request_bytes: u64,
 }
@@ -30,14 +34,25 @@ pub(crate) struct PlannedGet {
 pub(crate) fn plan(wanted: &[Wanted], limits: PlanLimits) -> Vec<PlannedGet> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_unstable_by_key(|&i| (wanted[i].object, wanted[i].range.start));
+    let mut gap_bytes = limits.gap_bytes;
+    loop {
+        let gets = plan_with(wanted, &order, gap_bytes, limits.request_bytes);
+        if gets.len() <= limits.gets || gap_bytes >= limits.widest_gap_bytes {
+            return gets;
+        }
+        gap_bytes = (gap_bytes.max(1) * 2).min(limits.widest_gap_bytes);
+    }
+}
+
+fn plan_with(wanted: &[Wanted], order: &[usize], gap_bytes: u64, request_bytes: u64) -> Vec<PlannedGet> {
     let mut gets: Vec<PlannedGet> = Vec::new();
-    for i in order {
+    for &i in order {
         let w = &wanted[i];
         match gets.last_mut() {
             Some(get)
                 if get.object == w.object
-                    && w.range.start <= get.range.end.saturating_add(limits.gap_bytes)
-                    && w.range.end.max(get.range.end) - get.range.start <= limits.request_bytes =>
+                    && w.range.start <= get.range.end.saturating_add(gap_bytes)
+                    && w.range.end.max(get.range.end) - get.range.start <= request_bytes =>
             {
                 get.range.end = get.range.end.max(w.range.end);
                 get.members.push(i);
@@ -58,7 +73,7 @@ mod tests {
 
     #[test]
     fn near_blocks_share_a_get_and_far_ones_do_not() {
-        let limits = PlanLimits { gap_bytes: 10, request_bytes: 100 };
+        let limits = PlanLimits { gap_bytes: 10, widest_gap_bytes: 10, gets: 1, request_bytes: 100 };
         let all = [wanted(1, 0, 20), wanted(0, 100, 120), wanted(0, 0, 20), wanted(0, 30, 50), wanted(0, 61, 70)];
         let gets = plan(&all, limits);
         let expected = [(0, 0..50, vec![2, 3]), (0, 61..70, vec![4]), (0, 100..120, vec![1]), (1, 0..20, vec![0])];
@@ -68,11 +83,21 @@ mod tests {
 
     #[test]
     fn no_get_is_larger_than_allowed_but_for_one_block() {
-        let limits = PlanLimits { gap_bytes: 10, request_bytes: 100 };
+        let limits = PlanLimits { gap_bytes: 10, widest_gap_bytes: 10, gets: 1, request_bytes: 100 };
         let all: Vec<_> = (0..10).map(|i| wanted(0, i * 40, i * 40 + 40)).chain([wanted(0, 400, 1000)]).collect();
         let gets = plan(&all, limits);
         assert!(gets[..5].iter().all(|g| g.range.end - g.range.start <= 100));
         assert_eq!(gets.last().unwrap().range, 400..1000);
         assert_eq!(gets.iter().map(|g| g.members.len()).sum::<usize>(), all.len());
+    }
+    #[test]
+    fn more_gets_than_go_at_once_become_larger_ones() {
+        let all: Vec<_> = (0..8).map(|i| wanted(0, i * i * 10, i * i * 10 + 1)).collect();
+        let count = |gets, widest| {
+            let limits = PlanLimits { gap_bytes: 10, widest_gap_bytes: widest, gets, request_bytes: 1 << 20 };
+            plan(&all, limits).len()
+        };
+        assert_eq!((count(7, 1000), count(6, 1000), count(1, 1000)), (7, 6, 1));
+        assert_eq!(count(1, 50), 5, "no gap is wider than the widest");
     }
 }

@@ -16,14 +16,18 @@ use tokio::sync::Semaphore;
 use crate::Layouts;
 use crate::compaction::CompactionOptions;
 use crate::entry::MergeOperators;
+use crate::fetch::meta_key;
 use crate::plan::PlanLimits;
 use crate::report::ReadReport;
 use crate::run::{Run, object_path};
-use crate::section::{EncodedSection, SectionOptions};
+use crate::section::{EncodedSection, SectionMeta, SectionOptions};
 use crate::view::View;
 
 /// Begins every bundle object: magic and format.
 const BUNDLE_HEAD: [u8; 8] = *b"MSBD\x01\0\0\0";
+
+/// Where the first section of a bundle begins.
+pub(crate) const FIRST_SECTION: u64 = BUNDLE_HEAD.len() as u64;
 
 /// Settings of the state store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct StateStoreOptions {
     pub section: SectionOptions,
     /// Blocks with at most this many unwanted bytes between them come in one GET.
     pub gap_bytes: u64,
+    /// The same while a read has more GETs than go at once: fewer, larger ones bring more than queued ones do.
+    pub widest_gap_bytes: u64,
     /// A GET is at most this large.
     pub request_bytes: u64,
     /// GETs in flight at most.
@@ -49,6 +55,7 @@ impl Default for StateStoreOptions {
         Self {
             section: SectionOptions::default(),
             gap_bytes: 128 << 10,
+            widest_gap_bytes: 1 << 20,
             request_bytes: 8 << 20,
             gets_in_flight: 64,
             bytes_in_flight: 64 << 20,
@@ -126,21 +133,21 @@ impl StateStore {
     /// `sections`; they are not live before a version lists them. Metadata, and the blocks of small sections, go into
     /// the caches.
     pub async fn write_bundle(&self, writer: WriterName, sections: Vec<EncodedSection>) -> Result<Vec<Run>> {
-        self.write(writer, sections, Purpose::State).await
+        self.write(self.object_name(writer), sections, Purpose::State).await
     }
 
+    /// Writes the object of a fresh name.
     pub(crate) async fn write(
         &self,
-        writer: WriterName,
+        object: String,
         sections: Vec<EncodedSection>,
         purpose: Purpose,
     ) -> Result<Vec<Run>> {
         if sections.is_empty() {
             return Ok(Vec::new());
         }
-        let object = self.object_name(writer);
         let mut body = vec![Bytes::from_static(&BUNDLE_HEAD)];
-        let mut offset = BUNDLE_HEAD.len() as u64;
+        let mut offset = FIRST_SECTION;
         let object_bytes = offset + sections.iter().map(|s| s.length).sum::<u64>();
         let mut runs = Vec::with_capacity(sections.len());
         for section in &sections {
@@ -174,10 +181,19 @@ impl StateStore {
     }
 
     /// `{2 characters of a hash}/{generation}-{execution}-{unique}`: the hash spreads requests over S3's prefixes.
-    fn object_name(&self, writer: WriterName) -> String {
+    pub(crate) fn object_name(&self, writer: WriterName) -> String {
         let unique = self.0.env.unique_id();
         let spread = stable_hash(unique.as_bytes()) & 0xff;
         format!("{spread:02x}/{}-{}-{unique}", writer.generation, writer.execution)
+    }
+
+    /// Drops the blocks of a run that is no longer live from memory: they make room for those of its successors.
+    pub fn forget(&self, run: &Run) {
+        let Some(meta) = self.0.caches.metadata::<SectionMeta>(&meta_key(run)) else { return };
+        let object = run.object_id();
+        for block in meta.blocks() {
+            self.0.caches.forget_block(&BlockKey { object, offset: run.offset + block.offset });
+        }
     }
 
     /// An immutable view of the runs that overlap `ranges`.
@@ -197,7 +213,13 @@ impl StateStore {
     }
 
     pub(crate) fn plan_limits(&self) -> PlanLimits {
-        PlanLimits { gap_bytes: self.0.options.gap_bytes, request_bytes: self.0.options.request_bytes }
+        let o = &self.0.options;
+        PlanLimits {
+            gap_bytes: o.gap_bytes,
+            widest_gap_bytes: o.widest_gap_bytes,
+            gets: o.gets_in_flight,
+            request_bytes: o.request_bytes,
+        }
     }
 }
 

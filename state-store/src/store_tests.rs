@@ -247,7 +247,7 @@ async fn a_compaction_of_young_small_runs_reads_nothing_from_the_store() {
 }
 
 #[tokio::test]
-async fn compactions_and_scans_leave_the_cache_alone() {
+async fn compactions_and_scans_leave_a_full_cache_alone() {
     let env = Env::test(1);
     let store = memory_store(&env);
     let all = keys(2000);
@@ -257,12 +257,59 @@ async fn compactions_and_scans_leave_the_cache_alone() {
     }
     let states = state_store(&store, &env, true, small_blocks());
     view(&states, &runs).multi_get(&all[..50], &NOW).await.unwrap();
+    let other = millstream_cache::ObjectId::of("another");
+    for offset in 0.. {
+        if states.caches().room_bytes() == 0 {
+            break;
+        }
+        states.caches().insert_block(millstream_cache::BlockKey { object: other, offset }, vec![0; 1 << 18].into());
+    }
     let before = states.caches().stats();
     states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
     let piece = view(&states, &runs).scan(&[], &[0xff], usize::MAX, &NOW).await.unwrap();
     assert_eq!(piece.entries.len(), 2000);
     let after = states.caches().stats();
     assert_eq!((after.memory_bytes, after.memory_hits), (before.memory_bytes, before.memory_hits));
+}
+
+#[tokio::test]
+async fn what_a_compaction_wrote_is_read_without_a_get_while_there_is_room() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let mut runs = Vec::new();
+    for epoch in 1..=3 {
+        runs.push(written(&store, &env, &all, &[epoch as u8; 50], epoch).await);
+    }
+    let states = state_store(&store, &env, true, small_blocks());
+    view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
+    let outputs = states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    let outputs: Vec<_> = outputs.into_iter().map(Arc::new).collect();
+    let (values, report) = view(&states, &outputs).multi_get(&all, &NOW).await.unwrap();
+    assert!(values.iter().all(|v| v.as_deref() == Some(&[3; 50][..])));
+    assert_eq!((report.gets, report.misses), (0, 0), "{report:?}");
+    let before = states.caches().stats().memory_bytes;
+    runs.iter().for_each(|run| states.forget(run));
+    let after = states.caches().stats().memory_bytes;
+    assert!(after < before && after > 0, "{before} {after}");
+    assert_eq!(view(&states, &outputs).multi_get(&all, &NOW).await.unwrap().1.gets, 0);
+}
+
+#[tokio::test]
+async fn what_a_get_brought_besides_is_kept_while_there_is_room() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let run = written(&store, &env, &all, &[7; 50], 1).await;
+    let states = state_store(&store, &env, true, StateStoreOptions { gap_bytes: 1 << 20, ..small_blocks() });
+    let view = view(&states, std::slice::from_ref(&run));
+    let mut sorted = all.clone();
+    sorted.sort();
+    let (_, report) = view.multi_get(&[sorted[0].clone(), sorted[1999].clone()], &NOW).await.unwrap();
+    assert_eq!((report.gets, report.misses), (2, 2), "the meta part, and one GET from the first block to the last");
+    let (values, report) = view.multi_get(&all, &NOW).await.unwrap();
+    assert!(values.iter().all(|v| v.as_deref() == Some(&[7; 50][..])));
+    assert_eq!((report.gets, report.misses), (0, 0), "{report:?}");
 }
 
 #[tokio::test]

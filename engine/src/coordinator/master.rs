@@ -4,12 +4,13 @@
 //! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
 //! had changed), never before.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::Moment;
-use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
+use millstream_common::{Applied, AssignmentId, Error, ErrorKind, KeyGroupRanges, Result};
 use millstream_proto::control::{
     CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, HoldCompactions, InjectBarrier, JobRef,
     JobSpec, LiveSplits, Placement, PrepareRescale, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted,
@@ -1112,7 +1113,8 @@ impl JobMaster {
         let assignment = assignment::rescale(&self.assignment, id, to);
         let mut placement: Vec<String> = self.placement.iter().take(to as usize).cloned().collect();
         if to > from {
-            match place(to - from, t.workers) {
+            let near = |i: u32| self.workers_of(&assignment.ranges[i as usize]);
+            match place_near((from..to).map(near).collect(), t.workers) {
                 Some(added) => placement.extend(added),
                 None => {
                     let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
@@ -1154,6 +1156,15 @@ impl JobMaster {
             r.stage = Stage::Preparing(missing);
             r.next = Some((assignment, placement, owners));
         }
+    }
+
+    /// How many key groups of `ranges` each worker serves now: what it has in its caches is near.
+    fn workers_of(&self, ranges: &KeyGroupRanges) -> BTreeMap<String, u32> {
+        let mut groups = BTreeMap::new();
+        for (owned, worker) in self.assignment.ranges.iter().zip(&self.placement) {
+            *groups.entry(worker.clone()).or_default() += owned.intersect(ranges).len();
+        }
+        groups
     }
 
     fn when_prepared(&mut self, t: &mut Turn<'_>) {
@@ -1208,12 +1219,20 @@ impl JobMaster {
     }
 }
 
-/// Workers for `count` subtasks, each to the one with the most free slots; `None` when there are too few.
+/// Workers for `count` subtasks; see [`place_near`].
 fn place(count: u32, workers: &BTreeMap<String, WorkerFacts>) -> Option<Vec<String>> {
+    place_near((0..count).map(|_| BTreeMap::new()).collect(), workers)
+}
+
+/// A worker for each subtask: of those with the most free slots the one that is nearest to its state, by the number that
+/// the subtask has for the worker. `None` when slots are too few.
+fn place_near(subtasks: Vec<BTreeMap<String, u32>>, workers: &BTreeMap<String, WorkerFacts>) -> Option<Vec<String>> {
     let mut free: BTreeMap<&String, u32> = workers.iter().map(|(w, f)| (w, f.free)).collect();
     let mut placement = Vec::new();
-    for _ in 0..count {
-        let (worker, slots) = free.iter_mut().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)))?;
+    for near in subtasks {
+        let nearness = |worker: &String| near.get(worker).copied().unwrap_or_default();
+        let (worker, slots) =
+            free.iter_mut().max_by_key(|(worker, slots)| (**slots, nearness(worker), Reverse(worker.as_str())))?;
         if *slots == 0 {
             return None;
         }

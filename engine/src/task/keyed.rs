@@ -124,7 +124,13 @@ pub(crate) struct KeyedTask {
     encoding: Option<Encoding>,
     advancing: Option<u64>,
     waiting: Option<AssignmentId>,
+    /// Since when a barrier that changes or ends the stream has kept rows back.
     waiting_since: Option<Moment>,
+    /// Since when it has had nothing to do but wait for the rest of a barrier.
+    aligning_since: Option<Moment>,
+    /// It has opened what it gained in this assignment and processed nothing since the moment.
+    opened: Option<(AssignmentId, Moment)>,
+    last_rows: Moment,
     compacting: bool,
     ended: bool,
     published: Moment,
@@ -174,6 +180,9 @@ impl KeyedTask {
             advancing: None,
             waiting,
             waiting_since: None,
+            aligning_since: None,
+            opened: None,
+            last_rows: Moment::default(),
             compacting: false,
             ended: false,
             published: Moment::default(),
@@ -217,6 +226,13 @@ impl KeyedTask {
     /// Waits for anything; false when the worker has let go of this subtask.
     async fn wait(&mut self) -> Result<bool> {
         let start = self.env.now();
+        if self.gate.is_aligning() {
+            self.aligning_since.get_or_insert(start);
+        }
+        if self.queue.is_empty() {
+            // It serves, only there is nothing to be served.
+            self.say_serving().await?;
+        }
         let (accepts, reading) = (self.accepts(), self.paging.is_reading());
         let needs_state = reading && !self.queue.is_empty();
         let node = &mut self.chain.nodes[0];
@@ -274,9 +290,10 @@ impl KeyedTask {
                 Ok(())
             }
             GateEvent::Barrier(barrier) => {
+                let since = self.aligning_since.take().unwrap_or_else(|| self.env.now());
                 // Nothing behind a barrier that changes or ends the stream is taken before its turn.
                 if !matches!(barrier.kind, BarrierKind::Checkpoint) {
-                    self.waiting_since = Some(self.env.now());
+                    self.waiting_since = Some(since);
                 }
                 self.queue.push_back(Item::Barrier(barrier));
                 Ok(())
@@ -368,7 +385,16 @@ impl KeyedTask {
             state.release_group();
         }
         self.chain.deliver_head().await?;
+        self.last_rows = self.env.now();
+        self.say_serving().await?;
         self.tend_memory().await
+    }
+
+    /// Tells, once, that what a rescale brought is served, and for how long nothing was processed.
+    async fn say_serving(&mut self) -> Result<()> {
+        let Some((assignment, since)) = self.opened.take() else { return Ok(()) };
+        let pause_ms = self.env.now().since(since).as_millis() as u64;
+        self.send(TaskEvent::Serving { subtask: self.id, assignment, pause_ms }).await
     }
 
     /// Fires what is due; true when something was done.
@@ -412,7 +438,8 @@ impl KeyedTask {
     // ---- epochs
 
     async fn on_barrier(&mut self, barrier: Barrier) -> Result<()> {
-        let start = self.waiting_since.unwrap_or_else(|| self.env.now());
+        // Rows that stood before the barrier were processed while it waited.
+        let start = self.waiting_since.unwrap_or_else(|| self.env.now()).max(self.last_rows);
         self.finish_encoding().await?;
         let pre = self.chain.pre_commit(barrier.epoch).await?;
         let closed = EpochClosed {
@@ -615,8 +642,8 @@ impl KeyedTask {
             self.waiting = None;
             self.start_from(version);
             self.announce();
-            let pause_ms = self.waiting_since.take().map_or(0, |s| self.env.now().since(s).as_millis() as u64);
-            return self.send(TaskEvent::Serving { subtask: self.id, assignment: id, pause_ms }).await;
+            self.opened = Some((id, self.waiting_since.take().unwrap_or_else(|| self.env.now())));
+            return Ok(());
         }
         self.version_runs = version.runs[self.id.task].clone();
         self.own.retain(|own| own.interval.max.epoch > version.epoch);

@@ -4,7 +4,7 @@
 //! It is an actor: everything it learns comes through one bounded inbox, and long work runs beside it. It obeys the
 //! coordinator and never decides that an epoch is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_common::env::{AbortOnDrop, Running};
@@ -503,7 +503,11 @@ impl JobActor {
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.control(id, TaskControl::Version(version.clone()))?;
         }
-        self.version = Some(version.clone());
+        if let Some(old) = self.version.replace(version.clone()) {
+            let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
+            let dead = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity()));
+            dead.for_each(|run| self.context.state.forget(run));
+        }
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.
         self.compacted.retain(|(_, inputs)| {
             let live =

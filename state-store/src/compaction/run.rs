@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use millstream_cache::{BlockKey, ObjectId};
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Purpose;
 
@@ -18,7 +19,7 @@ use crate::fold::Fold;
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Interval, SectionBuilder, SectionMeta};
-use crate::store::{StateStore, WriterName};
+use crate::store::{FIRST_SECTION, StateStore, WriterName};
 use crate::tree::sort_newest_first;
 
 /// Others of the thread get their turn after so many keys.
@@ -56,10 +57,14 @@ impl StateStore {
             let runs = refs.iter().map(|run| (*run, run.clip.intersect(&part))).collect();
             let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
             let cursors = Cursors::new(self, layouts, runs, metas.clone(), (&[], None), mode);
-            let mut builder = SectionBuilder::new(inputs[0].task, &self.0.options.section, layouts);
-            self.merge_part(cursors, layouts, (bottom, read_time), &mut builder, &mut report).await?;
+            let mut output = Output {
+                object: self.object_name(writer),
+                section: SectionBuilder::new(inputs[0].task, &self.0.options.section, layouts),
+            };
+            self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut report).await?;
             // An output without entries is written, too: it says that the flushes of its interval are not lost.
-            outputs.extend(self.write(writer, vec![builder.finish(part, hull)], Purpose::Compaction).await?);
+            let section = output.section.finish(part, hull);
+            outputs.extend(self.write(output.object, vec![section], Purpose::Compaction).await?);
         }
         Ok(outputs)
     }
@@ -69,11 +74,12 @@ impl StateStore {
         mut cursors: Cursors<'_>,
         layouts: &Layouts,
         (bottom, time): (bool, ReadTime),
-        builder: &mut SectionBuilder,
+        output: &mut Output,
         report: &mut ReadReport,
     ) -> Result<()> {
         let mut chain = Chain::default();
         let mut keys = 0;
+        let mut room = self.keep_output(output);
         loop {
             match cursors.next_chain(&mut chain)? {
                 Step::End => return Ok(()),
@@ -83,7 +89,10 @@ impl StateStore {
                     let name = layouts.get(state).map_or("", |l| l.merge_operator.as_str());
                     let operator = if name.is_empty() { None } else { Some(self.0.merge.get(name)?) };
                     let entries: Vec<&[u8]> = chain.entries().collect();
-                    Fold { bottom, time, operator }.run(&entries, |entry| builder.add(&chain.key, entry))?;
+                    Fold { bottom, time, operator }.run(&entries, |entry| output.section.add(&chain.key, entry))?;
+                    if output.section.kept_bytes() as u64 > room.min(KEPT_BYTES) {
+                        room = self.keep_output(output);
+                    }
                     keys += 1;
                     if keys % KEYS_A_TURN == 0 {
                         self.0.env.yield_now().await;
@@ -91,6 +100,35 @@ impl StateStore {
                 }
             }
         }
+    }
+}
+
+/// What a compaction is writing.
+struct Output {
+    /// The name that its object will have.
+    object: String,
+    section: SectionBuilder,
+}
+
+/// Blocks of an output that gather before they go into the cache.
+const KEPT_BYTES: u64 = 1 << 20;
+
+impl StateStore {
+    /// Puts finished blocks of an output into the cache as long as that is not full: whoever reads the inputs now will
+    /// read the output next, and from the object it would cost a GET. Nothing hot is pushed out. How much room is left,
+    /// bytes.
+    fn keep_output(&self, output: &mut Output) -> u64 {
+        let object = ObjectId::of(&output.object);
+        let mut room = self.0.caches.room_bytes();
+        for (at, block) in output.section.take_kept() {
+            let bytes = block.len() as u64;
+            if room >= bytes {
+                room -= bytes;
+                self.0.caches.insert_in_memory(BlockKey { object, offset: FIRST_SECTION + at }, block);
+            }
+        }
+        output.section.keep_blocks(room > 0);
+        room
     }
 }
 

@@ -100,6 +100,28 @@ impl SectionBuilder {
         Ok(())
     }
 
+    /// From here on blocks are kept (or not), however many: the caller takes them with [`SectionBuilder::take_kept`].
+    pub(crate) fn keep_blocks(&mut self, keep: bool) {
+        self.options.keep_blocks_bytes = usize::MAX;
+        match (keep, &self.kept_blocks) {
+            (true, None) => self.kept_blocks = Some(Vec::new()),
+            (false, Some(_)) => self.kept_blocks = None,
+            _ => {}
+        }
+        self.kept_bytes = 0;
+    }
+
+    /// Bytes of blocks that are kept.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// The kept blocks, with their offsets in the section.
+    pub(crate) fn take_kept(&mut self) -> Vec<(u64, Bytes)> {
+        self.kept_bytes = 0;
+        self.kept_blocks.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// How many entries were added.
     #[must_use]
     pub fn entries(&self) -> u64 {
