@@ -34,7 +34,8 @@ fn subtasks_count_when_they_stay() {
 }
 
 fn row(gigabytes: f64, to: u32, said_ms: f64) -> Row {
-    let step = Step { said_ms, gap_ms: 80.0, usual_ms: 50.0, command_s: 0.3, objects_copied: 0.0, bytes_written: 1e6 };
+    let (gap_ms, usual_ms, warm_s, command_s) = (80.0, 50.0, 3.0, 0.3);
+    let step = Step { said_ms, gap_ms, usual_ms, warm_s, command_s, objects_copied: 0.0, bytes_written: 1e6 };
     Row { state: StateKind::File, gigabytes, from: 6 - to, to, state_bytes: 1e8, steps: vec![step] }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | part | with a limit L | without | what it bounds |
 //! |---|---|---|---|
-//! | baseline | max(60 MiB, 3/10 L) | - | program, stacks, connections, what the allocator holds and nobody uses |
+//! | baseline | max(60 MiB, 8 MiB + 3/10 L) | - | program, stacks, connections, what the allocator holds and nobody uses |
 //! | cache | `cache.memory`, else L / 4 | `cache.memory`, else RAM / 4 | all clean state: rows of working sets and blocks together |
 //! | metadata | L / 32, at least 4 MiB | RAM / 32, at most 1 GiB | filters and indexes of state objects |
 //! | write buffer | `memory.write-buffer`, else a quarter of the rest | half the cache, 64 MiB to RAM / 8 | dirty and frozen entries of working sets |
@@ -56,7 +56,7 @@ impl MemoryPlan {
     }
 
     fn within(limit: u64, settings: &Settings) -> Self {
-        let baseline_bytes = (limit / 10 * 3).max(60 * MIB).min(limit);
+        let baseline_bytes = (8 * MIB + limit / 10 * 3).max(60 * MIB).min(limit);
         let metadata_bytes = (limit / 32).max(4 * MIB);
         let left = limit.saturating_sub(baseline_bytes + metadata_bytes);
         let cache = settings.cache.memory_bytes.unwrap_or(limit / 4).min(left / 2);

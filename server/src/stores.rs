@@ -21,6 +21,9 @@ const DISK_BYTES: u64 = 10_000_000_000;
 /// However small the memory is, requests and objects have this size at least.
 const LEAST_BYTES: u64 = 1 << 20;
 
+/// The same for what is read ahead in a run.
+const LEAST_AHEAD_BYTES: u64 = 64 << 10;
+
 /// The stores of one process.
 pub struct ProcessStores {
     state: Store,
@@ -78,11 +81,14 @@ impl Stores for ProcessStores {
 
     fn state_options(&self, settings: &Settings) -> StateStoreOptions {
         let options = settings.state_store_options();
-        // A compaction holds its output as entries and as the object that is made from them; two may run.
+        // A compaction holds its output as entries and as the object that is made from them, and reads ahead in each of
+        // its inputs; two may run.
         let output = self.plan.compaction_bytes / 4;
+        let ahead = self.plan.compaction_bytes / 4 / options.compaction.trigger_runs.max(1) as u64;
         StateStoreOptions {
             bytes_in_flight: within(options.bytes_in_flight, self.plan.reads_bytes / 3, LEAST_BYTES),
             request_bytes: within(options.request_bytes, self.plan.reads_bytes / 12, LEAST_BYTES),
+            read_ahead_bytes: within(options.read_ahead_bytes, ahead, LEAST_AHEAD_BYTES),
             compaction: CompactionOptions {
                 output_bytes: within(options.compaction.output_bytes, output, LEAST_BYTES),
                 ..options.compaction

@@ -4,21 +4,24 @@
 //! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
 //! had changed), never before.
 
+mod rescale;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::Moment;
-use millstream_common::{Applied, AssignmentId, Error, ErrorKind, KeyGroupRanges, Result};
+use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
-    CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, HoldCompactions, InjectBarrier, JobRef,
-    JobSpec, LiveSplits, Placement, PrepareRescale, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted,
-    inject_barrier::Kind, to_coordinator, to_worker,
+    CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec,
+    LiveSplits, Placement, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted, inject_barrier::Kind,
+    to_coordinator, to_worker,
 };
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
 
+use self::rescale::{Rescale, Stage};
 use super::assignment;
 use super::record::{self, CommittableKey, EpochResult, committable_id_key, committable_key};
 use super::statistics::Statistics;
@@ -121,9 +124,6 @@ pub(crate) enum End {
 /// From the end of a split until others are told.
 const LIVE_SPLITS_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a rescale waits for running compactions.
-const QUIET_AT_MOST: Duration = Duration::from_secs(30);
-
 /// Checkpoints that come so often take compactions along.
 const NEAR: Duration = Duration::from_secs(10);
 
@@ -147,30 +147,6 @@ enum Committing {
     Checkpoint,
     Compaction,
     Confirmation,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// Compactions come to their end first: they would share disk and network with the commit. Checkpoints go on.
-    Quiet(BTreeSet<String>),
-    /// A checkpoint goes before, so that the one that carries the assignment is small.
-    Before,
-    Preparing(BTreeSet<(String, bool)>),
-    Barrier,
-    Serving(BTreeSet<String>),
-}
-
-/// The assignment that a rescale leads to, the worker of each of its subtasks, and the owner of each split.
-type Plan = (Assignment, Vec<String>, BTreeMap<(String, String), u32>);
-
-struct Rescale {
-    token: Option<u64>,
-    from: u32,
-    to: u32,
-    stage: Stage,
-    next: Option<Plan>,
-    pause_ms: u64,
-    bytes: u64,
 }
 
 /// The state machine; see the module.
@@ -513,7 +489,12 @@ impl JobMaster {
                 self.compactions.push(c);
                 self.pump(t);
             }
-            M::Serving(s) => self.on_serving(worker, s.pause_ms, t),
+            M::Serving(s) => {
+                if let Some(counters) = s.counters {
+                    self.statistics.update(worker, counters);
+                }
+                self.on_serving(worker, s.pause_ms, t);
+            }
             M::SplitsFinished(s) => self.on_splits_finished(s.splits, t),
             M::Hello(_) | M::Heartbeat(_) => {}
         }
@@ -611,6 +592,9 @@ impl JobMaster {
             && c.epoch == report.epoch
             && c.missing.remove(worker)
         {
+            if let Some(r) = self.rescale.as_mut().filter(|_| c.kind == Kind::Rescale) {
+                r.stopped_at(Moment(t.now.0.saturating_sub(Duration::from_millis(report.closed_ms_ago))));
+            }
             c.reports.push(report);
         }
         self.pump(t);
@@ -641,7 +625,7 @@ impl JobMaster {
         if cfg!(planted_bug = "25") && c.kind == Kind::Rescale {
             // Planted: the rescale goes on as if its epoch could be taken along by a later one: who gained key groups
             // starts from the record before.
-            self.assume_rescaled();
+            self.assume_rescaled(t);
             self.record.assignment = Some(assignment_to_proto(&self.assignment));
             self.announce_version(t);
         }
@@ -1050,172 +1034,6 @@ impl JobMaster {
             self.end(End::Canceled, None, t);
         }
         t.out.push(Action::Reply(token, Ok(())));
-    }
-
-    pub(crate) fn want_rescale(&mut self, parallelism: u32, token: u64, t: &mut Turn<'_>) {
-        let now = self.assignment.parallelism();
-        let refusal = if parallelism == 0 {
-            Some(Error::config("parallelism 0 is no parallelism").code(1506))
-        } else if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
-            Some(self.not_running())
-        } else if self.rescale.is_some() {
-            Some(Error::unavailable("another rescale is under way").code(7130).next("ask again when it is done"))
-        } else if parallelism > now && place(parallelism - now, t.workers).is_none() {
-            let free: u32 = t.workers.values().map(|w| w.free).sum();
-            let what =
-                format!("{} more slots are needed for parallelism {parallelism}, {free} are free", parallelism - now);
-            Some(Error::config(what).code(7131).next("start more workers, or ask for less"))
-        } else {
-            None
-        };
-        if let Some(e) = refusal {
-            return t.out.push(Action::Reply(token, Err(e)));
-        }
-        if parallelism == now {
-            return t.out.push(Action::Reply(token, Ok(())));
-        }
-        let stage = Stage::Quiet(self.placement.iter().cloned().collect());
-        self.rescale =
-            Some(Rescale { token: Some(token), from: now, to: parallelism, stage, next: None, pause_ms: 0, bytes: 0 });
-        self.rescales_asked += 1;
-        let timer = Timer::Quiet { execution: self.execution, asked: self.rescales_asked };
-        t.out.push(Action::Timer(timer, QUIET_AT_MOST.min(self.settings.checkpoint.timeout)));
-        self.hold_compactions(true, t);
-    }
-
-    // ---- rescale
-
-    fn hold_compactions(&self, hold: bool, t: &mut Turn<'_>) {
-        self.broadcast(t, |job| to_worker::Message::HoldCompactions(HoldCompactions { job: Some(job), hold }));
-    }
-
-    /// Whether a rescale is so far that no other checkpoint may come between.
-    fn rescale_is_near(&self) -> bool {
-        self.rescale.as_ref().is_some_and(|r| !matches!(r.stage, Stage::Quiet(_)))
-    }
-
-    /// No compaction runs, or they take too long to be waited for.
-    fn when_quiet(&mut self, t: &mut Turn<'_>) {
-        let Some(r) = &mut self.rescale else { return };
-        if !matches!(r.stage, Stage::Quiet(_)) {
-            return;
-        }
-        r.stage = Stage::Before;
-        if self.checkpoint.is_none() {
-            self.trigger(Kind::Checkpoint, t);
-        }
-    }
-
-    fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
-        let Some(r) = &self.rescale else { return };
-        let (from, to) = (r.from, r.to);
-        let id = self.assignment.id.next();
-        let assignment = assignment::rescale(&self.assignment, id, to);
-        let mut placement: Vec<String> = self.placement.iter().take(to as usize).cloned().collect();
-        if to > from {
-            let near = |i: u32| self.workers_of(&assignment.ranges[i as usize]);
-            match place_near((from..to).map(near).collect(), t.workers) {
-                Some(added) => placement.extend(added),
-                None => {
-                    let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
-                    if let Some(token) = self.rescale.take().and_then(|r| r.token) {
-                        t.out.push(Action::Reply(token, Err(e)));
-                    }
-                    self.hold_compactions(false, t);
-                    return self.after_checkpoint(t);
-                }
-            }
-        }
-        let owners = self.owners_for(to);
-        let mut missing = BTreeSet::new();
-        self.attempt += 1;
-        let joined: BTreeSet<String> = placement.iter().skip(from as usize).cloned().collect();
-        for w in joined {
-            let subtasks =
-                (0u32..).zip(&placement).skip(from as usize).filter(|(_, p)| **p == w).map(|(i, _)| i).collect();
-            let mut deploy = self.deploy_message(t, &assignment, &placement, subtasks, &owners);
-            deploy.join = true;
-            deploy.previous = Some(assignment_to_proto(&self.assignment));
-            deploy.epoch = self.next_epoch + 1;
-            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::Deploy(deploy))));
-            missing.insert((w, true));
-        }
-        for w in self.placement.iter().cloned().collect::<BTreeSet<_>>() {
-            let prepare = PrepareRescale {
-                job: Some(self.job_ref()),
-                assignment: Some(assignment_to_proto(&assignment)),
-                placement: Some(placement_message(&placement, t.workers)),
-                splits: self.split_owner_messages(&owners),
-            };
-            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::PrepareRescale(prepare))));
-            missing.insert((w, false));
-        }
-        let timeout = Timer::RescaleTimeout { assignment: id, execution: self.execution };
-        t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
-        if let Some(r) = &mut self.rescale {
-            r.stage = Stage::Preparing(missing);
-            r.next = Some((assignment, placement, owners));
-        }
-    }
-
-    /// How many key groups of `ranges` each worker serves now: what it has in its caches is near.
-    fn workers_of(&self, ranges: &KeyGroupRanges) -> BTreeMap<String, u32> {
-        let mut groups = BTreeMap::new();
-        for (owned, worker) in self.assignment.ranges.iter().zip(&self.placement) {
-            *groups.entry(worker.clone()).or_default() += owned.intersect(ranges).len();
-        }
-        groups
-    }
-
-    fn when_prepared(&mut self, t: &mut Turn<'_>) {
-        let Some(r) = &mut self.rescale else { return };
-        if matches!(&r.stage, Stage::Preparing(missing) if missing.is_empty()) && self.checkpoint.is_none() {
-            r.stage = Stage::Barrier;
-            self.trigger(Kind::Rescale, t);
-        }
-    }
-
-    fn on_rescale_committed(&mut self, t: &mut Turn<'_>) {
-        if self.phase != Phase::Running {
-            return;
-        }
-        self.assume_rescaled();
-        // From here on it is the subtasks that have to come to serve.
-        let timeout = Timer::RescaleTimeout { assignment: self.assignment.id, execution: self.execution };
-        t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
-    }
-
-    fn assume_rescaled(&mut self) {
-        let workers = self.workers_in_use();
-        let Some(r) = &mut self.rescale else { return };
-        if let Some((assignment, placement, owners)) = r.next.clone() {
-            self.assignment = assignment;
-            self.leaving.extend(workers.iter().cloned());
-            self.leaving.retain(|w| !placement.contains(w));
-            self.placement = placement;
-            self.owners = owners;
-        }
-        r.stage = Stage::Serving(workers);
-    }
-
-    fn on_serving(&mut self, worker: &str, pause_ms: u64, t: &mut Turn<'_>) {
-        let Some(r) = &mut self.rescale else { return };
-        let Stage::Serving(missing) = &mut r.stage else { return };
-        missing.remove(worker);
-        r.pause_ms = r.pause_ms.max(pause_ms);
-        if !missing.is_empty() {
-            return;
-        }
-        if let Some(r) = self.rescale.take() {
-            self.statistics.rescaled(r.from, r.to, r.pause_ms, r.bytes);
-            self.hold_compactions(false, t);
-            if let Some(token) = r.token {
-                t.out.push(Action::Reply(token, Ok(())));
-            }
-        }
-        if self.checkpoint.is_none() {
-            self.after_checkpoint(t);
-        }
     }
 }
 

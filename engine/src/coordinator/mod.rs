@@ -779,12 +779,12 @@ impl Coordinator {
     }
 
     /// The versions of a job that had ended before this coordinator led.
-    fn past_log(&self, id: &str) -> Result<(VersionLog, u32)> {
+    fn past_log(&self, id: &str) -> Result<VersionLog> {
         let absent = || Error::config(format!("job {id} is not open")).code(7143).next("ask with --state URL");
         let name = self.past.get(id).and_then(|s| s["name"].as_str()).ok_or_else(absent)?;
         let settings = crate::settings::Settings::defaults();
         let store = self.stores.job_store(name, &settings)?;
-        Ok((VersionLog::new(store, self.env.clone()), settings.checkpoint.retained))
+        Ok(VersionLog::new(store, self.env.clone()))
     }
 
     fn list(&self) -> Value {
@@ -828,10 +828,10 @@ impl Coordinator {
 
     fn versions(&self, job: &str, reply: oneshot::Sender<ClientReply>) {
         let found = self.find(job).and_then(|id| match self.jobs.get(&id) {
-            Some(job) => Ok((job.log.clone(), job.master.settings.checkpoint.retained)),
+            Some(job) => Ok(job.log.clone()),
             None => self.past_log(&id),
         });
-        let (log, retained) = match found {
+        let log = match found {
             Ok(found) => found,
             Err(e) => {
                 let _ = reply.send(failure(&e));
@@ -839,7 +839,7 @@ impl Coordinator {
             }
         };
         self.env.spawn(Lane::Io, "versions", async move {
-            let answer = match versions::list(&log, retained).await {
+            let answer = match versions::list(&log).await {
                 Ok(rows) => ClientReply { reply: Some(client_reply::Reply::Json(Value::Array(rows).to_string())) },
                 Err(e) => failure(&e),
             };

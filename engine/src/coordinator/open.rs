@@ -101,6 +101,7 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
             floor.generation + 1,
             floor.epoch,
         )?;
+        taken.retained_checkpoints = settings.checkpoint.retained;
         taken.nonce = env.unique_id();
         taken.committed_ms = env.wall_ms();
         if let CommitOutcome::Committed = log.commit(&taken).await? {

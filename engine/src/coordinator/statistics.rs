@@ -15,6 +15,7 @@ pub(crate) struct RescaleDone {
     pub(crate) from: u32,
     pub(crate) to: u32,
     pub(crate) pause_ms: u64,
+    pub(crate) objects_copied: u64,
     pub(crate) bytes_written: u64,
 }
 
@@ -135,10 +136,6 @@ impl Statistics {
 
     pub(crate) fn duration_max_ms(&self) -> Option<u64> {
         self.durations_ms.iter().copied().max()
-    }
-
-    pub(crate) fn rescaled(&mut self, from: u32, to: u32, pause_ms: u64, bytes_written: u64) {
-        self.rescales.push(RescaleDone { from, to, pause_ms, bytes_written });
     }
 }
 

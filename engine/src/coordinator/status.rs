@@ -68,7 +68,8 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         },
         "cache": {"memory_hits": cache.0, "disk_hits": cache.1, "misses": cache.2},
         "rescales": s.rescales.iter().map(|r| json!({
-            "from": r.from, "to": r.to, "pause_ms": r.pause_ms, "objects_copied": 0, "bytes_written": r.bytes_written,
+            "from": r.from, "to": r.to, "pause_ms": r.pause_ms,
+            "objects_copied": r.objects_copied, "bytes_written": r.bytes_written,
         })).collect::<Vec<_>>(),
         "splits": splits(master, subtasks.values().map(|s| &s.1)),
         "operators": operators(master, facts, &subtasks),

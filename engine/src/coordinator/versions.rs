@@ -11,12 +11,14 @@ use super::status::state_size;
 /// Records that are read at a time.
 const READ_AHEAD: usize = 32;
 
-/// The checkpoints of a job, oldest first. The newest `retained` of them are restorable.
-pub async fn list(log: &VersionLog, retained: u32) -> Result<Vec<Value>> {
+/// The checkpoints of a job, oldest first. The newest of them, as many as the job retains, are restorable.
+pub async fn list(log: &VersionLog) -> Result<Vec<Value>> {
     let numbers = log.list().await?;
     let mut rows = Vec::new();
+    let mut retained = 0;
     for chunk in numbers.chunks(READ_AHEAD) {
         for record in try_join_all(chunk.iter().map(|n| log.read(*n))).await?.into_iter().flatten() {
+            retained = record.retained_checkpoints;
             if record.kind() != Kind::Checkpoint {
                 continue;
             }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use millstream_common::env::{AbortOnDrop, Running};
+use millstream_common::env::{AbortOnDrop, Moment, Running};
 use millstream_common::{AssignmentId, Env, Epoch, Error, Execution, Generation, KeyGroupRanges, Lane, Result};
 use millstream_proto::control::{
     CheckpointFailed, CheckpointReport, CommittableId, CompactionDone, CompactionsHeld, Confirmed, Deploy, Deployed,
@@ -103,6 +103,8 @@ struct JobActor {
     upcoming: Option<Arc<Assignment>>,
     version: Option<Arc<VersionView>>,
     closed: BTreeMap<Epoch, Vec<EpochClosed>>,
+    /// When the first keyed subtask closed each.
+    closed_since: BTreeMap<Epoch, Moment>,
     /// How many subtasks close each epoch: those deployed when its barrier was sent.
     expected: BTreeMap<Epoch, usize>,
     /// What each closed epoch will report once its bundle is written.
@@ -219,6 +221,7 @@ impl JobActor {
             upcoming: None,
             version: None,
             closed: BTreeMap::new(),
+            closed_since: BTreeMap::new(),
             expected: BTreeMap::new(),
             reports: BTreeMap::new(),
             unlisted_runs: Vec::new(),
@@ -381,6 +384,9 @@ impl JobActor {
         match event {
             TaskEvent::Closed(closed) => {
                 let epoch = closed.epoch;
+                if matches!(self.context.graph.tasks[closed.subtask.task].head, Head::Exchange) {
+                    self.closed_since.entry(epoch).or_insert(self.context.env.now());
+                }
                 self.closed.entry(epoch).or_default().push(*closed);
                 self.report_when_closed(epoch)
             }
@@ -458,6 +464,7 @@ impl JobActor {
             None => {}
             Some((epoch, Some(error))) => {
                 self.reports.remove(&epoch);
+                self.closed_since.remove(&epoch);
                 let failure = Some(failure_to_proto(&error));
                 self.tell(Message::CheckpointFailed(CheckpointFailed { job: self.job(), epoch: epoch.0, failure }));
             }
@@ -474,6 +481,8 @@ impl JobActor {
                         self.uncommitted.iter().filter(|c| until(c.epoch)).map(committable_to_proto).collect();
                     report.bytes_written = std::mem::take(&mut self.bytes_written);
                     report.puts = std::mem::take(&mut self.puts);
+                    let closed = self.closed_since.remove(&epoch).map(|since| self.context.env.now().since(since));
+                    report.closed_ms_ago = closed.unwrap_or_default().as_millis() as u64;
                     report.counters = Some(self.context.gauges.counters());
                     self.tell(Message::Report(report));
                 }
@@ -539,7 +548,8 @@ impl JobActor {
             .map(|s| s.rescale_pause_ms)
             .max()
             .unwrap_or(0);
-        self.tell(Message::Serving(Serving { job: self.job(), assignment_id: assignment.0, pause_ms }));
+        let serving = Serving { job: self.job(), assignment_id: assignment.0, pause_ms, counters: Some(counters) };
+        self.tell(Message::Serving(serving));
     }
 
     /// One batch at a time: what a slow sink has not committed waits here, and in every version, and holds nothing up.

@@ -267,7 +267,7 @@ impl Worker {
             Message::HoldCompactions(h) => self.pass_on(h.job, JobMessage::HoldCompactions(h.hold)),
             Message::EndOfInput(e) => self.pass_on(e.job, JobMessage::EndOfInput),
             Message::PrepareRescale(p) => self.pass_on(p.job.clone(), JobMessage::Prepare(Box::new(p))),
-            Message::Welcome(_) | Message::Ping(_) | Message::EpochEnded(_) => {}
+            Message::Welcome(_) | Message::Ping(_) => {}
         }
     }
 

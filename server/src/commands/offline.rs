@@ -26,7 +26,7 @@ pub(super) fn versions(job: &str, url: &str, args: &SettingArgs, json: bool, env
                 .at(store.url())
                 .next("`millstream list --state URL` shows the names that are there"));
         }
-        coordinator::versions::list(&log, settings.checkpoint.retained).await
+        coordinator::versions::list(&log).await
     })?;
     show(json, &Value::Array(rows), people::versions)
 }

@@ -111,7 +111,7 @@ struct Output {
 }
 
 /// Blocks of an output that gather before they go into the cache.
-const KEPT_BYTES: u64 = 1 << 20;
+const KEPT_BYTES: u64 = 256 << 10;
 
 impl StateStore {
     /// Puts finished blocks of an output into the cache as long as that is not full: whoever reads the inputs now will

@@ -98,6 +98,8 @@ fn records_are_as_released() {
     let mut golden = Golden::default();
     golden.bytes("full", &encode_record(&full_record()));
     golden.bytes("take-over", &encode_record(&VersionRecord { kind: Kind::TakeOver.into(), ..record(1, 1, "n") }));
+    let later = VersionRecord { retained_checkpoints: 10, ..record(8, 2, "n") };
+    golden.bytes("retained checkpoints", &encode_record(&later));
     golden.compare("version-record-1.txt");
     assert_eq!(decode_record(&Golden::read("version-record-1.txt", "full")).unwrap(), full_record());
 }

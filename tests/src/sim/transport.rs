@@ -138,7 +138,6 @@ fn down(m: &ToWorker) -> String {
         Some(M::PrepareRescale(p)) => format!("prepare a{}", p.assignment.as_ref().map_or(0, |a| a.id)),
         Some(M::HoldCompactions(h)) => format!("hold compactions {}", h.hold),
         Some(M::Ping(_)) => "ping".into(),
-        Some(M::EpochEnded(_)) => "epoch ended".into(),
         None => "nothing".into(),
     }
 }

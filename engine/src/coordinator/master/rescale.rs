@@ -1,0 +1,266 @@
+//! A live rescale, stage by stage: compactions come to rest, a checkpoint makes the next epoch small, subtasks and
+//! channels are prepared, a barrier carries the new assignment, and those who gained key groups come to serve. One at
+//! a time; a failure anywhere takes the region back to the newest record, whosever assignment that has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use millstream_common::env::Moment;
+use millstream_common::{Error, KeyGroupRanges};
+use millstream_proto::control::{HoldCompactions, PrepareRescale, inject_barrier::Kind, to_worker};
+
+use super::{Action, JobMaster, Phase, Timer, Turn, assignment, place, place_near, placement_message};
+use crate::convert::assignment_to_proto;
+use crate::coordinator::statistics::RescaleDone;
+use crate::element::Assignment;
+
+/// How long a rescale waits for running compactions.
+const QUIET_AT_MOST: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// Compactions come to their end first: they would share disk and network with the commit. Checkpoints go on.
+    Quiet(BTreeSet<String>),
+    /// A checkpoint goes before, so that the one that carries the assignment is small.
+    Before,
+    Preparing(BTreeSet<(String, bool)>),
+    Barrier,
+    Serving(BTreeSet<String>),
+}
+
+/// The assignment that a rescale leads to, the worker of each of its subtasks, and the owner of each split.
+pub(super) type Plan = (Assignment, Vec<String>, BTreeMap<(String, String), u32>);
+
+pub(super) struct Rescale {
+    pub(super) token: Option<u64>,
+    from: u32,
+    to: u32,
+    pub(super) stage: Stage,
+    pub(super) next: Option<Plan>,
+    /// The longest pause of the subtasks that were there before, ms.
+    pause_ms: u64,
+    /// When the first of those that take part closed its epoch.
+    stopped: Option<Moment>,
+    /// Bytes that its epoch wrote.
+    pub(super) bytes: u64,
+    /// Copies of objects that the job had made before.
+    copies_before: u64,
+    /// When the stage began, and how long those before took.
+    since: Moment,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Rescale {
+    fn enter(&mut self, stage: Stage, now: Moment) {
+        self.took.push((self.stage.name(), now.since(self.since)));
+        self.stage = stage;
+        self.since = now;
+    }
+
+    /// Some subtask has stood still since `moment`.
+    pub(super) fn stopped_at(&mut self, moment: Moment) {
+        self.stopped = Some(self.stopped.map_or(moment, |s| s.min(moment)));
+    }
+}
+
+impl Stage {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Quiet(_) => "compactions",
+            Self::Before => "checkpoint before",
+            Self::Preparing(_) => "preparation",
+            Self::Barrier => "barrier to commit",
+            Self::Serving(_) => "commit to serving",
+        }
+    }
+}
+
+impl JobMaster {
+    pub(crate) fn want_rescale(&mut self, parallelism: u32, token: u64, t: &mut Turn<'_>) {
+        let now = self.assignment.parallelism();
+        let refusal = if parallelism == 0 {
+            Some(Error::config("parallelism 0 is no parallelism").code(1506))
+        } else if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
+            Some(self.not_running())
+        } else if self.rescale.is_some() {
+            Some(Error::unavailable("another rescale is under way").code(7130).next("ask again when it is done"))
+        } else if parallelism > now && place(parallelism - now, t.workers).is_none() {
+            let free: u32 = t.workers.values().map(|w| w.free).sum();
+            let what =
+                format!("{} more slots are needed for parallelism {parallelism}, {free} are free", parallelism - now);
+            Some(Error::config(what).code(7131).next("start more workers, or ask for less"))
+        } else {
+            None
+        };
+        if let Some(e) = refusal {
+            return t.out.push(Action::Reply(token, Err(e)));
+        }
+        if parallelism == now {
+            return t.out.push(Action::Reply(token, Ok(())));
+        }
+        let stage = Stage::Quiet(self.placement.iter().cloned().collect());
+        self.rescale = Some(Rescale {
+            token: Some(token),
+            from: now,
+            to: parallelism,
+            stage,
+            next: None,
+            pause_ms: 0,
+            stopped: None,
+            bytes: 0,
+            copies_before: self.statistics.requests().copy,
+            since: t.now,
+            took: Vec::new(),
+        });
+        self.rescales_asked += 1;
+        let timer = Timer::Quiet { execution: self.execution, asked: self.rescales_asked };
+        t.out.push(Action::Timer(timer, QUIET_AT_MOST.min(self.settings.checkpoint.timeout)));
+        self.hold_compactions(true, t);
+    }
+
+    pub(super) fn hold_compactions(&self, hold: bool, t: &mut Turn<'_>) {
+        self.broadcast(t, |job| to_worker::Message::HoldCompactions(HoldCompactions { job: Some(job), hold }));
+    }
+
+    /// Whether a rescale is so far that no other checkpoint may come between.
+    pub(super) fn rescale_is_near(&self) -> bool {
+        self.rescale.as_ref().is_some_and(|r| !matches!(r.stage, Stage::Quiet(_)))
+    }
+
+    /// No compaction runs, or they take too long to be waited for.
+    pub(super) fn when_quiet(&mut self, t: &mut Turn<'_>) {
+        let Some(r) = &mut self.rescale else { return };
+        if !matches!(r.stage, Stage::Quiet(_)) {
+            return;
+        }
+        r.enter(Stage::Before, t.now);
+        if self.checkpoint.is_none() {
+            self.trigger(Kind::Checkpoint, t);
+        }
+    }
+
+    pub(super) fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
+        let Some(r) = &self.rescale else { return };
+        let (from, to) = (r.from, r.to);
+        let id = self.assignment.id.next();
+        let assignment = assignment::rescale(&self.assignment, id, to);
+        let mut placement: Vec<String> = self.placement.iter().take(to as usize).cloned().collect();
+        if to > from {
+            let near = |i: u32| self.workers_of(&assignment.ranges[i as usize]);
+            match place_near((from..to).map(near).collect(), t.workers) {
+                Some(added) => placement.extend(added),
+                None => {
+                    let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
+                    if let Some(token) = self.rescale.take().and_then(|r| r.token) {
+                        t.out.push(Action::Reply(token, Err(e)));
+                    }
+                    self.hold_compactions(false, t);
+                    return self.after_checkpoint(t);
+                }
+            }
+        }
+        let owners = self.owners_for(to);
+        let mut missing = BTreeSet::new();
+        self.attempt += 1;
+        let joined: BTreeSet<String> = placement.iter().skip(from as usize).cloned().collect();
+        for w in joined {
+            let subtasks =
+                (0u32..).zip(&placement).skip(from as usize).filter(|(_, p)| **p == w).map(|(i, _)| i).collect();
+            let mut deploy = self.deploy_message(t, &assignment, &placement, subtasks, &owners);
+            deploy.join = true;
+            deploy.previous = Some(assignment_to_proto(&self.assignment));
+            deploy.epoch = self.next_epoch + 1;
+            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::Deploy(deploy))));
+            missing.insert((w, true));
+        }
+        for w in self.placement.iter().cloned().collect::<BTreeSet<_>>() {
+            let prepare = PrepareRescale {
+                job: Some(self.job_ref()),
+                assignment: Some(assignment_to_proto(&assignment)),
+                placement: Some(placement_message(&placement, t.workers)),
+                splits: self.split_owner_messages(&owners),
+            };
+            t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::PrepareRescale(prepare))));
+            missing.insert((w, false));
+        }
+        let timeout = Timer::RescaleTimeout { assignment: id, execution: self.execution };
+        t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
+        if let Some(r) = &mut self.rescale {
+            r.enter(Stage::Preparing(missing), t.now);
+            r.next = Some((assignment, placement, owners));
+        }
+    }
+
+    /// How many key groups of `ranges` each worker serves now: what it has in its caches is near.
+    fn workers_of(&self, ranges: &KeyGroupRanges) -> BTreeMap<String, u32> {
+        let mut groups = BTreeMap::new();
+        for (owned, worker) in self.assignment.ranges.iter().zip(&self.placement) {
+            *groups.entry(worker.clone()).or_default() += owned.intersect(ranges).len();
+        }
+        groups
+    }
+
+    pub(super) fn when_prepared(&mut self, t: &mut Turn<'_>) {
+        let Some(r) = &mut self.rescale else { return };
+        if matches!(&r.stage, Stage::Preparing(missing) if missing.is_empty()) && self.checkpoint.is_none() {
+            r.enter(Stage::Barrier, t.now);
+            self.trigger(Kind::Rescale, t);
+        }
+    }
+
+    pub(super) fn on_rescale_committed(&mut self, t: &mut Turn<'_>) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        self.assume_rescaled(t);
+        // From here on it is the subtasks that have to come to serve.
+        let timeout = Timer::RescaleTimeout { assignment: self.assignment.id, execution: self.execution };
+        t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
+    }
+
+    pub(super) fn assume_rescaled(&mut self, t: &Turn<'_>) {
+        let workers = self.workers_in_use();
+        let Some(r) = &mut self.rescale else { return };
+        if let Some((assignment, placement, owners)) = r.next.clone() {
+            self.assignment = assignment;
+            self.leaving.extend(workers.iter().cloned());
+            self.leaving.retain(|w| !placement.contains(w));
+            self.placement = placement;
+            self.owners = owners;
+        }
+        r.enter(Stage::Serving(workers), t.now);
+    }
+
+    pub(super) fn on_serving(&mut self, worker: &str, pause_ms: u64, t: &mut Turn<'_>) {
+        let Some(r) = &mut self.rescale else { return };
+        let Stage::Serving(missing) = &mut r.stage else { return };
+        missing.remove(worker);
+        r.pause_ms = r.pause_ms.max(pause_ms);
+        if !missing.is_empty() {
+            return;
+        }
+        if let Some(mut r) = self.rescale.take() {
+            r.took.push((r.stage.name(), t.now.since(r.since)));
+            // A subtask that is new has not stood still, but the key groups that it gained have.
+            let of_moved = r.stopped.filter(|_| r.to > r.from).map_or(0, |s| t.now.since(s).as_millis() as u64);
+            let pause_ms = r.pause_ms.max(of_moved);
+            let stages: Vec<_> = r.took.iter().map(|(name, took)| format!("{name} {took:.1?}")).collect();
+            let (name, stages) = (&self.spec.name, stages.join(", "));
+            tracing::info!("job {name}: rescaled from {} to {}, pause {pause_ms} ms; {stages}", r.from, r.to);
+            self.statistics.rescales.push(RescaleDone {
+                from: r.from,
+                to: r.to,
+                pause_ms,
+                objects_copied: self.statistics.requests().copy.saturating_sub(r.copies_before),
+                bytes_written: r.bytes,
+            });
+            self.hold_compactions(false, t);
+            if let Some(token) = r.token {
+                t.out.push(Action::Reply(token, Ok(())));
+            }
+        }
+        if self.checkpoint.is_none() {
+            self.after_checkpoint(t);
+        }
+    }
+}
