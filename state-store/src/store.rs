@@ -218,6 +218,7 @@ impl StateStore {
             gap_bytes: o.gap_bytes,
             widest_gap_bytes: o.widest_gap_bytes,
             gets: o.gets_in_flight,
+            room_bytes: self.0.caches.room_bytes(),
             request_bytes: o.request_bytes,
         }
     }

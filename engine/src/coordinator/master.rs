@@ -72,6 +72,8 @@ pub(crate) enum Timer {
     RescaleTimeout {
         assignment: AssignmentId,
         execution: u64,
+        /// Its record stands: what is waited for is that subtasks serve.
+        stands: bool,
     },
     /// Splits have ended: those that live have a greater share of a rate.
     LiveSplits,
@@ -493,7 +495,7 @@ impl JobMaster {
                 if let Some(counters) = s.counters {
                     self.statistics.update(worker, counters);
                 }
-                self.on_serving(worker, s.pause_ms, t);
+                self.on_serving(worker, (s.pause_ms, s.open_ms), t);
             }
             M::SplitsFinished(s) => self.on_splits_finished(s.splits, t),
             M::Hello(_) | M::Heartbeat(_) => {}
@@ -593,7 +595,7 @@ impl JobMaster {
             && c.missing.remove(worker)
         {
             if let Some(r) = self.rescale.as_mut().filter(|_| c.kind == Kind::Rescale) {
-                r.stopped_at(Moment(t.now.0.saturating_sub(Duration::from_millis(report.closed_ms_ago))));
+                r.stopped_at(Moment(t.now.0.saturating_sub(Duration::from_millis(report.stopped_ms_ago))));
             }
             c.reports.push(report);
         }
@@ -872,10 +874,13 @@ impl JobMaster {
                     t.out.push(Action::Commit(record.clone()));
                 }
             }
-            Timer::RescaleTimeout { assignment, execution } => {
+            Timer::RescaleTimeout { assignment, execution, stands } => {
                 let late = self.rescale.as_ref().and_then(|r| r.next.as_ref()).is_some_and(|n| n.0.id == assignment);
-                let open =
-                    matches!(self.rescale.as_ref().map(|r| &r.stage), Some(Stage::Preparing(_) | Stage::Serving(_)));
+                let open = match self.rescale.as_ref().map(|r| &r.stage) {
+                    Some(Stage::Preparing(_)) => !stands,
+                    Some(Stage::Serving(_)) => stands,
+                    _ => false,
+                };
                 if late && open && execution == self.execution {
                     let e = Error::unavailable("the rescale took longer than a checkpoint may").code(7113);
                     self.on_failure(e, t);

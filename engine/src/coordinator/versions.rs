@@ -7,6 +7,7 @@ use millstream_state_store::version::VersionLog;
 use serde_json::{Value, json};
 
 use super::status::state_size;
+use crate::settings::Settings;
 
 /// Records that are read at a time.
 const READ_AHEAD: usize = 32;
@@ -34,6 +35,10 @@ pub async fn list(log: &VersionLog) -> Result<Vec<Value>> {
                 "restorable": true,
             }));
         }
+    }
+    if retained == 0 {
+        // Written before records told it.
+        retained = Settings::defaults().checkpoint.retained;
     }
     let old = rows.len().saturating_sub(retained as usize);
     for row in &mut rows[..old] {

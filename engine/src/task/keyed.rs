@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arrow_array::{ArrayRef, RecordBatch};
 use futures::FutureExt;
@@ -40,6 +41,8 @@ const QUEUE_ROWS: usize = 65_536;
 const QUEUE_ITEMS: usize = 256;
 /// Frozen entries that are encoded between two batches.
 const ENCODE_SLICE: usize = 4_096;
+/// So long the first rows behind a rescale are waited for, before nothing to do counts as serving.
+const FIRST_ROWS: Duration = Duration::from_millis(100);
 /// A read sees at most so many runs: a subtask with more waits for the compaction that is under way.
 const RUNS_MAX: usize = 12;
 
@@ -97,6 +100,14 @@ struct Encoding {
     closed: Option<Box<EpochClosed>>,
 }
 
+/// It has opened what it gained in an assignment, and processed no row since.
+struct Opened {
+    assignment: AssignmentId,
+    at: Moment,
+    /// Since when it had processed nothing.
+    stood_since: Moment,
+}
+
 pub(crate) struct KeyedTask {
     env: Env,
     id: SubtaskId,
@@ -128,8 +139,7 @@ pub(crate) struct KeyedTask {
     waiting_since: Option<Moment>,
     /// Since when it has had nothing to do but wait for the rest of a barrier.
     aligning_since: Option<Moment>,
-    /// It has opened what it gained in this assignment and processed nothing since the moment.
-    opened: Option<(AssignmentId, Moment)>,
+    opened: Option<Opened>,
     last_rows: Moment,
     compacting: bool,
     ended: bool,
@@ -229,9 +239,11 @@ impl KeyedTask {
         if self.gate.is_aligning() {
             self.aligning_since.get_or_insert(start);
         }
-        if self.queue.is_empty() {
+        let left = self.opened.as_ref().map(|o| FIRST_ROWS.saturating_sub(start.since(o.at)));
+        let left = left.filter(|_| self.queue.is_empty());
+        if left == Some(Duration::ZERO) {
             // It serves, only there is nothing to be served.
-            self.say_serving().await?;
+            self.say_serving(false).await?;
         }
         let (accepts, reading) = (self.accepts(), self.paging.is_reading());
         let needs_state = reading && !self.queue.is_empty();
@@ -245,6 +257,7 @@ impl KeyedTask {
             },
             done = self.paging.next(node.operator.as_mut(), &self.time), if reading => done?,
             e = self.gate.next(), if accepts => event = Some(e?),
+            () = async { self.env.sleep(left.unwrap_or_default()).await }, if left.is_some_and(|l| !l.is_zero()) => {}
         }
         let waited = self.env.now().since(start).as_nanos() as u64;
         if needs_state {
@@ -386,15 +399,23 @@ impl KeyedTask {
         }
         self.chain.deliver_head().await?;
         self.last_rows = self.env.now();
-        self.say_serving().await?;
+        self.say_serving(true).await?;
         self.tend_memory().await
     }
 
-    /// Tells, once, that what a rescale brought is served, and for how long nothing was processed.
-    async fn say_serving(&mut self) -> Result<()> {
-        let Some((assignment, since)) = self.opened.take() else { return Ok(()) };
-        let pause_ms = self.env.now().since(since).as_millis() as u64;
-        self.send(TaskEvent::Serving { subtask: self.id, assignment, pause_ms }).await
+    /// Tells, once, that what a rescale brought is served, and for how long nothing was processed: until a row was just
+    /// now, or, without one, until it was opened.
+    async fn say_serving(&mut self, row: bool) -> Result<()> {
+        let Some(opened) = self.opened.take() else { return Ok(()) };
+        let end = if row { self.env.now() } else { opened.at };
+        let ms = |since: Moment| end.since(since).as_millis() as u64;
+        self.send(TaskEvent::Serving {
+            subtask: self.id,
+            assignment: opened.assignment,
+            pause_ms: ms(opened.stood_since),
+            open_ms: ms(opened.at),
+        })
+        .await
     }
 
     /// Fires what is due; true when something was done.
@@ -450,6 +471,7 @@ impl KeyedTask {
             fired: self.fired(),
             committables: pre.committables,
             rows_out: pre.rows_out,
+            stopped: Some(start),
         };
         self.freeze(barrier.epoch, Some(Box::new(closed)));
         self.chain.barrier(&barrier).await?;
@@ -496,7 +518,8 @@ impl KeyedTask {
         self.announce();
         self.waiting_since = None;
         let pause_ms = self.env.now().since(start).as_millis() as u64;
-        self.send(TaskEvent::Serving { subtask: self.id, assignment: assignment.id, pause_ms }).await
+        let (subtask, assignment) = (self.id, assignment.id);
+        self.send(TaskEvent::Serving { subtask, assignment, pause_ms, open_ms: 0 }).await
     }
 
     fn announce(&mut self) {
@@ -642,7 +665,8 @@ impl KeyedTask {
             self.waiting = None;
             self.start_from(version);
             self.announce();
-            self.opened = Some((id, self.waiting_since.take().unwrap_or_else(|| self.env.now())));
+            let at = self.env.now();
+            self.opened = Some(Opened { assignment: id, at, stood_since: self.waiting_since.take().unwrap_or(at) });
             return Ok(());
         }
         self.version_runs = version.runs[self.id.task].clone();

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use millstream_common::env::Moment;
 use millstream_common::{AssignmentId, Epoch, Error, KeyGroupRange, KeyGroupRanges};
 use millstream_proto::version::SplitState;
 use millstream_state_store::section::{Interval, SectionWriter};
@@ -148,6 +149,8 @@ pub enum TaskEvent {
         assignment: AssignmentId,
         /// How long it had processed nothing, milliseconds.
         pause_ms: u64,
+        /// How much of that passed behind the opening of what it gained, milliseconds.
+        open_ms: u64,
     },
     /// Splits that have ended: source uid, split id.
     SplitsFinished(Vec<(String, String)>),
@@ -181,6 +184,8 @@ pub struct EpochClosed {
     pub committables: Vec<Committable>,
     /// Rows of sinks that commit nothing.
     pub rows_out: u64,
+    /// Of a keyed subtask: since when it has processed nothing that stood before the barrier.
+    pub stopped: Option<Moment>,
 }
 
 /// Counters of a subtask, read by its worker at any time.

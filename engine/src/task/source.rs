@@ -376,6 +376,7 @@ impl SourceTask {
             fired: Vec::new(),
             committables: pre.committables,
             rows_out: pre.rows_out,
+            stopped: None,
         };
         self.chain.barrier(&barrier).await?;
         self.send(TaskEvent::Closed(Box::new(closed))).await?;
@@ -430,7 +431,7 @@ impl SourceTask {
 
     async fn serving(&mut self, assignment: AssignmentId, start: Moment) -> Result<()> {
         let pause_ms = self.env.now().since(start).as_millis() as u64;
-        self.send(TaskEvent::Serving { subtask: self.id, assignment, pause_ms }).await
+        self.send(TaskEvent::Serving { subtask: self.id, assignment, pause_ms, open_ms: 0 }).await
     }
 
     /// Takes the assigned splits that it has not got yet, at their positions in the version.

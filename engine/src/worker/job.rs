@@ -103,8 +103,8 @@ struct JobActor {
     upcoming: Option<Arc<Assignment>>,
     version: Option<Arc<VersionView>>,
     closed: BTreeMap<Epoch, Vec<EpochClosed>>,
-    /// When the first keyed subtask closed each.
-    closed_since: BTreeMap<Epoch, Moment>,
+    /// Since when a keyed subtask has processed nothing that stood before its barrier.
+    stopped: BTreeMap<Epoch, Moment>,
     /// How many subtasks close each epoch: those deployed when its barrier was sent.
     expected: BTreeMap<Epoch, usize>,
     /// What each closed epoch will report once its bundle is written.
@@ -112,6 +112,8 @@ struct JobActor {
     unlisted_runs: Vec<Arc<Run>>,
     uncommitted: Vec<Committable>,
     serving: BTreeMap<AssignmentId, Vec<SubtaskId>>,
+    /// The longest time from the opening of gained key groups to the first row behind it.
+    open_ms: u64,
     writer: mpsc::Sender<WriteOrder>,
     written: mpsc::Receiver<Written>,
     /// How many splits of each source live, until all have heard of it.
@@ -221,7 +223,8 @@ impl JobActor {
             upcoming: None,
             version: None,
             closed: BTreeMap::new(),
-            closed_since: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            open_ms: 0,
             expected: BTreeMap::new(),
             reports: BTreeMap::new(),
             unlisted_runs: Vec::new(),
@@ -384,8 +387,8 @@ impl JobActor {
         match event {
             TaskEvent::Closed(closed) => {
                 let epoch = closed.epoch;
-                if matches!(self.context.graph.tasks[closed.subtask.task].head, Head::Exchange) {
-                    self.closed_since.entry(epoch).or_insert(self.context.env.now());
+                if let Some(since) = closed.stopped {
+                    self.stopped.entry(epoch).and_modify(|s| *s = since.min(*s)).or_insert(since);
                 }
                 self.closed.entry(epoch).or_default().push(*closed);
                 self.report_when_closed(epoch)
@@ -400,7 +403,8 @@ impl JobActor {
                 }));
                 Ok(())
             }
-            TaskEvent::Serving { subtask, assignment, pause_ms } => {
+            TaskEvent::Serving { subtask, assignment, pause_ms, open_ms } => {
+                self.open_ms = self.open_ms.max(open_ms);
                 self.on_serving(subtask, assignment, pause_ms);
                 Ok(())
             }
@@ -464,7 +468,7 @@ impl JobActor {
             None => {}
             Some((epoch, Some(error))) => {
                 self.reports.remove(&epoch);
-                self.closed_since.remove(&epoch);
+                self.stopped.remove(&epoch);
                 let failure = Some(failure_to_proto(&error));
                 self.tell(Message::CheckpointFailed(CheckpointFailed { job: self.job(), epoch: epoch.0, failure }));
             }
@@ -481,8 +485,8 @@ impl JobActor {
                         self.uncommitted.iter().filter(|c| until(c.epoch)).map(committable_to_proto).collect();
                     report.bytes_written = std::mem::take(&mut self.bytes_written);
                     report.puts = std::mem::take(&mut self.puts);
-                    let closed = self.closed_since.remove(&epoch).map(|since| self.context.env.now().since(since));
-                    report.closed_ms_ago = closed.unwrap_or_default().as_millis() as u64;
+                    let stopped = self.stopped.remove(&epoch).map(|since| self.context.env.now().since(since));
+                    report.stopped_ms_ago = stopped.unwrap_or_default().as_millis() as u64;
                     report.counters = Some(self.context.gauges.counters());
                     self.tell(Message::Report(report));
                 }
@@ -548,7 +552,13 @@ impl JobActor {
             .map(|s| s.rescale_pause_ms)
             .max()
             .unwrap_or(0);
-        let serving = Serving { job: self.job(), assignment_id: assignment.0, pause_ms, counters: Some(counters) };
+        let serving = Serving {
+            job: self.job(),
+            assignment_id: assignment.0,
+            pause_ms,
+            counters: Some(counters),
+            open_ms: std::mem::take(&mut self.open_ms),
+        };
         self.tell(Message::Serving(serving));
     }
 

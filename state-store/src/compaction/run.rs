@@ -90,7 +90,7 @@ impl StateStore {
                     let operator = if name.is_empty() { None } else { Some(self.0.merge.get(name)?) };
                     let entries: Vec<&[u8]> = chain.entries().collect();
                     Fold { bottom, time, operator }.run(&entries, |entry| output.section.add(&chain.key, entry))?;
-                    if output.section.kept_bytes() as u64 > room.min(KEPT_BYTES) {
+                    if room > 0 && output.section.kept_bytes() as u64 > room.min(KEPT_BYTES) {
                         room = self.keep_output(output);
                     }
                     keys += 1;
@@ -127,7 +127,8 @@ impl StateStore {
                 self.0.caches.insert_in_memory(BlockKey { object, offset: FIRST_SECTION + at }, block);
             }
         }
-        output.section.keep_blocks(room > 0);
+        // Without room a small output is kept as any small section is.
+        output.section.keep_blocks(if room > 0 { usize::MAX } else { self.0.options.section.keep_blocks_bytes });
         room
     }
 }

@@ -100,15 +100,14 @@ impl SectionBuilder {
         Ok(())
     }
 
-    /// From here on blocks are kept (or not), however many: the caller takes them with [`SectionBuilder::take_kept`].
-    pub(crate) fn keep_blocks(&mut self, keep: bool) {
-        self.options.keep_blocks_bytes = usize::MAX;
-        match (keep, &self.kept_blocks) {
-            (true, None) => self.kept_blocks = Some(Vec::new()),
-            (false, Some(_)) => self.kept_blocks = None,
-            _ => {}
+    /// From here on finished blocks are kept while they have no more than `bytes`; the caller may take them with
+    /// [`SectionBuilder::take_kept`].
+    pub(crate) fn keep_blocks(&mut self, bytes: usize) {
+        self.options.keep_blocks_bytes = bytes;
+        if self.kept_blocks.is_none() && bytes == usize::MAX {
+            self.kept_blocks = Some(Vec::new());
+            self.kept_bytes = 0;
         }
-        self.kept_bytes = 0;
     }
 
     /// Bytes of blocks that are kept.

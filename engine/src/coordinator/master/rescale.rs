@@ -39,8 +39,10 @@ pub(super) struct Rescale {
     pub(super) next: Option<Plan>,
     /// The longest pause of the subtasks that were there before, ms.
     pause_ms: u64,
-    /// When the first of those that take part closed its epoch.
+    /// Since when some subtask has processed nothing that stood before the barrier.
     stopped: Option<Moment>,
+    /// The longest time from the opening of gained key groups to the first row behind it, ms.
+    open_ms: u64,
     /// Bytes that its epoch wrote.
     pub(super) bytes: u64,
     /// Copies of objects that the job had made before.
@@ -107,6 +109,7 @@ impl JobMaster {
             next: None,
             pause_ms: 0,
             stopped: None,
+            open_ms: 0,
             bytes: 0,
             copies_before: self.statistics.requests().copy,
             since: t.now,
@@ -183,7 +186,7 @@ impl JobMaster {
             t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::PrepareRescale(prepare))));
             missing.insert((w, false));
         }
-        let timeout = Timer::RescaleTimeout { assignment: id, execution: self.execution };
+        let timeout = Timer::RescaleTimeout { assignment: id, execution: self.execution, stands: false };
         t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
         if let Some(r) = &mut self.rescale {
             r.enter(Stage::Preparing(missing), t.now);
@@ -214,7 +217,7 @@ impl JobMaster {
         }
         self.assume_rescaled(t);
         // From here on it is the subtasks that have to come to serve.
-        let timeout = Timer::RescaleTimeout { assignment: self.assignment.id, execution: self.execution };
+        let timeout = Timer::RescaleTimeout { assignment: self.assignment.id, execution: self.execution, stands: true };
         t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
     }
 
@@ -231,19 +234,20 @@ impl JobMaster {
         r.enter(Stage::Serving(workers), t.now);
     }
 
-    pub(super) fn on_serving(&mut self, worker: &str, pause_ms: u64, t: &mut Turn<'_>) {
+    pub(super) fn on_serving(&mut self, worker: &str, (pause_ms, open_ms): (u64, u64), t: &mut Turn<'_>) {
         let Some(r) = &mut self.rescale else { return };
         let Stage::Serving(missing) = &mut r.stage else { return };
         missing.remove(worker);
         r.pause_ms = r.pause_ms.max(pause_ms);
+        r.open_ms = r.open_ms.max(open_ms);
         if !missing.is_empty() {
             return;
         }
         if let Some(mut r) = self.rescale.take() {
             r.took.push((r.stage.name(), t.now.since(r.since)));
-            // A subtask that is new has not stood still, but the key groups that it gained have.
-            let of_moved = r.stopped.filter(|_| r.to > r.from).map_or(0, |s| t.now.since(s).as_millis() as u64);
-            let pause_ms = r.pause_ms.max(of_moved);
+            // Key groups that moved stood still from their old owner's last row to their new owner's first.
+            let to_commit = r.stopped.map_or(0, |stopped| r.since.since(stopped).as_millis() as u64);
+            let pause_ms = r.pause_ms.max(to_commit + r.open_ms);
             let stages: Vec<_> = r.took.iter().map(|(name, took)| format!("{name} {took:.1?}")).collect();
             let (name, stages) = (&self.spec.name, stages.join(", "));
             tracing::info!("job {name}: rescaled from {} to {}, pause {pause_ms} ms; {stages}", r.from, r.to);
