@@ -35,6 +35,7 @@ mod testing;
 pub mod tree;
 pub mod version;
 mod view;
+mod warm;
 
 pub use entry::{Expiry, MergeOperator, MergeOperators, ReadTime};
 pub use layout::{Layout, Layouts, Place, StateLayout};

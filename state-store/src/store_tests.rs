@@ -313,6 +313,28 @@ async fn what_a_get_brought_besides_is_kept_while_there_is_room() {
 }
 
 #[tokio::test]
+async fn what_was_warmed_up_is_read_without_a_get() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let runs = [written(&store, &env, &all, &[1; 50], 1).await, written(&store, &env, &all[..500], &[2; 50], 2).await];
+    let states = state_store(&store, &env, true, small_blocks());
+    let half = KeyGroupRanges::from(KeyGroupRange::new(0, 32_768));
+    let half = states.view(runs.to_vec(), half, layouts());
+    let warmed = half.warm().await.unwrap();
+    assert!(warmed.gets >= 4 && warmed.misses > 100, "{warmed:?}");
+    assert_eq!(half.warm().await.unwrap().gets, 0);
+    let mine: Vec<_> =
+        all.iter().filter(|k| half.ranges().contains(layouts().locate(k).unwrap().group)).cloned().collect();
+    let (values, report) = half.multi_get(&mine, &NOW).await.unwrap();
+    assert!(mine.len() > 500 && values.iter().all(Option::is_some));
+    assert_eq!(report.gets, 0, "{report:?}");
+    // Without room nothing is read but the meta parts.
+    let none = state_store(&store, &env, false, small_blocks());
+    assert!(view(&none, &runs).warm().await.unwrap().misses == 0);
+}
+
+#[tokio::test]
 async fn large_outputs_are_cut_by_key_groups() {
     let env = Env::test(1);
     let store = memory_store(&env);

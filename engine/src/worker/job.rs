@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use millstream_common::env::{AbortOnDrop, Moment, Running};
 use millstream_common::{AssignmentId, Env, Epoch, Error, Execution, Generation, KeyGroupRanges, Lane, Result};
@@ -34,6 +35,9 @@ use crate::task::{EpochClosed, SubtaskId, TASK_QUEUE, TaskControl, TaskEvent, Ve
 
 /// Messages that a job holds before their senders wait.
 const INBOX: usize = 1_024;
+
+/// So long a rescale waits, at most, for what it moves to be brought into memory.
+const WARM_UP: Duration = Duration::from_secs(10);
 
 /// What a job's actor is told.
 pub(crate) enum JobMessage {
@@ -131,6 +135,8 @@ struct JobActor {
     holding: bool,
     /// The coordinator is to be told when none runs.
     owes_held: bool,
+    /// What a rescale brings here is read ahead; each tells the coordinator when it is done.
+    warming: Vec<Running<()>>,
     bytes_written: u64,
     puts: u32,
     _helpers: Vec<AbortOnDrop>,
@@ -241,6 +247,7 @@ impl JobActor {
             compacted: Vec::new(),
             holding: deploy.join,
             owes_held: false,
+            warming: Vec::new(),
             bytes_written: 0,
             puts: 0,
             _helpers: vec![AbortOnDrop(writing), AbortOnDrop(committing)],
@@ -283,13 +290,23 @@ impl JobActor {
         let assignment = assignment_from_proto(deploy.assignment.as_ref().unwrap_or(&Default::default()))?;
         // A worker without subtasks of the job has not followed its versions.
         self.assignment = current_assignment(&deploy)?;
+        let joining = match &deploy.version {
+            Some(record) if deploy.join => Some(deploy::version_view(&self.context.graph, record)?),
+            _ => None,
+        };
+        let gained = deploy.subtasks.iter().filter_map(|i| assignment.ranges.get(*i as usize));
+        let gained = gained.fold(KeyGroupRanges::empty(), |all, r| all.union(r));
         let deployment = Deployment::new(&deploy, assignment, version.clone())?;
         let tasks = deploy::start_subtasks(&self.context, &deployment).await?;
         self.tasks.extend(tasks);
         if version.is_some() {
             self.version = version;
         }
-        self.tell(Message::Deployed(Deployed { job: self.job(), assignment_id: deployment.assignment.id.0 }));
+        let deployed = Message::Deployed(Deployed { job: self.job(), assignment_id: deployment.assignment.id.0 });
+        match joining {
+            Some(version) => self.warm_up(&version, &gained, deployed),
+            None => self.tell(deployed),
+        }
         Ok(())
     }
 
@@ -300,9 +317,42 @@ impl JobActor {
         for (id, p) in preparations {
             self.control(id, TaskControl::Prepare(p))?;
         }
-        self.tell(Message::Prepared(Prepared { job: self.job(), assignment_id: assignment.id.0 }));
+        let prepared = Message::Prepared(Prepared { job: self.job(), assignment_id: assignment.id.0 });
+        let here: BTreeSet<usize> = self.tasks.keys().map(|id| id.index as usize).collect();
+        let gained = here.iter().filter_map(|&i| {
+            let (old, new) = (self.assignment.ranges.get(i)?, assignment.ranges.get(i)?);
+            Some(new.subtract(old))
+        });
+        let gained = gained.fold(KeyGroupRanges::empty(), |all, r| all.union(&r));
+        match self.version.clone() {
+            Some(version) => self.warm_up(&version, &gained, prepared),
+            None => self.tell(prepared),
+        }
         self.upcoming = Some(assignment);
         Ok(())
+    }
+
+    /// Reads what of `version` lies in `ranges`, as far as the cache has room, before the rescale goes on: what comes
+    /// now is not waited for behind its barrier. Then, or when it takes too long, the coordinator gets `message`.
+    fn warm_up(&mut self, version: &VersionView, ranges: &KeyGroupRanges, message: Message) {
+        let (env, worker) = (self.context.env.clone(), self.context.worker.clone());
+        let tasks = version.runs.iter().filter(|runs| !runs.is_empty() && !ranges.is_empty());
+        let view =
+            |runs: &Vec<Arc<Run>>| self.context.state.view(runs.clone(), ranges.clone(), version.layouts.clone());
+        let views: Vec<_> = tasks.map(view).collect();
+        let limit = WARM_UP.min(self.context.settings.checkpoint.timeout / 2);
+        self.warming.push(self.context.env.run(Lane::Background, "warm-up", async move {
+            let all = async {
+                for view in views {
+                    view.warm().await?;
+                }
+                Ok(())
+            };
+            if let Err(e) = env.timeout(limit, "the warm-up for a rescale", all).await.and_then(|r| r) {
+                tracing::debug!("{e}");
+            }
+            worker.tell(message);
+        }));
     }
 
     fn control(&self, id: SubtaskId, control: TaskControl) -> Result<()> {
@@ -508,6 +558,7 @@ impl JobActor {
         if version.assignment.id != self.assignment.id {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
+            self.warming.clear();
             let parallelism = self.assignment.parallelism();
             self.tasks.retain(|id, _| id.index < parallelism);
             self.serving.retain(|id, _| *id >= self.assignment.id);
