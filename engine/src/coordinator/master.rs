@@ -814,11 +814,8 @@ impl JobMaster {
         if self.phase != Phase::Running {
             return;
         }
-        if self.rescale.as_ref().is_some_and(|r| matches!(r.stage, Stage::Before)) {
-            return self.prepare_rescale(t);
-        }
         if self.rescale_is_near() {
-            return;
+            return self.when_prepared(t);
         }
         // A stop waits for the end of a rescale that was asked for before.
         if !self.stop_tokens.is_empty() && self.ending.is_none() && self.rescale.is_none() {

@@ -663,6 +663,8 @@ impl KeyedTask {
                 return Ok(());
             }
             self.waiting = None;
+            // A new subtask learns here which epoch its first barrier closes.
+            self.epoch = version.epoch.next();
             self.start_from(version);
             self.announce();
             let at = self.env.now();

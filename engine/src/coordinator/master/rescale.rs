@@ -1,6 +1,6 @@
-//! A live rescale, stage by stage: compactions come to rest, a checkpoint makes the next epoch small, subtasks and
-//! channels are prepared, a barrier carries the new assignment, and those who gained key groups come to serve. One at
-//! a time; a failure anywhere takes the region back to the newest record, whosever assignment that has.
+//! A live rescale, stage by stage: compactions come to rest, subtasks and channels are prepared and caches warmed up, a
+//! checkpoint makes the next epoch small, a barrier carries the new assignment, and those who gained key groups come to
+//! serve. One at a time; a failure anywhere takes the region back to the newest record, whosever assignment that has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,9 +21,10 @@ const QUIET_AT_MOST: Duration = Duration::from_secs(30);
 pub(super) enum Stage {
     /// Compactions come to their end first: they would share disk and network with the commit. Checkpoints go on.
     Quiet(BTreeSet<String>),
+    /// Workers, and whether they have subtasks to deploy, that are not ready.
+    Preparing(BTreeSet<(String, bool)>),
     /// A checkpoint goes before, so that the one that carries the assignment is small.
     Before,
-    Preparing(BTreeSet<(String, bool)>),
     Barrier,
     Serving(BTreeSet<String>),
 }
@@ -136,13 +137,10 @@ impl JobMaster {
         if !matches!(r.stage, Stage::Quiet(_)) {
             return;
         }
-        r.enter(Stage::Before, t.now);
-        if self.checkpoint.is_none() {
-            self.trigger(Kind::Checkpoint, t);
-        }
+        self.prepare_rescale(t);
     }
 
-    pub(super) fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
+    fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
         let Some(r) = &self.rescale else { return };
         let (from, to) = (r.from, r.to);
         let id = self.assignment.id.next();
@@ -158,7 +156,10 @@ impl JobMaster {
                         t.out.push(Action::Reply(token, Err(e)));
                     }
                     self.hold_compactions(false, t);
-                    return self.after_checkpoint(t);
+                    if self.checkpoint.is_none() {
+                        self.after_checkpoint(t);
+                    }
+                    return;
                 }
             }
         }
@@ -172,7 +173,6 @@ impl JobMaster {
             let mut deploy = self.deploy_message(t, &assignment, &placement, subtasks, &owners);
             deploy.join = true;
             deploy.previous = Some(assignment_to_proto(&self.assignment));
-            deploy.epoch = self.next_epoch + 1;
             t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::Deploy(deploy))));
             missing.insert((w, true));
         }
@@ -203,11 +203,22 @@ impl JobMaster {
         groups
     }
 
+    /// Goes on when everybody is ready and no checkpoint is in flight.
     pub(super) fn when_prepared(&mut self, t: &mut Turn<'_>) {
         let Some(r) = &mut self.rescale else { return };
-        if matches!(&r.stage, Stage::Preparing(missing) if missing.is_empty()) && self.checkpoint.is_none() {
-            r.enter(Stage::Barrier, t.now);
-            self.trigger(Kind::Rescale, t);
+        if self.checkpoint.is_some() {
+            return;
+        }
+        match &r.stage {
+            Stage::Preparing(missing) if missing.is_empty() => {
+                r.enter(Stage::Before, t.now);
+                self.trigger(Kind::Checkpoint, t);
+            }
+            Stage::Before => {
+                r.enter(Stage::Barrier, t.now);
+                self.trigger(Kind::Rescale, t);
+            }
+            _ => {}
         }
     }
 
