@@ -85,8 +85,8 @@ fn of_size(bench: &Bench, args: &StateArgs, state: StateKind, gigabytes: f64) ->
         let job = load.submit(&cluster)?;
         let warm = args.rate as f64 * WARM.as_secs_f64();
         cluster.wait_for_job(&job, "it runs under load", |c| c.events_in >= warm)?;
-        for row in std::iter::repeat_n((), ROUNDS).flat_map(|()| 0..2) {
-            let row = &mut rows[row];
+        for row in [0, 1].repeat(ROUNDS) {
+            let row: &mut Row = &mut rows[row];
             let step = rescale(&mut cluster, &place, (&job, args.rate), row)?;
             note(&format!(
                 "{} {gigabytes} GB {} -> {}: {} ms said, {:.0} ms from outside ({:.0} usual), warm after {:.0} s",

@@ -224,7 +224,7 @@ impl StateStore {
     /// What a GET brought besides the blocks that were wanted goes into the cache as long as that is not full: it was
     /// paid for. A damaged block is left to the read that wants it.
     fn keep_neighbours(&self, run: &Run, meta: &SectionMeta, range: &Range<u64>, bytes: &Bytes) {
-        let mut room = self.0.caches.room_bytes();
+        let (object, mut room) = (run.object_id(), self.0.caches.room_bytes());
         let first = meta.blocks().partition_point(|b| run.offset + b.offset < range.start);
         for info in &meta.blocks()[first..] {
             let start = run.offset + info.offset;
@@ -232,7 +232,7 @@ impl StateStore {
             if end > range.end || room < u64::from(info.body_length) {
                 return;
             }
-            let key = BlockKey { object: run.object_id(), offset: start };
+            let key = BlockKey { object, offset: start };
             if self.0.caches.holds_block(&key) {
                 continue;
             }

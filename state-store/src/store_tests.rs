@@ -35,6 +35,15 @@ async fn written(store: &Store, env: &Env, keys: &[Bytes], value: &[u8], epoch: 
     Arc::new(writer.write_bundle(WRITER, vec![section]).await.unwrap().remove(0))
 }
 
+/// So many runs, each with all keys: their values are `bytes` times the number of the epoch, from 1 on.
+async fn written_again(store: &Store, env: &Env, keys: &[Bytes], runs: u8, bytes: usize) -> Vec<Arc<Run>> {
+    let mut all = Vec::new();
+    for epoch in 1..=runs {
+        all.push(written(store, env, keys, &vec![epoch; bytes], epoch.into()).await);
+    }
+    all
+}
+
 fn small_blocks() -> StateStoreOptions {
     let section = SectionOptions { block_bytes: 200, keep_blocks_bytes: 0, ..SectionOptions::default() };
     StateStoreOptions { section, gap_bytes: 0, gets_in_flight: 4096, ..StateStoreOptions::default() }
@@ -99,10 +108,7 @@ async fn neighbouring_blocks_come_in_one_get_and_only_newest_ones_when_that_save
     let env = Env::test(1);
     let store = memory_store(&env);
     let all = keys(2000);
-    let mut runs = Vec::new();
-    for epoch in 1..=6 {
-        runs.push(written(&store, &env, &all, &[epoch as u8; 20], epoch).await);
-    }
+    let runs = written_again(&store, &env, &all, 6, 20).await;
     let options = StateStoreOptions { gap_bytes: 64 << 10, ..small_blocks() };
     let states = state_store(&store, &env, true, options);
     let (values, report) = view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
@@ -251,10 +257,7 @@ async fn compactions_and_scans_leave_a_full_cache_alone() {
     let env = Env::test(1);
     let store = memory_store(&env);
     let all = keys(2000);
-    let mut runs = Vec::new();
-    for epoch in 1..=3 {
-        runs.push(written(&store, &env, &all, &[epoch as u8; 50], epoch).await);
-    }
+    let runs = written_again(&store, &env, &all, 3, 50).await;
     let states = state_store(&store, &env, true, small_blocks());
     view(&states, &runs).multi_get(&all[..50], &NOW).await.unwrap();
     let other = millstream_cache::ObjectId::of("another");
@@ -277,10 +280,7 @@ async fn what_a_compaction_wrote_is_read_without_a_get_while_there_is_room() {
     let env = Env::test(1);
     let store = memory_store(&env);
     let all = keys(2000);
-    let mut runs = Vec::new();
-    for epoch in 1..=3 {
-        runs.push(written(&store, &env, &all, &[epoch as u8; 50], epoch).await);
-    }
+    let runs = written_again(&store, &env, &all, 3, 50).await;
     let states = state_store(&store, &env, true, small_blocks());
     view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
     let outputs = states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use millstream_common::env::Moment;
-use millstream_common::{AssignmentId, Env};
+use millstream_common::Env;
 use millstream_objects::Store;
 use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters};
 use millstream_state_store::StateStore;
@@ -28,8 +28,6 @@ struct Subtask {
     attempt: u64,
     started: Moment,
     metrics: Arc<TaskMetrics>,
-    pause_ms: u64,
-    pause_of: AssignmentId,
 }
 
 impl JobGauges {
@@ -39,14 +37,7 @@ impl JobGauges {
 
     pub(crate) fn add(&self, id: SubtaskId, attempt: u64, metrics: Arc<TaskMetrics>) {
         let started = self.env.now();
-        let subtask = Subtask { attempt, started, metrics, pause_ms: 0, pause_of: AssignmentId(0) };
-        self.subtasks.lock().insert(id, subtask);
-    }
-
-    pub(crate) fn paused(&self, id: SubtaskId, assignment: AssignmentId, pause_ms: u64) {
-        if let Some(s) = self.subtasks.lock().get_mut(&id) {
-            (s.pause_ms, s.pause_of) = (pause_ms, assignment);
-        }
+        self.subtasks.lock().insert(id, Subtask { attempt, started, metrics });
     }
 
     /// What the coordinator is told.
@@ -84,8 +75,6 @@ impl JobGauges {
             attempt: s.attempt,
             is_source: m.is_source.load(Ordering::Relaxed),
             memory_bytes: m.memory_bytes.load(Ordering::Relaxed),
-            rescale_pause_ms: s.pause_ms,
-            rescale_assignment: s.pause_of.0,
         }
     }
 }

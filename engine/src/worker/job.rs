@@ -97,6 +97,14 @@ struct Compacting {
     running: Running<Result<Vec<Run>>>,
 }
 
+/// The subtasks that serve an assignment, and the longest of what each said.
+#[derive(Default)]
+struct Served {
+    subtasks: Vec<SubtaskId>,
+    pause_ms: u64,
+    open_ms: u64,
+}
+
 struct JobActor {
     context: Arc<JobContext>,
     inbox: mpsc::Receiver<JobMessage>,
@@ -107,17 +115,14 @@ struct JobActor {
     upcoming: Option<Arc<Assignment>>,
     version: Option<Arc<VersionView>>,
     closed: BTreeMap<Epoch, Vec<EpochClosed>>,
-    /// Since when a keyed subtask has processed nothing that stood before its barrier.
-    stopped: BTreeMap<Epoch, Moment>,
     /// How many subtasks close each epoch: those deployed when its barrier was sent.
     expected: BTreeMap<Epoch, usize>,
-    /// What each closed epoch will report once its bundle is written.
-    reports: BTreeMap<Epoch, CheckpointReport>,
+    /// What each closed epoch will report once its bundle is written, and since when the first of its keyed subtasks has
+    /// processed nothing that stood before the barrier.
+    reports: BTreeMap<Epoch, (CheckpointReport, Option<Moment>)>,
     unlisted_runs: Vec<Arc<Run>>,
     uncommitted: Vec<Committable>,
-    serving: BTreeMap<AssignmentId, Vec<SubtaskId>>,
-    /// The longest time from the opening of gained key groups to the first row behind it.
-    open_ms: u64,
+    serving: BTreeMap<AssignmentId, Served>,
     writer: mpsc::Sender<WriteOrder>,
     written: mpsc::Receiver<Written>,
     /// How many splits of each source live, until all have heard of it.
@@ -229,8 +234,6 @@ impl JobActor {
             upcoming: None,
             version: None,
             closed: BTreeMap::new(),
-            stopped: BTreeMap::new(),
-            open_ms: 0,
             expected: BTreeMap::new(),
             reports: BTreeMap::new(),
             unlisted_runs: Vec::new(),
@@ -283,17 +286,13 @@ impl JobActor {
     // ---- deployment
 
     async fn deploy(&mut self, deploy: Deploy) -> Result<()> {
-        let version = match &deploy.version {
-            Some(record) if !deploy.join => Some(Arc::new(deploy::version_view(&self.context.graph, record)?)),
-            _ => None,
-        };
+        let view = |record| deploy::version_view(&self.context.graph, record).map(Arc::new);
+        let version = deploy.version.as_ref().map(view).transpose()?;
+        // Who joins starts from a version to come, and warms up from this one.
+        let (version, before) = if deploy.join { (None, version) } else { (version, None) };
         let assignment = assignment_from_proto(deploy.assignment.as_ref().unwrap_or(&Default::default()))?;
         // A worker without subtasks of the job has not followed its versions.
         self.assignment = current_assignment(&deploy)?;
-        let joining = match &deploy.version {
-            Some(record) if deploy.join => Some(deploy::version_view(&self.context.graph, record)?),
-            _ => None,
-        };
         let gained = deploy.subtasks.iter().filter_map(|i| assignment.ranges.get(*i as usize));
         let gained = gained.fold(KeyGroupRanges::empty(), |all, r| all.union(r));
         let deployment = Deployment::new(&deploy, assignment, version.clone())?;
@@ -303,8 +302,8 @@ impl JobActor {
             self.version = version;
         }
         let deployed = Message::Deployed(Deployed { job: self.job(), assignment_id: deployment.assignment.id.0 });
-        match joining {
-            Some(version) => self.warm_up(&version, &gained, deployed),
+        match before {
+            Some(before) => self.warm_up(&before, &gained, deployed),
             None => self.tell(deployed),
         }
         Ok(())
@@ -437,9 +436,6 @@ impl JobActor {
         match event {
             TaskEvent::Closed(closed) => {
                 let epoch = closed.epoch;
-                if let Some(since) = closed.stopped {
-                    self.stopped.entry(epoch).and_modify(|s| *s = since.min(*s)).or_insert(since);
-                }
                 self.closed.entry(epoch).or_default().push(*closed);
                 self.report_when_closed(epoch)
             }
@@ -454,8 +450,11 @@ impl JobActor {
                 Ok(())
             }
             TaskEvent::Serving { subtask, assignment, pause_ms, open_ms } => {
-                self.open_ms = self.open_ms.max(open_ms);
-                self.on_serving(subtask, assignment, pause_ms);
+                let served = self.serving.entry(assignment).or_default();
+                served.subtasks.push(subtask);
+                served.pause_ms = served.pause_ms.max(pause_ms);
+                served.open_ms = served.open_ms.max(open_ms);
+                self.serve_when_all(assignment);
                 Ok(())
             }
             TaskEvent::SplitsFinished(splits) => {
@@ -479,7 +478,9 @@ impl JobActor {
         self.expected.remove(&epoch);
         let mut report = CheckpointReport { job: self.job(), epoch: epoch.0, ..CheckpointReport::default() };
         let mut sections = Vec::new();
+        let mut stopped: Option<Moment> = None;
         for closed in self.closed.remove(&epoch).unwrap_or_default() {
+            stopped = stopped.into_iter().chain(closed.stopped).min();
             report.rows_out += closed.rows_out;
             report.splits.extend(closed.splits);
             self.uncommitted.extend(closed.committables);
@@ -496,7 +497,7 @@ impl JobActor {
                 sections.push((closed.subtask, section));
             }
         }
-        self.reports.insert(epoch, report);
+        self.reports.insert(epoch, (report, stopped));
         self.order(WriteOrder::Epoch(epoch, sections))
     }
 
@@ -518,12 +519,11 @@ impl JobActor {
             None => {}
             Some((epoch, Some(error))) => {
                 self.reports.remove(&epoch);
-                self.stopped.remove(&epoch);
                 let failure = Some(failure_to_proto(&error));
                 self.tell(Message::CheckpointFailed(CheckpointFailed { job: self.job(), epoch: epoch.0, failure }));
             }
             Some((epoch, None)) => {
-                if let Some(mut report) = self.reports.remove(&epoch) {
+                if let Some((mut report, stopped)) = self.reports.remove(&epoch) {
                     let until = |e: Epoch| e <= epoch;
                     report.runs = self
                         .unlisted_runs
@@ -535,8 +535,8 @@ impl JobActor {
                         self.uncommitted.iter().filter(|c| until(c.epoch)).map(committable_to_proto).collect();
                     report.bytes_written = std::mem::take(&mut self.bytes_written);
                     report.puts = std::mem::take(&mut self.puts);
-                    let stopped = self.stopped.remove(&epoch).map(|since| self.context.env.now().since(since));
-                    report.stopped_ms_ago = stopped.unwrap_or_default().as_millis() as u64;
+                    let stood = stopped.map(|since| self.context.env.now().since(since)).unwrap_or_default();
+                    report.stopped_ms_ago = stood.as_millis() as u64;
                     report.counters = Some(self.context.gauges.counters());
                     self.tell(Message::Report(report));
                 }
@@ -582,35 +582,20 @@ impl JobActor {
         self.start_compactions(&version)
     }
 
-    fn on_serving(&mut self, subtask: SubtaskId, assignment: AssignmentId, pause_ms: u64) {
-        self.context.gauges.paused(subtask, assignment, pause_ms);
-        self.serving.entry(assignment).or_default().push(subtask);
-        self.serve_when_all(assignment);
-    }
-
     /// Once the version of the assignment stands and every subtask here serves it, the coordinator is told.
     fn serve_when_all(&mut self, assignment: AssignmentId) {
-        if assignment != self.assignment.id || self.serving.get(&assignment).is_none_or(|s| s.len() < self.tasks.len())
-        {
+        let all = |s: &Served| s.subtasks.len() >= self.tasks.len();
+        if assignment != self.assignment.id || !self.serving.get(&assignment).is_some_and(all) {
             return;
         }
-        self.serving.remove(&assignment);
-        let counters = self.context.gauges.counters();
-        let pause_ms = counters
-            .subtasks
-            .iter()
-            .filter(|s| s.rescale_assignment == assignment.0)
-            .map(|s| s.rescale_pause_ms)
-            .max()
-            .unwrap_or(0);
-        let serving = Serving {
+        let Some(served) = self.serving.remove(&assignment) else { return };
+        self.tell(Message::Serving(Serving {
             job: self.job(),
             assignment_id: assignment.0,
-            pause_ms,
-            counters: Some(counters),
-            open_ms: std::mem::take(&mut self.open_ms),
-        };
-        self.tell(Message::Serving(serving));
+            pause_ms: served.pause_ms,
+            counters: Some(self.context.gauges.counters()),
+            open_ms: served.open_ms,
+        }));
     }
 
     /// One batch at a time: what a slow sink has not committed waits here, and in every version, and holds nothing up.
