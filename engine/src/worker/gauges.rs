@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use millstream_common::env::Moment;
 use millstream_common::Env;
+use millstream_common::env::Moment;
 use millstream_objects::Store;
 use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters};
 use millstream_state_store::StateStore;
