@@ -22,7 +22,7 @@ pub const SLOTS: u32 = 4;
 const HEARTBEAT: &str = "heartbeat.interval=50ms";
 
 /// From one look at a cluster to the next.
-pub const LOOK: Duration = Duration::from_millis(5);
+pub const LOOK: Duration = Duration::from_millis(10);
 
 /// How long anything may take that a cluster is asked for.
 pub const LIMIT: Duration = Duration::from_secs(600);

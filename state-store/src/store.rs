@@ -23,6 +23,9 @@ use crate::run::{Run, object_path};
 use crate::section::{EncodedSection, SectionMeta, SectionOptions};
 use crate::view::View;
 
+/// A section keeps at most this part of the room in the caches: several are under way at once.
+const ROOM_PER_SECTION: u64 = 8;
+
 /// Begins every bundle object: magic and format.
 const BUNDLE_HEAD: [u8; 8] = *b"MSBD\x01\0\0\0";
 
@@ -129,9 +132,18 @@ impl StateStore {
         &self.0.caches
     }
 
+    /// How a section is encoded now. Its blocks are kept when it is small, and as long as the caches have much room: what
+    /// has just been written is read again before long.
+    #[must_use]
+    pub fn section_options(&self) -> SectionOptions {
+        let options = &self.0.options.section;
+        let room = usize::try_from(self.0.caches.room_bytes() / ROOM_PER_SECTION).unwrap_or(usize::MAX);
+        SectionOptions { keep_blocks_bytes: options.keep_blocks_bytes.max(room), ..options.clone() }
+    }
+
     /// Writes sections as one object with one PUT; nothing when there are none. The runs come back in the order of
-    /// `sections`; they are not live before a version lists them. Metadata, and the blocks of small sections, go into
-    /// the caches.
+    /// `sections`; they are not live before a version lists them. Metadata, and the blocks that
+    /// [`StateStore::section_options`] had kept, go into the caches.
     pub async fn write_bundle(&self, writer: WriterName, sections: Vec<EncodedSection>) -> Result<Vec<Run>> {
         self.write(self.object_name(writer), sections, Purpose::State).await
     }
@@ -173,8 +185,15 @@ impl StateStore {
             let object = run.object_id();
             let bytes = section.meta.memory_bytes();
             self.0.caches.insert_metadata(BlockKey { object, offset: run.meta_offset }, section.meta, bytes);
+            let kept: usize = section.kept_blocks.iter().map(|(_, block)| block.len()).sum();
+            let small = kept <= self.0.options.section.keep_blocks_bytes;
             for (at, block) in section.kept_blocks {
-                self.0.caches.insert_block(BlockKey { object, offset: run.offset + at }, block);
+                let key = BlockKey { object, offset: run.offset + at };
+                if small {
+                    self.0.caches.insert_block(key, block);
+                } else {
+                    self.0.caches.insert_in_memory(key, block);
+                }
             }
         }
         Ok(runs)

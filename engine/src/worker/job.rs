@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use millstream_common::env::{AbortOnDrop, Moment, Running};
 use millstream_common::{AssignmentId, Env, Epoch, Error, Execution, Generation, KeyGroupRanges, Lane, Result};
@@ -17,7 +16,6 @@ use millstream_proto::control::{
 };
 use millstream_proto::version::VersionRecord;
 use millstream_state_store::compaction::pick;
-use millstream_state_store::section::SectionOptions;
 use millstream_state_store::{ReadTime, Run, StateStore, WriterName};
 use tokio::sync::mpsc;
 
@@ -25,6 +23,7 @@ use super::WorkerContext;
 use super::committer::{self, Committers};
 use super::deploy::{self, Deployment};
 use super::gauges::JobGauges;
+use super::warming::Warming;
 use super::writer::{self, WriteOrder, Written};
 use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto, ranges_to_proto};
 use crate::element::{Assignment, BarrierKind};
@@ -35,9 +34,6 @@ use crate::task::{EpochClosed, SubtaskId, TASK_QUEUE, TaskControl, TaskEvent, Ve
 
 /// Messages that a job holds before their senders wait.
 const INBOX: usize = 1_024;
-
-/// So long a rescale waits, at most, for what it moves to be brought into memory.
-const WARM_UP: Duration = Duration::from_secs(10);
 
 /// What a job's actor is told.
 pub(crate) enum JobMessage {
@@ -140,8 +136,7 @@ struct JobActor {
     holding: bool,
     /// The coordinator is to be told when none runs.
     owes_held: bool,
-    /// What a rescale brings here is read ahead; each tells the coordinator when it is done.
-    warming: Vec<Running<()>>,
+    warming: Warming,
     bytes_written: u64,
     puts: u32,
     _helpers: Vec<AbortOnDrop>,
@@ -212,14 +207,7 @@ impl JobActor {
         let writing = env.spawn(
             Lane::Io,
             "bundle writer",
-            writer::run(
-                env.clone(),
-                context.state.clone(),
-                name,
-                section_options(&context.settings),
-                orders,
-                written_tx,
-            ),
+            writer::run(env.clone(), context.state.clone(), name, orders, written_tx),
         );
         let (committer, batches) = mpsc::channel(1);
         let (committed_tx, committed) = mpsc::channel(1);
@@ -250,7 +238,7 @@ impl JobActor {
             compacted: Vec::new(),
             holding: deploy.join,
             owes_held: false,
-            warming: Vec::new(),
+            warming: Warming::default(),
             bytes_written: 0,
             puts: 0,
             _helpers: vec![AbortOnDrop(writing), AbortOnDrop(committing)],
@@ -298,12 +286,13 @@ impl JobActor {
         let deployment = Deployment::new(&deploy, assignment, version.clone())?;
         let tasks = deploy::start_subtasks(&self.context, &deployment).await?;
         self.tasks.extend(tasks);
-        if version.is_some() {
-            self.version = version;
+        if let Some(version) = version {
+            self.warming.behind(&self.context, &version, &gained);
+            self.version = Some(version);
         }
         let deployed = Message::Deployed(Deployed { job: self.job(), assignment_id: deployment.assignment.id.0 });
         match before {
-            Some(before) => self.warm_up(&before, &gained, deployed),
+            Some(before) => self.warming.before_rescale(&self.context, &before, &gained, deployed),
             None => self.tell(deployed),
         }
         Ok(())
@@ -324,34 +313,11 @@ impl JobActor {
         });
         let gained = gained.fold(KeyGroupRanges::empty(), |all, r| all.union(&r));
         match self.version.clone() {
-            Some(version) => self.warm_up(&version, &gained, prepared),
+            Some(version) => self.warming.before_rescale(&self.context, &version, &gained, prepared),
             None => self.tell(prepared),
         }
         self.upcoming = Some(assignment);
         Ok(())
-    }
-
-    /// Reads what of `version` lies in `ranges`, as far as the cache has room, before the rescale goes on: what comes
-    /// now is not waited for behind its barrier. Then, or when it takes too long, the coordinator gets `message`.
-    fn warm_up(&mut self, version: &VersionView, ranges: &KeyGroupRanges, message: Message) {
-        let (env, worker) = (self.context.env.clone(), self.context.worker.clone());
-        let tasks = version.runs.iter().filter(|runs| !runs.is_empty() && !ranges.is_empty());
-        let view =
-            |runs: &Vec<Arc<Run>>| self.context.state.view(runs.clone(), ranges.clone(), version.layouts.clone());
-        let views: Vec<_> = tasks.map(view).collect();
-        let limit = WARM_UP.min(self.context.settings.checkpoint.timeout / 2);
-        self.warming.push(self.context.env.run(Lane::Background, "warm-up", async move {
-            let all = async {
-                for view in views {
-                    view.warm().await?;
-                }
-                Ok(())
-            };
-            if let Err(e) = env.timeout(limit, "the warm-up for a rescale", all).await.and_then(|r| r) {
-                tracing::debug!("{e}");
-            }
-            worker.tell(message);
-        }));
     }
 
     fn control(&self, id: SubtaskId, control: TaskControl) -> Result<()> {
@@ -360,6 +326,13 @@ impl JobActor {
             Error::unavailable(format!("subtask {} of {} does not take its messages", id.index, self.uid(id)))
                 .code(7020)
         })
+    }
+
+    /// The key groups of the subtasks here.
+    fn owned(&self) -> KeyGroupRanges {
+        let here: BTreeSet<u32> = self.tasks.keys().map(|id| id.index).collect();
+        let ranges = here.iter().filter_map(|&i| self.assignment.ranges.get(i as usize));
+        ranges.fold(KeyGroupRanges::empty(), |all, r| all.union(r))
     }
 
     fn uid(&self, id: SubtaskId) -> &str {
@@ -558,9 +531,9 @@ impl JobActor {
         if version.assignment.id != self.assignment.id {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
-            self.warming.clear();
             let parallelism = self.assignment.parallelism();
             self.tasks.retain(|id, _| id.index < parallelism);
+            self.warming.behind(&self.context, &version, &self.owned());
             self.serving.retain(|id, _| *id >= self.assignment.id);
             self.serving.entry(self.assignment.id).or_default();
         }
@@ -572,6 +545,7 @@ impl JobActor {
             let dead = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity()));
             dead.for_each(|run| self.context.state.forget(run));
         }
+        self.warming.on_version(&version);
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.
         self.compacted.retain(|(_, inputs)| {
             let live =
@@ -713,10 +687,6 @@ impl JobActor {
 fn current_assignment(deploy: &Deploy) -> Result<Assignment> {
     let current = if deploy.join { &deploy.previous } else { &deploy.assignment };
     assignment_from_proto(current.as_ref().unwrap_or(&Default::default()))
-}
-
-fn section_options(settings: &Settings) -> SectionOptions {
-    SectionOptions { block_bytes: settings.state.block_size_bytes as usize, ..SectionOptions::default() }
 }
 
 /// Waits for any of the running compactions.

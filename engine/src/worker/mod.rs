@@ -28,6 +28,7 @@ mod deploy;
 mod gauges;
 mod job;
 pub mod stores;
+mod warming;
 mod writer;
 
 use channels::Channels;

@@ -43,7 +43,6 @@ pub(crate) async fn run(
     env: Env,
     store: StateStore,
     name: WriterName,
-    options: SectionOptions,
     mut orders: mpsc::Receiver<WriteOrder>,
     done: mpsc::Sender<Written>,
 ) {
@@ -65,7 +64,7 @@ pub(crate) async fn run(
         };
         let mut written = Written { runs: Vec::new(), epoch: None, lost: None, bytes: 0, puts: 0 };
         for (id, section) in sections {
-            match encode(&env, section, &options).await {
+            match encode(&env, section, store.section_options()).await {
                 Ok(encoded) => left.push((id, encoded)),
                 Err(e) => written.lost = Some(e),
             }
@@ -80,6 +79,7 @@ pub(crate) async fn run(
                 }
                 Err(e) => {
                     tracing::warn!("{} sections of state could not be written and will be again: {e}", left.len());
+                    left.iter_mut().for_each(|(_, section)| section.drop_kept_blocks());
                     failed = Some(e);
                 }
             }
@@ -91,8 +91,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn encode(env: &Env, section: PendingSection, options: &SectionOptions) -> Result<EncodedSection> {
-    let options = options.clone();
+async fn encode(env: &Env, section: PendingSection, options: SectionOptions) -> Result<EncodedSection> {
     env.run(Lane::Background, "encode section", async move {
         section.writer.encode(&options, &section.layouts, section.ranges, section.interval)
     })

@@ -120,7 +120,7 @@ pub struct EncodedSection {
     pub(crate) meta_offset: u64,
     pub(crate) checksum: u32,
     pub(crate) meta: Arc<SectionMeta>,
-    /// Offset in the section and uncompressed body of every block, when the section is small.
+    /// Offset in the section and uncompressed body of every block, when they are no more than was to be kept.
     pub(crate) kept_blocks: Vec<(u64, Bytes)>,
 }
 
@@ -154,5 +154,10 @@ impl EncodedSection {
     pub fn memory_bytes(&self) -> u64 {
         let kept: usize = self.kept_blocks.iter().map(|(_, b)| b.len() + 48).sum();
         self.length + self.meta.memory_bytes() as u64 + kept as u64
+    }
+
+    /// Drops the blocks that were kept for the caches: one that waits for its object store holds its output alone.
+    pub fn drop_kept_blocks(&mut self) {
+        self.kept_blocks = Vec::new();
     }
 }

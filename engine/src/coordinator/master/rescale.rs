@@ -17,14 +17,20 @@ use crate::element::Assignment;
 /// How long a rescale waits for running compactions.
 const QUIET_AT_MOST: Duration = Duration::from_secs(30);
 
+/// Checkpoints that go before the one of a rescale, at most.
+const BEFORE_AT_MOST: u32 = 4;
+/// What has come in during a checkpoint that was done within this is little.
+const SHORT: Duration = Duration::from_millis(200);
+
 #[derive(Debug)]
 pub(super) enum Stage {
     /// Compactions come to their end first: they would share disk and network with the commit. Checkpoints go on.
     Quiet(BTreeSet<String>),
     /// Workers, and whether they have subtasks to deploy, that are not ready.
     Preparing(BTreeSet<(String, bool)>),
-    /// A checkpoint goes before, so that the one that carries the assignment is small.
-    Before,
+    /// A checkpoint goes before, so that the one that carries the assignment is small; again while it takes long itself,
+    /// so many times.
+    Before(u32),
     Barrier,
     Serving(BTreeSet<String>),
 }
@@ -70,7 +76,7 @@ impl Stage {
     fn name(&self) -> &'static str {
         match self {
             Self::Quiet(_) => "compactions",
-            Self::Before => "checkpoint before",
+            Self::Before(_) => "checkpoint before",
             Self::Preparing(_) => "preparation",
             Self::Barrier => "barrier to commit",
             Self::Serving(_) => "commit to serving",
@@ -211,10 +217,14 @@ impl JobMaster {
         }
         match &r.stage {
             Stage::Preparing(missing) if missing.is_empty() => {
-                r.enter(Stage::Before, t.now);
+                r.enter(Stage::Before(BEFORE_AT_MOST), t.now);
                 self.trigger(Kind::Checkpoint, t);
             }
-            Stage::Before => {
+            Stage::Before(left) if *left > 1 && t.now.since(r.since) > SHORT => {
+                r.enter(Stage::Before(left - 1), t.now);
+                self.trigger(Kind::Checkpoint, t);
+            }
+            Stage::Before(_) => {
                 r.enter(Stage::Barrier, t.now);
                 self.trigger(Kind::Rescale, t);
             }
