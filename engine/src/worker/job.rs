@@ -544,8 +544,8 @@ impl JobActor {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
             let dead = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity()));
             dead.for_each(|run| self.context.state.forget(run));
+            self.warming.on_version(&self.context, &old, &version, &self.owned());
         }
-        self.warming.on_version(&version);
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.
         self.compacted.retain(|(_, inputs)| {
             let live =

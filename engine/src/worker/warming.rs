@@ -1,6 +1,6 @@
 //! Warming up: what a subtask will ask for comes into memory in large reads before, not block by block when it is asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +18,25 @@ const BEFORE_RESCALE: Duration = Duration::from_secs(10);
 /// So long a subtask that starts has the store for itself.
 const FIRST_ROWS: Duration = Duration::from_secs(1);
 
+/// Views that wait for their turn, at most: a store that cannot keep up is not read ahead of.
+const WAITING: usize = 64;
+
 /// What a job reads ahead on this worker.
 #[derive(Default)]
 pub(super) struct Warming {
     before_rescale: Vec<Running<()>>,
     behind: Option<Running<()>>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
     /// The runs of the newest version, by object and offset.
-    live: Arc<Mutex<BTreeSet<(String, u64)>>>,
+    live: BTreeSet<(String, u64)>,
+    /// To be read behind what is being read.
+    waiting: VecDeque<View>,
+    /// Somebody works it off.
+    busy: bool,
 }
 
 impl Warming {
@@ -54,31 +66,66 @@ impl Warming {
         }));
     }
 
-    /// Reads what of `version` lies in `ranges`, as far as the cache has room, beside the job that has begun to use it.
-    /// The one before is given up.
+    /// Reads what of `version` lies in `ranges`, as far as the cache has room, beside the subtasks that have begun to use
+    /// it. What was to be read before is given up.
     pub(super) fn behind(&mut self, context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) {
         self.before_rescale.clear();
-        self.on_version(version);
-        let (env, live) = (context.env.clone(), self.live.clone());
-        let views = views(context, version, ranges);
-        self.behind = (!views.is_empty()).then(|| {
-            context.env.run(Lane::Background, "warm-up", async move {
-                env.sleep(FIRST_ROWS).await;
-                for view in views {
-                    let lives = |run: &Run| live.lock().contains(&name(run));
-                    if let Err(e) = view.warm(lives).await {
-                        // Nobody waits for it: a read that needs the same will say what is wrong.
-                        return tracing::debug!("{e}");
-                    }
-                }
-            })
-        });
+        self.behind = None;
+        self.shared = Arc::default();
+        self.live(version);
+        self.add(context, views(context, version, ranges), FIRST_ROWS);
     }
 
-    /// Runs that `version` no longer lists are not read ahead.
-    pub(super) fn on_version(&mut self, version: &VersionView) {
-        *self.live.lock() = version.runs.iter().flatten().map(|run| name(run)).collect();
+    /// The newest version is no longer `old`: runs that have died are not read ahead, and where compactions had no room
+    /// for what they wrote beside what they read, there is room now.
+    pub(super) fn on_version(
+        &mut self,
+        context: &JobContext,
+        old: &VersionView,
+        version: &VersionView,
+        ranges: &KeyGroupRanges,
+    ) {
+        let fresh = |run: &&Arc<Run>| !old.runs.iter().flatten().any(|o| o.identity() == run.identity());
+        let of_task = |runs: &Vec<Arc<Run>>| runs.iter().filter(fresh).cloned().collect::<Vec<_>>();
+        let fresh = version.runs.iter().map(of_task).filter(|runs| !runs.is_empty());
+        let views = fresh.map(|runs| context.state.view(runs, ranges.clone(), version.layouts.clone())).collect();
+        self.live(version);
+        self.add(context, views, Duration::ZERO);
     }
+
+    fn live(&self, version: &VersionView) {
+        self.shared.lock().live = version.runs.iter().flatten().map(|run| name(run)).collect();
+    }
+
+    fn add(&mut self, context: &JobContext, views: Vec<View>, after: Duration) {
+        {
+            let mut shared = self.shared.lock();
+            let room = WAITING.saturating_sub(shared.waiting.len());
+            shared.waiting.extend(views.into_iter().take(room));
+            if shared.busy || shared.waiting.is_empty() {
+                return;
+            }
+            shared.busy = true;
+        }
+        let (env, shared) = (context.env.clone(), self.shared.clone());
+        self.behind = Some(context.env.run(Lane::Background, "warm-up", async move {
+            env.sleep(after).await;
+            while let Some(view) = next(&shared) {
+                let lives = |run: &Run| shared.lock().live.contains(&name(run));
+                if let Err(e) = view.warm(lives).await {
+                    // Nobody waits for it: a read that needs the same will say what is wrong.
+                    tracing::debug!("{e}");
+                }
+            }
+        }));
+    }
+}
+
+fn next(shared: &Mutex<Shared>) -> Option<View> {
+    let mut shared = shared.lock();
+    let view = shared.waiting.pop_front();
+    shared.busy = view.is_some();
+    view
 }
 
 fn name(run: &Run) -> (String, u64) {
