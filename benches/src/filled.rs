@@ -1,5 +1,7 @@
 //! A job with as much keyed state as one likes: keyed-count, filled once, then under a steady load.
 
+use std::time::Duration;
+
 use millstream_common::Result;
 
 use crate::cluster::{Cluster, Plan};
@@ -17,6 +19,9 @@ pub const PARALLELISM: u32 = 2;
 /// Events come pass by pass, but splits do not go in step: so many passes touch every key.
 const PASSES_TO_FILL: f64 = 1.2;
 
+/// At its rate behind the filling.
+const SETTLE: Duration = Duration::from_secs(40);
+
 /// How much state, and what comes in meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Load {
@@ -33,14 +38,19 @@ impl Load {
         Self { keys: ((gigabytes * 1e9) as u64 / VALUE_BYTES).max(1), rate }
     }
 
-    /// Fills the state of a place: starts a cluster, lets every key come once as fast as it goes, and stops the job.
-    /// No process is left.
+    /// Fills the state of a place: starts a cluster, lets every key come once as fast as it goes, then so much at its rate
+    /// that compactions have given the state its usual shape, and stops the job. No process is left.
     pub fn fill(&self, plan: &mut Plan<'_>) -> Result<()> {
         let mut cluster = plan.start()?;
         cluster.wait_until_it_serves()?;
         let job = Self { rate: 0, ..*self }.submit(&cluster)?;
         let enough = self.keys as f64 * PASSES_TO_FILL;
         cluster.wait_for_job(&job, "all keys have come", |c| c.events_in >= enough)?;
+        cluster.ask(&format!("stop {job}"))?;
+        let job = self.submit(&cluster)?;
+        let filled = cluster.wait_for_job(&job, "it goes on", |c| c.events_in > 0.0)?.events_in;
+        let settled = filled + self.rate as f64 * SETTLE.as_secs_f64();
+        cluster.wait_for_job(&job, "its state has settled", |c| c.events_in >= settled)?;
         cluster.ask(&format!("stop {job}"))?;
         note(&format!("filled: {} keys in {:.0} s", self.keys, cluster.started.elapsed().as_secs_f64()));
         Ok(())

@@ -20,7 +20,24 @@ const QUIET_AT_MOST: Duration = Duration::from_secs(30);
 /// Checkpoints that go before the one of a rescale, at most.
 const BEFORE_AT_MOST: u32 = 4;
 /// What has come in during a checkpoint that was done within this is little.
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_millis(20);
+
+/// Checkpoints that went before that of a rescale.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Before {
+    done: u32,
+    /// How long the last one took.
+    took: Option<Duration>,
+}
+
+impl Before {
+    /// After one more, which took so long; `None`: that was the last.
+    fn next(self, took: Duration) -> Option<Self> {
+        let done = self.done + 1;
+        let shorter = self.took.is_none_or(|before| took < before / 2);
+        (done < BEFORE_AT_MOST && took > SHORT && shorter).then_some(Self { done, took: Some(took) })
+    }
+}
 
 #[derive(Debug)]
 pub(super) enum Stage {
@@ -28,9 +45,9 @@ pub(super) enum Stage {
     Quiet(BTreeSet<String>),
     /// Workers, and whether they have subtasks to deploy, that are not ready.
     Preparing(BTreeSet<(String, bool)>),
-    /// A checkpoint goes before, so that the one that carries the assignment is small; again while it takes long itself,
-    /// so many times.
-    Before(u32),
+    /// A checkpoint goes before, so that the one that carries the assignment is small: what comes in while it is taken
+    /// is all that the next one writes. Again as long as that made it much shorter.
+    Before(Before),
     Barrier,
     Serving(BTreeSet<String>),
 }
@@ -217,17 +234,19 @@ impl JobMaster {
         }
         match &r.stage {
             Stage::Preparing(missing) if missing.is_empty() => {
-                r.enter(Stage::Before(BEFORE_AT_MOST), t.now);
+                r.enter(Stage::Before(Before::default()), t.now);
                 self.trigger(Kind::Checkpoint, t);
             }
-            Stage::Before(left) if *left > 1 && t.now.since(r.since) > SHORT => {
-                r.enter(Stage::Before(left - 1), t.now);
-                self.trigger(Kind::Checkpoint, t);
-            }
-            Stage::Before(_) => {
-                r.enter(Stage::Barrier, t.now);
-                self.trigger(Kind::Rescale, t);
-            }
+            Stage::Before(before) => match before.next(t.now.since(r.since)) {
+                Some(before) => {
+                    r.enter(Stage::Before(before), t.now);
+                    self.trigger(Kind::Checkpoint, t);
+                }
+                None => {
+                    r.enter(Stage::Barrier, t.now);
+                    self.trigger(Kind::Rescale, t);
+                }
+            },
             _ => {}
         }
     }
@@ -287,5 +306,26 @@ impl JobMaster {
         if self.checkpoint.is_none() {
             self.after_checkpoint(t);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_go_before_as_long_as_they_get_much_shorter() {
+        let taken = |all: &[u64]| {
+            let mut before = Some(Before::default());
+            let next = |ms: &&u64| {
+                before = before.and_then(|b| b.next(Duration::from_millis(**ms)));
+                before.is_some()
+            };
+            1 + all.iter().take_while(next).count()
+        };
+        assert_eq!(taken(&[20, 5]), 1, "short at once");
+        assert_eq!(taken(&[300, 120, 110, 10]), 3, "the third was not much shorter");
+        assert_eq!(taken(&[300, 200]), 2);
+        assert_eq!(taken(&[900, 400, 150, 60, 25]), 4, "at most");
     }
 }
