@@ -58,7 +58,7 @@ pub fn run(bench: &Bench, args: &CheckpointArgs) -> Result<()> {
         for compaction in [false, true] {
             let place = bench.places.fresh(StateKind::S3)?;
             let mut cluster = Plan::new(&bench.binary, &place, WORKERS, None)?.start()?;
-            cluster.wait_until_it_serves()?;
+            cluster.wait_for_workers()?;
             let mut before = settled(server)?;
             let mut cost = |checkpoints| {
                 let cost = job(&mut cluster, args, parallelism, compaction, checkpoints)?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use millstream_common::{Error, Result};
@@ -56,7 +57,8 @@ impl<'a> Plan<'a> {
         let (address, metrics, url) = (self.address, self.metrics, self.place.url());
         let coordinator =
             format!("coordinator --state {url} --listen {address} --metrics-listen {metrics} -D {HEARTBEAT}");
-        let mut processes = vec![self.binary.start(&words(&coordinator), &folder.join("coordinator.log"))?];
+        let log = folder.join("coordinator.log");
+        let mut processes = vec![self.binary.start(&words(&coordinator), &log)?];
         for i in 0..self.workers {
             let mut worker =
                 words(&format!("worker --coordinator {address} --slots {} -D {HEARTBEAT}", SLOTS / self.workers));
@@ -67,7 +69,7 @@ impl<'a> Plan<'a> {
             }
             processes.push(self.binary.start(&worker, &folder.join(format!("worker-{i}.log")))?);
         }
-        Ok(Cluster { binary: self.binary, address, metrics, processes, started })
+        Ok(Cluster { binary: self.binary, address, metrics, log, processes, started })
     }
 }
 
@@ -77,6 +79,8 @@ pub struct Cluster<'a> {
     binary: &'a Binary,
     address: SocketAddr,
     metrics: SocketAddr,
+    /// Of the coordinator.
+    log: PathBuf,
     processes: Vec<Running>,
     /// When the first of its processes was started.
     pub started: Instant,
@@ -87,6 +91,18 @@ impl Cluster<'_> {
     pub fn wait_until_it_serves(&mut self) -> Result<()> {
         let metrics = self.metrics;
         self.wait("the coordinator answers", |_| Ok(get(metrics, "/metrics").ok().map(drop)))
+    }
+
+    /// Waits until all workers have said hello, as the coordinator's log tells: a job that is submitted before has all its
+    /// subtasks on those that were quicker.
+    pub fn wait_for_workers(&mut self) -> Result<()> {
+        self.wait_until_it_serves()?;
+        let (log, workers) = (self.log.clone(), self.processes.len() - 1);
+        self.wait("all workers are there", |_| {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let last = text.rsplit("leading with generation").next().unwrap_or_default();
+            Ok((last.matches(" slots at ").count() >= workers).then_some(()))
+        })
     }
 
     /// Runs a client's command; gives its stdout. What stands behind `--` stays there.

@@ -42,7 +42,7 @@ impl Load {
     /// that compactions have given the state its usual shape, and stops the job. No process is left.
     pub fn fill(&self, plan: &mut Plan<'_>) -> Result<()> {
         let mut cluster = plan.start()?;
-        cluster.wait_until_it_serves()?;
+        cluster.wait_for_workers()?;
         let job = Self { rate: 0, ..*self }.submit(&cluster)?;
         let enough = self.keys as f64 * PASSES_TO_FILL;
         cluster.wait_for_job(&job, "all keys have come", |c| c.events_in >= enough)?;

@@ -81,7 +81,7 @@ fn of_size(bench: &Bench, args: &StateArgs, state: StateKind, gigabytes: f64) ->
     let mut rows = [row(PARALLELISM, WIDE), row(WIDE, PARALLELISM)];
     for _ in 0..args.runs {
         let mut cluster = plan.start()?;
-        cluster.wait_until_it_serves()?;
+        cluster.wait_for_workers()?;
         let job = load.submit(&cluster)?;
         let warm = args.rate as f64 * WARM.as_secs_f64();
         cluster.wait_for_job(&job, "it runs under load", |c| c.events_in >= warm)?;
