@@ -78,7 +78,7 @@ impl Sink for FilesSink {
         later.sort_unstable();
         let (Some(first), Some(last)) = (later.first(), later.last()) else { return Ok(()) };
         Err(Error::config(format!(
-            "the output folder has {} part files of epochs above {epoch}, where the job is to start from: '{first}' to '{last}'",
+            "the output folder has part files of epochs above {epoch}, where the job is to start from: {} from '{first}' to '{last}'",
             later.len()
         ))
         .code(1323)
