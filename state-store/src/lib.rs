@@ -46,3 +46,4 @@ pub use section::{EncodedSection, Interval, SectionWriter, Sequence};
 pub use store::{StateStore, StateStoreOptions, WriterName};
 pub use tree::Tree;
 pub use view::View;
+pub use warm::WarmUp;

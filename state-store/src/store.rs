@@ -23,8 +23,8 @@ use crate::run::{Run, object_path};
 use crate::section::{EncodedSection, SectionMeta, SectionOptions};
 use crate::view::View;
 
-/// A section keeps at most this part of the room in the caches: several are under way at once.
-const ROOM_PER_SECTION: u64 = 8;
+/// The sections of a bundle keep at most this part of the room in the caches: others want room, too, until it is written.
+const ROOM_PER_BUNDLE: u64 = 4;
 
 /// Begins every bundle object: magic and format.
 const BUNDLE_HEAD: [u8; 8] = *b"MSBD\x01\0\0\0";
@@ -132,12 +132,13 @@ impl StateStore {
         &self.0.caches
     }
 
-    /// How a section is encoded now. Its blocks are kept when it is small, and as long as the caches have much room: what
-    /// has just been written is read again before long.
+    /// How the next section of a bundle is encoded that keeps `kept` bytes of blocks already. Small sections keep their
+    /// blocks, and others what the caches have much room for: what has just been written is read again before long.
     #[must_use]
-    pub fn section_options(&self) -> SectionOptions {
+    pub fn section_options(&self, kept: u64) -> SectionOptions {
         let options = &self.0.options.section;
-        let room = usize::try_from(self.0.caches.room_bytes() / ROOM_PER_SECTION).unwrap_or(usize::MAX);
+        let room = (self.0.caches.room_bytes() / ROOM_PER_BUNDLE).saturating_sub(kept);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
         SectionOptions { keep_blocks_bytes: options.keep_blocks_bytes.max(room), ..options.clone() }
     }
 
@@ -184,14 +185,14 @@ impl StateStore {
         for (run, section) in runs.iter().zip(sections) {
             let object = run.object_id();
             let bytes = section.meta.memory_bytes();
+            let small = section.kept_blocks.len() == section.meta.blocks().len()
+                && section.kept_bytes() <= self.0.options.section.keep_blocks_bytes as u64;
             self.0.caches.insert_metadata(BlockKey { object, offset: run.meta_offset }, section.meta, bytes);
-            let kept: usize = section.kept_blocks.iter().map(|(_, block)| block.len()).sum();
-            let small = kept <= self.0.options.section.keep_blocks_bytes;
             for (at, block) in section.kept_blocks {
                 let key = BlockKey { object, offset: run.offset + at };
                 if small {
                     self.0.caches.insert_block(key, block);
-                } else {
+                } else if self.0.caches.room_bytes() >= block.len() as u64 {
                     self.0.caches.insert_in_memory(key, block);
                 }
             }

@@ -1,5 +1,7 @@
 //! Warming up: bringing blocks into memory before anybody asks for them.
 
+use std::sync::Arc;
+
 use millstream_common::Result;
 use millstream_objects::Purpose;
 
@@ -8,40 +10,65 @@ use crate::report::ReadReport;
 use crate::run::Run;
 use crate::view::View;
 
-/// About as many bytes are asked for at once: reads that somebody waits for do not queue behind more.
-const AT_ONCE_BYTES: u64 = 16 << 20;
+/// How much of a warm-up goes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WarmUp {
+    /// The meta parts of so many runs are held at once.
+    pub runs: usize,
+    /// About so many bytes are asked for at once: reads that somebody waits for queue behind them.
+    pub bytes: u64,
+}
+
+impl WarmUp {
+    /// Somebody waits for it: all meta parts, whatever room there is for blocks, and blocks as fast as it goes.
+    pub const AWAITED: Self = Self { runs: usize::MAX, bytes: 64 << 20 };
+    /// Nobody waits for it.
+    pub const BEHIND: Self = Self { runs: 1, bytes: 16 << 20 };
+}
 
 impl View {
     /// Puts the blocks that this view shows into memory, those of the newest runs first, as far as the cache has room:
     /// nothing is pushed out. What is there already costs nothing. `wanted` is asked again as it goes on: runs may die
-    /// under way.
-    pub async fn warm(&self, wanted: impl Fn(&Run) -> bool + Send) -> Result<ReadReport> {
+    /// under way, and what came of those is dropped.
+    pub async fn warm(&self, pace: WarmUp, wanted: impl Fn(&Run) -> bool + Send) -> Result<ReadReport> {
         let mut report = ReadReport::default();
-        let result = self.warm_all(wanted, &mut report).await;
+        let result = self.warm_all(pace, wanted, &mut report).await;
         self.store.add_to_totals(&report);
         result.map(|()| report)
     }
 
-    async fn warm_all(&self, wanted: impl Fn(&Run) -> bool + Send, report: &mut ReadReport) -> Result<()> {
+    async fn warm_all(
+        &self,
+        pace: WarmUp,
+        wanted: impl Fn(&Run) -> bool + Send,
+        report: &mut ReadReport,
+    ) -> Result<()> {
         let caches = &self.store.0.caches;
-        for (i, run) in self.runs().iter().enumerate().filter(|(_, run)| wanted(run)) {
-            let runs = [run];
+        let all: Vec<usize> = (0..self.runs().len()).collect();
+        for some in all.chunks(pace.runs.min(all.len()).max(1)) {
+            let some: Vec<usize> = some.iter().copied().filter(|&i| wanted(&self.runs()[i])).collect();
+            let runs: Vec<&Arc<Run>> = some.iter().map(|&i| &self.runs()[i]).collect();
             let metas = self.store.metas(&runs, Purpose::State, report).await?;
             let key = |wish: &BlockWish| self.store.block_key(&runs, &metas, wish);
-            let mine = |b: &usize| metas[0].blocks()[*b].overlaps(self.clip(i));
-            let mut blocks = (0..metas[0].blocks().len()).filter(mine).peekable();
-            while blocks.peek().is_some() && wanted(run) {
-                let mut room = caches.room_bytes().min(AT_ONCE_BYTES);
-                let mut wishes = Vec::new();
-                while let Some(&block) = blocks.peek() {
-                    let wish = BlockWish { run: 0, block };
-                    if !caches.holds_block(&key(&wish)) {
-                        let bytes = u64::from(metas[0].blocks()[block].body_length);
-                        if bytes > room {
+            let of_run = |run: usize| {
+                let overlaps = |b: &usize| metas[run].blocks()[*b].overlaps(self.clip(some[run]));
+                let mine: Vec<usize> = (0..metas[run].blocks().len()).filter(overlaps).collect();
+                mine.into_iter().map(move |block| BlockWish { run, block })
+            };
+            let mut blocks = (0..runs.len()).flat_map(of_run).peekable();
+            while blocks.peek().is_some() {
+                let room = caches.room_bytes();
+                let mut bytes = 0;
+                let mut wishes: Vec<BlockWish> = Vec::new();
+                while let Some(wish) = blocks.peek() {
+                    if wanted(runs[wish.run]) && !caches.holds_block(&key(wish)) {
+                        let length = u64::from(metas[wish.run].blocks()[wish.block].body_length);
+                        let enough = !wishes.is_empty() && bytes + length > pace.bytes;
+                        if enough || bytes + length > room {
                             break;
                         }
-                        room -= bytes;
-                        wishes.push(wish);
+                        bytes += length;
+                        wishes.push(wish.clone());
                     }
                     blocks.next();
                 }
@@ -53,6 +80,7 @@ impl View {
                     Ok(())
                 };
                 self.store.blocks(&runs, &metas, &wishes, (Purpose::State, false), report, keep).await?;
+                wishes.iter().filter(|wish| !wanted(runs[wish.run])).for_each(|wish| caches.forget_block(&key(wish)));
             }
         }
         Ok(())

@@ -632,6 +632,9 @@ impl JobMaster {
             self.announce_version(t);
         }
         self.last_checkpoint_end = t.now;
+        if let Some(rescale) = &mut self.rescale {
+            rescale.checkpoint_failed();
+        }
         self.after_checkpoint(t);
     }
 

@@ -533,18 +533,20 @@ impl JobActor {
             self.upcoming = None;
             let parallelism = self.assignment.parallelism();
             self.tasks.retain(|id, _| id.index < parallelism);
-            self.warming.behind(&self.context, &version, &self.owned());
             self.serving.retain(|id, _| *id >= self.assignment.id);
             self.serving.entry(self.assignment.id).or_default();
         }
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.control(id, TaskControl::Version(version.clone()))?;
         }
+        self.warming.live(&version);
         if let Some(old) = self.version.replace(version.clone()) {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
-            let dead = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity()));
-            dead.for_each(|run| self.context.state.forget(run));
-            self.warming.on_version(&self.context, &old, &version, &self.owned());
+            let dead = || old.runs.iter().flatten().filter(|run| !live.contains(&run.identity()));
+            dead().for_each(|run| self.context.state.forget(run));
+            if dead().next().is_some() && !self.holding {
+                self.warming.after_compaction(&self.context, &old, &version, &self.owned());
+            }
         }
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.
         self.compacted.retain(|(_, inputs)| {
@@ -604,8 +606,12 @@ impl JobActor {
         self.holding = hold;
         self.owes_held = hold;
         self.tell_held();
+        self.warming.stop();
         match self.version.clone() {
-            Some(version) if !hold => self.start_compactions(&version),
+            Some(version) if !hold => {
+                self.warming.behind(&self.context, &version, &self.owned());
+                self.start_compactions(&version)
+            }
             _ => Ok(()),
         }
     }
@@ -680,6 +686,13 @@ impl JobActor {
         }));
         self.compacted.push((done.subtask, done.inputs));
         Ok(())
+    }
+}
+
+impl Drop for JobActor {
+    fn drop(&mut self) {
+        // No version lists them, and as far as this worker knows none will.
+        self.unlisted_runs.iter().for_each(|run| self.context.state.forget(run));
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use millstream_common::env::Running;
 use millstream_common::{KeyGroupRanges, Lane};
 use millstream_proto::control::to_coordinator::Message;
-use millstream_state_store::{Run, View};
+use millstream_state_store::{Run, View, WarmUp};
 use parking_lot::Mutex;
 
 use super::job::JobContext;
@@ -55,7 +55,7 @@ impl Warming {
         self.before_rescale.push(context.env.run(Lane::Background, "warm-up", async move {
             let all = async {
                 for view in views {
-                    view.warm(|_| true).await?;
+                    view.warm(WarmUp::AWAITED, |_| true).await?;
                 }
                 Ok(())
             };
@@ -69,31 +69,37 @@ impl Warming {
     /// Reads what of `version` lies in `ranges`, as far as the cache has room, beside the subtasks that have begun to use
     /// it. What was to be read before is given up.
     pub(super) fn behind(&mut self, context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) {
-        self.before_rescale.clear();
-        self.behind = None;
-        self.shared = Arc::default();
+        self.stop();
         self.live(version);
         self.add(context, views(context, version, ranges), FIRST_ROWS);
     }
 
-    /// The newest version is no longer `old`: runs that have died are not read ahead, and where compactions had no room
-    /// for what they wrote beside what they read, there is room now.
-    pub(super) fn on_version(
+    /// Reads nothing ahead any more: a rescale is under way, or other key groups are here.
+    pub(super) fn stop(&mut self) {
+        self.before_rescale.clear();
+        self.behind = None;
+        self.shared = Arc::default();
+    }
+
+    /// Some runs of `version` have taken the place of others of `old`: where compactions had no room for what they wrote
+    /// beside what they read, there is room now.
+    pub(super) fn after_compaction(
         &mut self,
         context: &JobContext,
         old: &VersionView,
         version: &VersionView,
         ranges: &KeyGroupRanges,
     ) {
-        let fresh = |run: &&Arc<Run>| !old.runs.iter().flatten().any(|o| o.identity() == run.identity());
+        let known: BTreeSet<_> = old.runs.iter().flatten().map(|run| run.identity()).collect();
+        let fresh = |run: &&Arc<Run>| !known.contains(&run.identity());
         let of_task = |runs: &Vec<Arc<Run>>| runs.iter().filter(fresh).cloned().collect::<Vec<_>>();
         let fresh = version.runs.iter().map(of_task).filter(|runs| !runs.is_empty());
         let views = fresh.map(|runs| context.state.view(runs, ranges.clone(), version.layouts.clone())).collect();
-        self.live(version);
         self.add(context, views, Duration::ZERO);
     }
 
-    fn live(&self, version: &VersionView) {
+    /// Runs that `version` does not list are not read ahead.
+    pub(super) fn live(&self, version: &VersionView) {
         self.shared.lock().live = version.runs.iter().flatten().map(|run| name(run)).collect();
     }
 
@@ -112,7 +118,7 @@ impl Warming {
             env.sleep(after).await;
             while let Some(view) = next(&shared) {
                 let lives = |run: &Run| shared.lock().live.contains(&name(run));
-                if let Err(e) = view.warm(lives).await {
+                if let Err(e) = view.warm(WarmUp::BEHIND, lives).await {
                     // Nobody waits for it: a read that needs the same will say what is wrong.
                     tracing::debug!("{e}");
                 }

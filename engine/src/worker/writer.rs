@@ -63,9 +63,13 @@ pub(crate) async fn run(
             None => (Vec::new(), None),
         };
         let mut written = Written { runs: Vec::new(), epoch: None, lost: None, bytes: 0, puts: 0 };
+        let mut kept = 0;
         for (id, section) in sections {
-            match encode(&env, section, store.section_options()).await {
-                Ok(encoded) => left.push((id, encoded)),
+            match encode(&env, section, store.section_options(kept)).await {
+                Ok(encoded) => {
+                    kept += encoded.kept_bytes();
+                    left.push((id, encoded));
+                }
                 Err(e) => written.lost = Some(e),
             }
         }

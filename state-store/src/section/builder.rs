@@ -33,7 +33,8 @@ pub struct SectionBuilder {
     hashes: Vec<u64>,
     entries: u64,
     states: BTreeMap<StateId, StateStats>,
-    kept_blocks: Option<Vec<(u64, Bytes)>>,
+    /// As many blocks as are to be kept.
+    kept_blocks: Vec<(u64, Bytes)>,
     kept_bytes: usize,
 }
 
@@ -64,7 +65,7 @@ impl SectionBuilder {
             hashes: Vec::new(),
             entries: 0,
             states: BTreeMap::new(),
-            kept_blocks: Some(Vec::new()),
+            kept_blocks: Vec::new(),
             kept_bytes: 0,
         }
     }
@@ -104,10 +105,6 @@ impl SectionBuilder {
     /// [`SectionBuilder::take_kept`].
     pub(crate) fn keep_blocks(&mut self, bytes: usize) {
         self.options.keep_blocks_bytes = bytes;
-        if self.kept_blocks.is_none() && bytes == usize::MAX {
-            self.kept_blocks = Some(Vec::new());
-            self.kept_bytes = 0;
-        }
     }
 
     /// Bytes of blocks that are kept.
@@ -118,7 +115,7 @@ impl SectionBuilder {
     /// The kept blocks, with their offsets in the section.
     pub(crate) fn take_kept(&mut self) -> Vec<(u64, Bytes)> {
         self.kept_bytes = 0;
-        self.kept_blocks.as_mut().map(std::mem::take).unwrap_or_default()
+        std::mem::take(&mut self.kept_blocks)
     }
 
     /// How many entries were added.
@@ -155,12 +152,9 @@ impl SectionBuilder {
             times: self.bounds.times,
             keys: (start, middle, self.keys.len() as u32),
         });
-        if let Some(kept) = &mut self.kept_blocks {
+        if self.kept_bytes + body.len() <= self.options.keep_blocks_bytes {
             self.kept_bytes += body.len();
-            kept.push((self.length, Bytes::copy_from_slice(body)));
-        }
-        if self.kept_bytes > self.options.keep_blocks_bytes {
-            self.kept_blocks = None;
+            self.kept_blocks.push((self.length, Bytes::copy_from_slice(body)));
         }
         self.length += stored.len() as u64;
         self.bounds = Bounds::default();
@@ -201,7 +195,7 @@ impl SectionBuilder {
             meta_offset,
             checksum: self.checksum,
             meta: Arc::new(meta),
-            kept_blocks: self.kept_blocks.unwrap_or_default(),
+            kept_blocks: self.kept_blocks,
         }
     }
 }

@@ -152,11 +152,16 @@ impl EncodedSection {
     /// Bytes of memory that it holds.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        let kept: usize = self.kept_blocks.iter().map(|(_, b)| b.len() + 48).sum();
-        self.length + self.meta.memory_bytes() as u64 + kept as u64
+        self.length + self.meta.memory_bytes() as u64 + self.kept_bytes() + self.kept_blocks.len() as u64 * 48
     }
 
-    /// Drops the blocks that were kept for the caches: one that waits for its object store holds its output alone.
+    /// Bytes of the blocks that it keeps for the caches.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_blocks.iter().map(|(_, block)| block.len() as u64).sum()
+    }
+
+    /// Drops the blocks that are kept for the caches: while it waits to be written again it holds its output alone.
     pub fn drop_kept_blocks(&mut self) {
         self.kept_blocks = Vec::new();
     }

@@ -26,6 +26,8 @@ const SHORT: Duration = Duration::from_millis(20);
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Before {
     done: u32,
+    /// The one under way failed: how long it took says nothing.
+    failed: bool,
     /// How long the last one took.
     took: Option<Duration>,
 }
@@ -34,8 +36,13 @@ impl Before {
     /// After one more, which took so long; `None`: that was the last.
     fn next(self, took: Duration) -> Option<Self> {
         let done = self.done + 1;
-        let shorter = self.took.is_none_or(|before| took < before / 2);
-        (done < BEFORE_AT_MOST && took > SHORT && shorter).then_some(Self { done, took: Some(took) })
+        let again = if self.failed {
+            Some(Self { done, failed: false, took: self.took })
+        } else {
+            let shorter = self.took.is_none_or(|before| took < before / 2);
+            (took > SHORT && shorter).then_some(Self { done, failed: false, took: Some(took) })
+        };
+        again.filter(|_| done < BEFORE_AT_MOST)
     }
 }
 
@@ -81,6 +88,13 @@ impl Rescale {
         self.took.push((self.stage.name(), now.since(self.since)));
         self.stage = stage;
         self.since = now;
+    }
+
+    /// A checkpoint failed that this may have asked for.
+    pub(super) fn checkpoint_failed(&mut self) {
+        if let Stage::Before(before) = &mut self.stage {
+            before.failed = true;
+        }
     }
 
     /// Some subtask has stood still since `moment`.
@@ -327,5 +341,9 @@ mod tests {
         assert_eq!(taken(&[300, 120, 110, 10]), 3, "the third was not much shorter");
         assert_eq!(taken(&[300, 200]), 2);
         assert_eq!(taken(&[900, 400, 150, 60, 25]), 4, "at most");
+        let failed = Before { failed: true, ..Before::default() };
+        let again = failed.next(Duration::from_millis(1)).unwrap();
+        assert!(!again.failed && again.next(Duration::from_millis(1)).is_none(), "a failed one is taken again");
+        assert!(Before { done: 3, failed: true, took: None }.next(Duration::ZERO).is_none());
     }
 }
