@@ -172,6 +172,8 @@ pub(crate) struct JobMaster {
     live_splits_due: bool,
     input_ended: bool,
     pub(crate) phase: Phase,
+    /// An earlier leader ran it: until it runs again it is restarting.
+    pub(crate) taken_over: bool,
     checkpoint: Option<Checkpoint>,
     committing: Option<Committing>,
     in_flight: Option<Box<VersionRecord>>,
@@ -226,6 +228,7 @@ impl JobMaster {
             live_splits_due: false,
             input_ended: false,
             phase: Phase::Created,
+            taken_over: false,
             checkpoint: None,
             committing: None,
             in_flight: None,
@@ -282,9 +285,9 @@ impl JobMaster {
     /// As `status` shows it.
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
-            Phase::Created => "created",
-            Phase::Recovering | Phase::Deploying(_) if self.execution <= 1 => "created",
-            Phase::Recovering | Phase::Deploying(_) | Phase::Restarting { .. } => "restarting",
+            Phase::Created if !self.taken_over => "created",
+            Phase::Recovering | Phase::Deploying(_) if self.execution <= 1 && !self.taken_over => "created",
+            Phase::Created | Phase::Recovering | Phase::Deploying(_) | Phase::Restarting { .. } => "restarting",
             Phase::Running => "running",
             Phase::Ended(End::Finished) => "finished",
             Phase::Ended(End::Stopped) => "stopped",

@@ -6,7 +6,7 @@
 //!
 //! It is an actor with one bounded inbox. Object I/O runs beside it and comes back as an event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ struct Coordinator {
     past: BTreeMap<String, Value>,
     /// Ids of the jobs that are being opened, by name.
     opening: BTreeMap<String, String>,
+    /// Ids of those that an earlier leader had opened.
+    taking_over: BTreeSet<String>,
     replies: BTreeMap<u64, (String, bool, oneshot::Sender<ClientReply>)>,
     next_number: u64,
     events: mpsc::Sender<Event>,
@@ -158,6 +160,7 @@ pub async fn run_coordinator(
         jobs: BTreeMap::new(),
         past: BTreeMap::new(),
         opening: BTreeMap::new(),
+        taking_over: BTreeSet::new(),
         replies: BTreeMap::new(),
         next_number: 0,
         events,
@@ -212,7 +215,7 @@ impl Coordinator {
                         parallelism: None,
                         from: From::Latest,
                         discard_state: false,
-                        stays_stopped: true,
+                        taken_over: true,
                     };
                     self.open(request, None);
                 }
@@ -541,6 +544,9 @@ impl Coordinator {
 
     fn open(&mut self, request: OpenRequest, reply: Option<oneshot::Sender<ClientReply>>) {
         self.opening.insert(request.spec.name.clone(), request.spec.id.clone());
+        if request.taken_over {
+            self.taking_over.insert(request.spec.id.clone());
+        }
         let (registry, stores, env) = (self.registry.clone(), self.stores.clone(), self.env.clone());
         let (events, cluster, generation) = (self.events.clone(), self.cluster.clone(), self.generation);
         let is_new = reply.is_some();
@@ -589,6 +595,7 @@ impl Coordinator {
             _ => {}
         }
         self.opening.retain(|_, i| *i != id);
+        self.taking_over.remove(&id);
         let answer = match result {
             Ok(opened) => {
                 let job = Job {
@@ -755,7 +762,7 @@ impl Coordinator {
             settings: s.settings,
         };
         let parallelism = (s.parallelism > 0).then_some(s.parallelism);
-        let request = OpenRequest { spec, parallelism, from, discard_state: s.discard_state, stays_stopped: false };
+        let request = OpenRequest { spec, parallelism, from, discard_state: s.discard_state, taken_over: false };
         self.open(request, Some(reply));
     }
 
@@ -804,7 +811,8 @@ impl Coordinator {
             return past.clone();
         }
         let Some(job) = self.jobs.get(id) else {
-            return json!({"id": id, "state": "created"});
+            let state = if self.taking_over.contains(id) { "restarting" } else { "created" };
+            return json!({"id": id, "state": state});
         };
         if let Some(ended) = &job.ended {
             return ended.clone();

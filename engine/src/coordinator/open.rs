@@ -31,8 +31,9 @@ pub(crate) struct OpenRequest {
     pub(crate) parallelism: Option<u32>,
     pub(crate) from: From,
     pub(crate) discard_state: bool,
-    /// A job that was stopped has ended; else it goes on.
-    pub(crate) stays_stopped: bool,
+    /// A new leader takes it over: it is restarting until it runs, and one that was stopped has ended. Else it is new, or
+    /// a stopped one goes on.
+    pub(crate) taken_over: bool,
 }
 
 /// An opened job.
@@ -70,7 +71,7 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
                 let master = JobMaster::ended(spec, settings, *record, End::Finished, env.now())?;
                 return Ok(Opened { master, graph: job.graph, log, store, already_finished: true });
             }
-            Admission::Continue(record) if request.stays_stopped && record.status() == Status::Stopped => {
+            Admission::Continue(record) if request.taken_over && record.status() == Status::Stopped => {
                 let master = JobMaster::ended(spec, settings, *record, End::Stopped, env.now())?;
                 return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
             }
@@ -106,7 +107,8 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         taken.committed_ms = env.wall_ms();
         if let CommitOutcome::Committed = log.commit(&taken).await? {
             let restored = base.map(|b| b.number);
-            let master = JobMaster::new(spec, settings, taken, restored, splits, complete, env.now())?;
+            let mut master = JobMaster::new(spec, settings, taken, restored, splits, complete, env.now())?;
+            master.taken_over = request.taken_over;
             return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
         }
     }
