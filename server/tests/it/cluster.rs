@@ -156,6 +156,14 @@ fn a_job_waits_for_slots_and_a_killed_coordinator_comes_back() {
     let after = cluster.wait_for(&id, "it runs again", |s| s["state"] == "running");
     assert!(after["version"].as_u64() > before["version"].as_u64());
     assert!(after["generation"].as_u64() > before["generation"].as_u64());
+
+    // A job that has run is not new to the next leader, even when it waits for a worker.
+    cluster.processes.clear();
+    cluster.processes.push(self::coordinator(cluster.folder.path(), &cluster.address).0);
+    let waiting = cluster.wait_for(&id, "it has been opened", |s| s["version"].as_u64() > after["version"].as_u64());
+    assert_eq!(waiting["state"], "restarting");
+    cluster.worker("1");
+    cluster.wait_for(&id, "it runs once more", |s| s["state"] == "running");
 }
 
 #[test]
