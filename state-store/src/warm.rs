@@ -45,24 +45,25 @@ impl View {
     ) -> Result<()> {
         let caches = &self.store.0.caches;
         let all: Vec<usize> = (0..self.runs().len()).collect();
-        for some in all.chunks(pace.runs.min(all.len()).max(1)) {
+        for some in all.chunks(pace.runs) {
             let some: Vec<usize> = some.iter().copied().filter(|&i| wanted(&self.runs()[i])).collect();
             let runs: Vec<&Arc<Run>> = some.iter().map(|&i| &self.runs()[i]).collect();
-            let metas = self.store.metas(&runs, Purpose::State, report).await?;
-            let key = |wish: &BlockWish| self.store.block_key(&runs, &metas, wish);
-            let of_run = |run: usize| {
-                let overlaps = |b: &usize| metas[run].blocks()[*b].overlaps(self.clip(some[run]));
-                let mine: Vec<usize> = (0..metas[run].blocks().len()).filter(overlaps).collect();
-                mine.into_iter().map(move |block| BlockWish { run, block })
-            };
-            let mut blocks = (0..runs.len()).flat_map(of_run).peekable();
+            let metas = &self.store.metas(&runs, Purpose::State, report).await?;
+            let key = |wish: &BlockWish| self.store.block_key(&runs, metas, wish);
+            let mut blocks = Vec::new();
+            for (run, &i) in some.iter().enumerate() {
+                let all = metas[run].blocks().iter().enumerate();
+                let mine = all.filter(|(_, info)| info.overlaps(self.clip(i)));
+                blocks.extend(mine.map(|(block, info)| (BlockWish { run, block }, u64::from(info.body_length))));
+            }
+            let mut blocks = blocks.into_iter().peekable();
             while blocks.peek().is_some() {
+                let lives: Vec<bool> = runs.iter().map(|run| wanted(run)).collect();
                 let room = caches.room_bytes();
                 let mut bytes = 0;
                 let mut wishes: Vec<BlockWish> = Vec::new();
-                while let Some(wish) = blocks.peek() {
-                    if wanted(runs[wish.run]) && !caches.holds_block(&key(wish)) {
-                        let length = u64::from(metas[wish.run].blocks()[wish.block].body_length);
+                while let Some((wish, length)) = blocks.peek() {
+                    if lives[wish.run] && !caches.holds_block(&key(wish)) {
                         let enough = !wishes.is_empty() && bytes + length > pace.bytes;
                         if enough || bytes + length > room {
                             break;
@@ -79,8 +80,9 @@ impl View {
                     caches.insert_in_memory(key(&wishes[i]), body);
                     Ok(())
                 };
-                self.store.blocks(&runs, &metas, &wishes, (Purpose::State, false), report, keep).await?;
-                wishes.iter().filter(|wish| !wanted(runs[wish.run])).for_each(|wish| caches.forget_block(&key(wish)));
+                self.store.blocks(&runs, metas, &wishes, (Purpose::State, false), report, keep).await?;
+                let lives: Vec<bool> = runs.iter().map(|run| wanted(run)).collect();
+                wishes.iter().filter(|wish| !lives[wish.run]).for_each(|wish| caches.forget_block(&key(wish)));
             }
         }
         Ok(())

@@ -285,8 +285,9 @@ impl JobMaster {
     /// As `status` shows it.
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
-            Phase::Created if !self.taken_over => "created",
-            Phase::Recovering | Phase::Deploying(_) if self.execution <= 1 && !self.taken_over => "created",
+            Phase::Created | Phase::Recovering | Phase::Deploying(_) if self.execution <= 1 && !self.taken_over => {
+                "created"
+            }
             Phase::Created | Phase::Recovering | Phase::Deploying(_) | Phase::Restarting { .. } => "restarting",
             Phase::Running => "running",
             Phase::Ended(End::Finished) => "finished",

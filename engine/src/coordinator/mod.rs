@@ -6,7 +6,7 @@
 //!
 //! It is an actor with one bounded inbox. Object I/O runs beside it and comes back as an event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,10 +114,8 @@ struct Coordinator {
     jobs: BTreeMap<String, Job>,
     /// Ended before this coordinator led: their last status.
     past: BTreeMap<String, Value>,
-    /// Ids of the jobs that are being opened, by name.
-    opening: BTreeMap<String, String>,
-    /// Ids of those that an earlier leader had opened.
-    taking_over: BTreeSet<String>,
+    /// Ids of the jobs that are being opened, and whether an earlier leader had them, by name.
+    opening: BTreeMap<String, (String, bool)>,
     replies: BTreeMap<u64, (String, bool, oneshot::Sender<ClientReply>)>,
     next_number: u64,
     events: mpsc::Sender<Event>,
@@ -160,7 +158,6 @@ pub async fn run_coordinator(
         jobs: BTreeMap::new(),
         past: BTreeMap::new(),
         opening: BTreeMap::new(),
-        taking_over: BTreeSet::new(),
         replies: BTreeMap::new(),
         next_number: 0,
         events,
@@ -543,10 +540,7 @@ impl Coordinator {
     }
 
     fn open(&mut self, request: OpenRequest, reply: Option<oneshot::Sender<ClientReply>>) {
-        self.opening.insert(request.spec.name.clone(), request.spec.id.clone());
-        if request.taken_over {
-            self.taking_over.insert(request.spec.id.clone());
-        }
+        self.opening.insert(request.spec.name.clone(), (request.spec.id.clone(), request.taken_over));
         let (registry, stores, env) = (self.registry.clone(), self.stores.clone(), self.env.clone());
         let (events, cluster, generation) = (self.events.clone(), self.cluster.clone(), self.generation);
         let is_new = reply.is_some();
@@ -594,8 +588,7 @@ impl Coordinator {
             }
             _ => {}
         }
-        self.opening.retain(|_, i| *i != id);
-        self.taking_over.remove(&id);
+        self.opening.retain(|_, (i, _)| *i != id);
         let answer = match result {
             Ok(opened) => {
                 let job = Job {
@@ -696,7 +689,7 @@ impl Coordinator {
 
     /// A job by its id or, when only one has it, its name; running ones first.
     fn find(&self, job: &str) -> Result<String> {
-        if self.jobs.contains_key(job) || self.past.contains_key(job) || self.opening.values().any(|i| i == job) {
+        if self.jobs.contains_key(job) || self.past.contains_key(job) || self.opening.values().any(|(i, _)| i == job) {
             return Ok(job.to_owned());
         }
         let named = |j: &&(&String, &Job)| j.1.master.spec.name == job;
@@ -768,7 +761,7 @@ impl Coordinator {
 
     fn check_submission(&self, s: &Submit) -> Result<()> {
         let running = self.jobs.iter().find(|(_, j)| j.master.spec.name == s.name && !j.master.has_ended());
-        if let Some(id) = running.map(|(id, _)| id).or_else(|| self.opening.get(&s.name)) {
+        if let Some(id) = running.map(|(id, _)| id).or_else(|| self.opening.get(&s.name).map(|(id, _)| id)) {
             return Err(Error::config(format!("a job with the name '{}' runs already: {id}", s.name))
                 .code(7141)
                 .next("cancel or stop it first, or give another --name"));
@@ -811,7 +804,8 @@ impl Coordinator {
             return past.clone();
         }
         let Some(job) = self.jobs.get(id) else {
-            let state = if self.taking_over.contains(id) { "restarting" } else { "created" };
+            let taken_over = self.opening.values().any(|(i, taken_over)| i == id && *taken_over);
+            let state = if taken_over { "restarting" } else { "created" };
             return json!({"id": id, "state": state});
         };
         if let Some(ended) = &job.ended {

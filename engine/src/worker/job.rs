@@ -539,12 +539,12 @@ impl JobActor {
         for id in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.control(id, TaskControl::Version(version.clone()))?;
         }
-        self.warming.live(&version);
+        self.warming.newest(&version);
         if let Some(old) = self.version.replace(version.clone()) {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
-            let dead = || old.runs.iter().flatten().filter(|run| !live.contains(&run.identity()));
-            dead().for_each(|run| self.context.state.forget(run));
-            if dead().next().is_some() && !self.holding {
+            let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
+            dead.iter().for_each(|run| self.context.state.forget(run));
+            if !dead.is_empty() && !self.holding {
                 self.warming.after_compaction(&self.context, &old, &version, &self.owned());
             }
         }

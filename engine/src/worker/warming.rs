@@ -31,8 +31,8 @@ pub(super) struct Warming {
 
 #[derive(Default)]
 struct Shared {
-    /// The runs of the newest version, by object and offset.
-    live: BTreeSet<(String, u64)>,
+    /// Runs that it does not list are not read ahead.
+    newest: Option<Arc<VersionView>>,
     /// To be read behind what is being read.
     waiting: VecDeque<View>,
     /// Somebody works it off.
@@ -50,7 +50,7 @@ impl Warming {
         message: Message,
     ) {
         let (env, worker) = (context.env.clone(), context.worker.clone());
-        let views = views(context, version, ranges);
+        let views = views(context, version, ranges, |_| true);
         let limit = BEFORE_RESCALE.min(context.settings.checkpoint.timeout / 2);
         self.before_rescale.push(context.env.run(Lane::Background, "warm-up", async move {
             let all = async {
@@ -68,10 +68,10 @@ impl Warming {
 
     /// Reads what of `version` lies in `ranges`, as far as the cache has room, beside the subtasks that have begun to use
     /// it. What was to be read before is given up.
-    pub(super) fn behind(&mut self, context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) {
+    pub(super) fn behind(&mut self, context: &JobContext, version: &Arc<VersionView>, ranges: &KeyGroupRanges) {
         self.stop();
-        self.live(version);
-        self.add(context, views(context, version, ranges), FIRST_ROWS);
+        self.newest(version);
+        self.add(context, views(context, version, ranges, |_| true), FIRST_ROWS);
     }
 
     /// Reads nothing ahead any more: a rescale is under way, or other key groups are here.
@@ -91,16 +91,12 @@ impl Warming {
         ranges: &KeyGroupRanges,
     ) {
         let known: BTreeSet<_> = old.runs.iter().flatten().map(|run| run.identity()).collect();
-        let fresh = |run: &&Arc<Run>| !known.contains(&run.identity());
-        let of_task = |runs: &Vec<Arc<Run>>| runs.iter().filter(fresh).cloned().collect::<Vec<_>>();
-        let fresh = version.runs.iter().map(of_task).filter(|runs| !runs.is_empty());
-        let views = fresh.map(|runs| context.state.view(runs, ranges.clone(), version.layouts.clone())).collect();
-        self.add(context, views, Duration::ZERO);
+        self.add(context, views(context, version, ranges, |run| !known.contains(&run.identity())), Duration::ZERO);
     }
 
-    /// Runs that `version` does not list are not read ahead.
-    pub(super) fn live(&self, version: &VersionView) {
-        self.shared.lock().live = version.runs.iter().flatten().map(|run| name(run)).collect();
+    /// Runs that `version` does not list are no longer read ahead.
+    pub(super) fn newest(&self, version: &Arc<VersionView>) {
+        self.shared.lock().newest = Some(version.clone());
     }
 
     fn add(&mut self, context: &JobContext, views: Vec<View>, after: Duration) {
@@ -117,7 +113,7 @@ impl Warming {
         self.behind = Some(context.env.run(Lane::Background, "warm-up", async move {
             env.sleep(after).await;
             while let Some(view) = next(&shared) {
-                let lives = |run: &Run| shared.lock().live.contains(&name(run));
+                let lives = |run: &Run| shared.lock().newest.as_ref().is_some_and(|version| lists(version, run));
                 if let Err(e) = view.warm(WarmUp::BEHIND, lives).await {
                     // Nobody waits for it: a read that needs the same will say what is wrong.
                     tracing::debug!("{e}");
@@ -134,12 +130,18 @@ fn next(shared: &Mutex<Shared>) -> Option<View> {
     view
 }
 
-fn name(run: &Run) -> (String, u64) {
-    let (object, offset) = run.identity();
-    (object.to_owned(), offset)
+fn lists(version: &VersionView, run: &Run) -> bool {
+    version.runs.iter().flatten().any(|r| r.identity() == run.identity())
 }
 
-fn views(context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) -> Vec<View> {
-    let tasks = version.runs.iter().filter(|runs| !runs.is_empty() && !ranges.is_empty());
-    tasks.map(|runs| context.state.view(runs.clone(), ranges.clone(), version.layouts.clone())).collect()
+/// A view for each task of those of its runs that are wanted.
+fn views(
+    context: &JobContext,
+    version: &VersionView,
+    ranges: &KeyGroupRanges,
+    wanted: impl Fn(&Run) -> bool,
+) -> Vec<View> {
+    let of_task = |runs: &Vec<Arc<Run>>| runs.iter().filter(|run| wanted(run)).cloned().collect::<Vec<_>>();
+    let tasks = version.runs.iter().map(of_task).filter(|runs| !runs.is_empty() && !ranges.is_empty());
+    tasks.map(|runs| context.state.view(runs, ranges.clone(), version.layouts.clone())).collect()
 }
