@@ -29,20 +29,9 @@ impl WarmUp {
 impl View {
     /// Puts the blocks that this view shows into memory, those of the newest runs first, as far as the cache has room:
     /// nothing is pushed out. What is there already costs nothing. `wanted` is asked again as it goes on: runs may die
-    /// under way, and what came of those is dropped.
+    /// under way, and what came of those is dropped. The totals of the store do not count it: no read missed.
     pub async fn warm(&self, pace: WarmUp, wanted: impl Fn(&Run) -> bool + Send) -> Result<ReadReport> {
-        let mut report = ReadReport::default();
-        let result = self.warm_all(pace, wanted, &mut report).await;
-        self.store.add_to_totals(&report);
-        result.map(|()| report)
-    }
-
-    async fn warm_all(
-        &self,
-        pace: WarmUp,
-        wanted: impl Fn(&Run) -> bool + Send,
-        report: &mut ReadReport,
-    ) -> Result<()> {
+        let report = &mut ReadReport::default();
         let caches = &self.store.0.caches;
         let all: Vec<usize> = (0..self.runs().len()).collect();
         for some in all.chunks(pace.runs) {
@@ -74,7 +63,7 @@ impl View {
                     blocks.next();
                 }
                 if wishes.is_empty() && blocks.peek().is_some() {
-                    return Ok(());
+                    return Ok(*report);
                 }
                 let keep = |i: usize, body| {
                     caches.insert_in_memory(key(&wishes[i]), body);
@@ -85,6 +74,6 @@ impl View {
                 wishes.iter().filter(|wish| !lives[wish.run]).for_each(|wish| caches.forget_block(&key(wish)));
             }
         }
-        Ok(())
+        Ok(*report)
     }
 }
