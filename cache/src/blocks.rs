@@ -1,16 +1,16 @@
 //! The block cache: memory alone, or memory over the SSD.
 
-use bytes::Bytes;
 use foyer::{
     BlockEngineConfig, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
     HybridCachePolicy, HybridCacheProperties, Location, RecoverMode, S3FifoConfig,
 };
 use millstream_common::collections::StableBuildHasher;
-use millstream_common::{Env, Error, Result};
+use millstream_common::{Error, Result};
 
 use crate::disk::DiskBlock;
+use crate::drops::Drops;
 use crate::options::DISK_UNIT_BYTES;
-use crate::{BlockKey, CacheOptions, DiskOptions};
+use crate::{BlockKey, CacheBlock, CacheOptions, DiskOptions};
 
 /// What an entry costs beside its bytes, about.
 const ENTRY_BYTES: usize = 160;
@@ -19,28 +19,28 @@ const SHARD_BYTES: u64 = 8 << 20;
 /// Files of the SSD tier at most, about: each stays open.
 const DISK_UNITS_MAX: u64 = 256;
 
-pub(crate) enum Blocks {
-    Memory(Cache<BlockKey, Bytes, StableBuildHasher>),
-    Hybrid(HybridCache<BlockKey, DiskBlock>),
+pub(crate) enum Blocks<B: CacheBlock> {
+    Memory(Cache<BlockKey, B, StableBuildHasher>),
+    Hybrid(HybridCache<BlockKey, DiskBlock<B>>, Drops),
 }
 
 fn shards(bytes: u64) -> usize {
     (bytes / SHARD_BYTES).clamp(1, 16) as usize
 }
 
-impl Blocks {
+impl<B: CacheBlock> Blocks<B> {
     pub(crate) fn in_memory(bytes: u64) -> Self {
         let cache = CacheBuilder::new(bytes as usize)
             .with_name("millstream-blocks")
             .with_shards(shards(bytes))
             .with_eviction_config(S3FifoConfig::default())
             .with_hash_builder(StableBuildHasher::default())
-            .with_weighter(|_: &BlockKey, body: &Bytes| body.len() + ENTRY_BYTES)
+            .with_weighter(|_: &BlockKey, block: &B| block.memory_bytes() + ENTRY_BYTES)
             .build();
         Self::Memory(cache)
     }
 
-    pub(crate) async fn open(options: &CacheOptions, _env: &Env) -> Result<Self> {
+    pub(crate) async fn open(options: &CacheOptions) -> Result<Self> {
         let Some(disk) = &options.disk else { return Ok(Self::in_memory(options.memory_bytes)) };
         std::fs::create_dir_all(&disk.dir).map_err(|e| {
             Error::config("the folder of the cache cannot be made")
@@ -49,8 +49,9 @@ impl Blocks {
                 .next("give another folder, or none")
                 .source(e)
         })?;
-        match hybrid(options.memory_bytes, disk).await {
-            Ok(cache) => Ok(Self::Hybrid(cache)),
+        let drops = Drops::default();
+        match hybrid(options.memory_bytes, disk, &drops).await {
+            Ok(cache) => Ok(Self::Hybrid(cache, drops)),
             Err(reason) => {
                 // A cache only makes things faster: a disk that fails must not stop the job.
                 tracing::warn!(%reason, dir = %disk.dir.display(), "the cache on disk cannot be used; going on without it");
@@ -60,55 +61,72 @@ impl Blocks {
     }
 
     #[inline]
-    pub(crate) fn memory(&self, key: &BlockKey) -> Option<Bytes> {
+    pub(crate) fn memory(&self, key: &BlockKey) -> Option<B> {
         match self {
             Self::Memory(cache) => cache.get(key).map(|e| e.value().clone()),
-            Self::Hybrid(cache) => cache.memory().get(key).map(|e| e.value().0.clone()),
+            Self::Hybrid(cache, _) => cache.memory().get(key).map(|e| e.value().0.clone()),
         }
     }
 
     pub(crate) fn contains(&self, key: &BlockKey) -> bool {
         match self {
             Self::Memory(cache) => cache.contains(key),
-            Self::Hybrid(cache) => cache.memory().contains(key),
+            Self::Hybrid(cache, _) => cache.memory().contains(key),
         }
     }
 
     pub(crate) fn has_disk(&self) -> bool {
-        matches!(self, Self::Hybrid(_))
+        matches!(self, Self::Hybrid(..))
     }
 
-    pub(crate) async fn disk(&self, key: &BlockKey) -> Result<Option<Bytes>, String> {
+    pub(crate) async fn disk(&self, key: &BlockKey) -> Result<Option<B>, String> {
         match self {
             Self::Memory(_) => Ok(None),
-            Self::Hybrid(cache) => match cache.get(key).await {
+            Self::Hybrid(cache, _) => match cache.get(key).await {
                 Ok(entry) => Ok(entry.map(|e| e.value().0.clone())),
                 Err(e) => Err(e.to_string()),
             },
         }
     }
 
-    pub(crate) fn insert(&self, key: BlockKey, body: Bytes) {
+    pub(crate) fn insert(&self, key: BlockKey, block: B) {
         match self {
-            Self::Memory(cache) => drop(cache.insert(key, body)),
-            Self::Hybrid(cache) => drop(cache.insert(key, DiskBlock(body))),
+            Self::Memory(cache) => drop(cache.insert(key, block)),
+            Self::Hybrid(cache, _) => drop(cache.insert(key, DiskBlock(block))),
         }
     }
 
-    pub(crate) fn insert_in_memory(&self, key: BlockKey, body: Bytes) {
+    pub(crate) fn insert_in_memory(&self, key: BlockKey, block: B) {
         match self {
-            Self::Memory(cache) => drop(cache.insert(key, body)),
-            Self::Hybrid(cache) => {
+            Self::Memory(cache) => drop(cache.insert(key, block)),
+            Self::Hybrid(cache, _) => {
                 let here = HybridCacheProperties::default().with_location(Location::InMem);
-                drop(cache.insert_with_properties(key, DiskBlock(body), here));
+                drop(cache.insert_with_properties(key, DiskBlock(block), here));
             }
+        }
+    }
+
+    pub(crate) fn insert_on_disk(&self, key: BlockKey, block: B) {
+        if let Self::Hybrid(cache, _) = self {
+            drop(cache.storage_writer(key).force().insert(DiskBlock(block)));
+        }
+    }
+
+    pub(crate) fn may_be_on_disk(&self, key: &BlockKey) -> bool {
+        matches!(self, Self::Hybrid(cache, _) if cache.storage().may_contains(key))
+    }
+
+    pub(crate) fn drops(&self) -> Option<&Drops> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Hybrid(_, drops) => Some(drops),
         }
     }
 
     pub(crate) fn forget(&self, key: &BlockKey) {
         match self {
             Self::Memory(cache) => drop(cache.remove(key)),
-            Self::Hybrid(cache) => drop(cache.memory().remove(key)),
+            Self::Hybrid(cache, _) => drop(cache.memory().remove(key)),
         }
     }
 
@@ -116,7 +134,7 @@ impl Blocks {
     pub(crate) fn room_bytes(&self) -> u64 {
         let (held, most) = match self {
             Self::Memory(cache) => (cache.usage(), cache.capacity()),
-            Self::Hybrid(cache) => (cache.memory().usage(), cache.memory().capacity()),
+            Self::Hybrid(cache, _) => (cache.memory().usage(), cache.memory().capacity()),
         };
         (most as u64 / 10 * 9).saturating_sub(held as u64)
     }
@@ -124,12 +142,12 @@ impl Blocks {
     pub(crate) fn memory_bytes(&self) -> u64 {
         match self {
             Self::Memory(cache) => cache.usage() as u64,
-            Self::Hybrid(cache) => cache.memory().usage() as u64,
+            Self::Hybrid(cache, _) => cache.memory().usage() as u64,
         }
     }
 
     pub(crate) async fn close(&self) {
-        if let Self::Hybrid(cache) = self
+        if let Self::Hybrid(cache, _) = self
             && let Err(reason) = cache.close().await
         {
             tracing::warn!(%reason, "the cache on disk did not end in order");
@@ -137,7 +155,11 @@ impl Blocks {
     }
 }
 
-async fn hybrid(memory_bytes: u64, disk: &DiskOptions) -> foyer::Result<HybridCache<BlockKey, DiskBlock>> {
+async fn hybrid<B: CacheBlock>(
+    memory_bytes: u64,
+    disk: &DiskOptions,
+    drops: &Drops,
+) -> foyer::Result<HybridCache<BlockKey, DiskBlock<B>>> {
     // A file for each unit: their number is bounded by the units' size. (The device in one file writes to stdout.)
     let unit = (disk.bytes / DISK_UNITS_MAX).next_multiple_of(1 << 20).max(DISK_UNIT_BYTES);
     let device = FsDeviceBuilder::new(&disk.dir).with_capacity((disk.bytes / unit * unit) as usize).build()?;
@@ -148,11 +170,12 @@ async fn hybrid(memory_bytes: u64, disk: &DiskOptions) -> foyer::Result<HybridCa
         .with_submit_queue_size_threshold(16 << 20);
     HybridCacheBuilder::new()
         .with_name("millstream-blocks")
+        .with_metrics_registry(drops.registry())
         .with_policy(HybridCachePolicy::WriteOnInsertion)
         .memory(memory_bytes as usize)
         .with_shards(shards(memory_bytes))
         .with_eviction_config(S3FifoConfig::default())
-        .with_weighter(|_: &BlockKey, block: &DiskBlock| block.0.len() + ENTRY_BYTES)
+        .with_weighter(|_: &BlockKey, block: &DiskBlock<B>| block.0.memory_bytes() + ENTRY_BYTES)
         .storage()
         .with_engine_config(engine)
         .with_recover_mode(RecoverMode::Quiet)

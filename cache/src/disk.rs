@@ -4,19 +4,20 @@
 use bytes::Bytes;
 use foyer::{Code, Error, ErrorKind, Result};
 
-use crate::{BlockKey, ObjectId};
+use crate::{BlockKey, CacheBlock, ObjectId};
 
 /// A block in the hybrid cache.
 #[derive(Clone, Debug)]
-pub(crate) struct DiskBlock(pub(crate) Bytes);
+pub(crate) struct DiskBlock<B>(pub(crate) B);
 
 /// No block is larger; a longer length is a damaged one.
 const MAX_BYTES: usize = 1 << 30;
 
-impl Code for DiskBlock {
+impl<B: CacheBlock> Code for DiskBlock<B> {
     fn encode(&self, writer: &mut impl std::io::Write) -> Result<()> {
-        let head = [crc32c::crc32c(&self.0).to_le_bytes(), (self.0.len() as u32).to_le_bytes()].concat();
-        writer.write_all(&head).and_then(|()| writer.write_all(&self.0)).map_err(Error::io_error)
+        let body = self.0.body();
+        let head = [crc32c::crc32c(body).to_le_bytes(), (body.len() as u32).to_le_bytes()].concat();
+        writer.write_all(&head).and_then(|()| writer.write_all(body)).map_err(Error::io_error)
     }
 
     fn decode(reader: &mut impl std::io::Read) -> Result<Self> {
@@ -32,11 +33,11 @@ impl Code for DiskBlock {
         if crc32c::crc32c(&body) != number(0) {
             return Err(Error::new(ErrorKind::Parse, "a cached block does not match its checksum"));
         }
-        Ok(Self(Bytes::from(body)))
+        B::of_body(Bytes::from(body)).map(Self).map_err(|e| Error::new(ErrorKind::Parse, e.to_string()))
     }
 
     fn estimated_size(&self) -> usize {
-        self.0.len() + 8
+        self.0.body().len() + 8
     }
 }
 

@@ -5,83 +5,86 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use millstream_common::collections::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::{BlockKey, Caches};
+use crate::BlockKey;
 
-#[derive(Default)]
-pub(crate) struct Flights(Mutex<HashMap<BlockKey, Arc<Fetch>>>);
+/// What is being fetched. Cheap to clone; clones share it.
+#[derive(Clone)]
+pub(crate) struct Flights<V>(Arc<Mutex<HashMap<BlockKey, Arc<Fetch<V>>>>>);
+
+impl<V> Default for Flights<V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
 
 /// A fetch and those who wait for it. They are woken in the order in which they came; tokio's `watch` would wake them in
 /// a random one, and a run could not be repeated.
-struct Fetch {
-    outcome: Mutex<Outcome>,
+struct Fetch<V> {
+    outcome: Mutex<Outcome<V>>,
     ended: Notify,
 }
 
-enum Outcome {
+enum Outcome<V> {
     UnderWay,
-    Brought(Bytes),
+    Brought(V),
     GivenUp,
 }
 
-impl Fetch {
-    fn end(&self, outcome: Outcome) {
+impl<V> Fetch<V> {
+    fn end(&self, outcome: Outcome<V>) {
         *self.outcome.lock() = outcome;
         self.ended.notify_waiters();
     }
 }
 
 /// What to do for a block that was not found.
-pub enum Flight {
+pub enum Flight<V> {
     /// It came in the meantime.
-    Ready(Bytes),
+    Ready(V),
     /// Fetch it.
-    Lead(Lead),
+    Lead(Lead<V>),
     /// Somebody fetches it.
-    Wait(Wait),
+    Wait(Wait<V>),
 }
 
-pub(crate) fn begin(caches: &Caches, key: BlockKey) -> Flight {
-    let mut flights = caches.0.flights.0.lock();
-    if let Some(fetch) = flights.get(&key) {
-        return Flight::Wait(Wait { fetch: fetch.clone() });
+impl<V: Clone> Flights<V> {
+    /// Leads or joins the fetch under `key`. `here`: what came in the meantime.
+    pub(crate) fn begin(&self, key: BlockKey, here: impl FnOnce() -> Option<V>) -> Flight<V> {
+        let mut flights = self.0.lock();
+        if let Some(fetch) = flights.get(&key) {
+            return Flight::Wait(Wait { fetch: fetch.clone() });
+        }
+        // Whoever led before may have finished between the caller's look-up and now.
+        if let Some(value) = here() {
+            return Flight::Ready(value);
+        }
+        let fetch = Arc::new(Fetch { outcome: Mutex::new(Outcome::UnderWay), ended: Notify::new() });
+        flights.insert(key, fetch.clone());
+        Flight::Lead(Lead { key, fetch, flights: self.clone() })
     }
-    // Whoever led before may have finished between the caller's look-up and now.
-    if let Some(body) = caches.peek_block(&key) {
-        return Flight::Ready(body);
-    }
-    let fetch = Arc::new(Fetch { outcome: Mutex::new(Outcome::UnderWay), ended: Notify::new() });
-    flights.insert(key, fetch.clone());
-    Flight::Lead(Lead { key, fetch, caches: caches.clone() })
 }
 
-/// The duty to fetch a block. Dropped without a result, those who wait look after it themselves.
-pub struct Lead {
+/// The duty to fetch something. Dropped without a result, those who wait look after it themselves.
+pub struct Lead<V> {
     key: BlockKey,
-    fetch: Arc<Fetch>,
-    caches: Caches,
+    fetch: Arc<Fetch<V>>,
+    flights: Flights<V>,
 }
 
-impl Lead {
-    /// Puts the block into the caches and hands it to those who wait.
-    pub fn finish(self, body: Bytes) {
-        self.caches.insert_block(self.key, body.clone());
-        self.finish_uncached(body);
-    }
-
-    /// Hands the block to those who wait, and to no cache (it is there already).
-    pub fn finish_uncached(self, body: Bytes) {
-        self.fetch.end(Outcome::Brought(body));
+impl<V> Lead<V> {
+    /// Hands it to those who wait. Whoever comes later looks into the caches: put it there before.
+    pub fn finish(self, value: V) {
+        self.fetch.end(Outcome::Brought(value));
     }
 }
 
-impl Drop for Lead {
+impl<V> Drop for Lead<V> {
     fn drop(&mut self) {
-        self.caches.0.flights.0.lock().remove(&self.key);
+        self.flights.0.lock().remove(&self.key);
         let given_up = matches!(*self.fetch.outcome.lock(), Outcome::UnderWay);
         if given_up {
             self.fetch.end(Outcome::GivenUp);
@@ -90,18 +93,18 @@ impl Drop for Lead {
 }
 
 /// Somebody else's fetch.
-pub struct Wait {
-    fetch: Arc<Fetch>,
+pub struct Wait<V> {
+    fetch: Arc<Fetch<V>>,
 }
 
-impl Wait {
-    /// The block; `None` when the other one failed or gave up: try again.
-    pub async fn result(self) -> Option<Bytes> {
+impl<V: Clone> Wait<V> {
+    /// What was fetched; `None` when the other one failed or gave up: try again.
+    pub async fn result(self) -> Option<V> {
         loop {
             let ended = self.fetch.ended.notified();
             match &*self.fetch.outcome.lock() {
                 Outcome::UnderWay => {}
-                Outcome::Brought(body) => return Some(body.clone()),
+                Outcome::Brought(value) => return Some(value.clone()),
                 Outcome::GivenUp => return None,
             }
             ended.await;

@@ -9,15 +9,23 @@
 
 mod blocks;
 mod disk;
+mod drops;
 mod flight;
+mod health;
 mod metadata;
 mod options;
+mod turnover;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_common::{Env, Result};
+use parking_lot::Mutex;
+
+use drops::Drops;
+use health::{Change, Health, Outcome};
 
 pub use flight::{Flight, Lead, Wait};
 pub use options::{CacheOptions, DiskOptions};
@@ -53,13 +61,22 @@ pub struct CacheStats {
     pub disk_hits: u64,
     /// Blocks found in neither.
     pub misses: u64,
-    /// Look-ups on the SSD that failed or gave damaged bytes; each counts as a miss besides.
+    /// Look-ups on the SSD that failed or gave damaged bytes, and writes that failed; a look-up counts as a miss besides.
     pub disk_errors: u64,
+    /// Look-ups on the SSD that were given up because they took longer than the object store would have; misses besides.
+    pub disk_slow: u64,
+    /// Blocks that were not written onto the SSD because they came faster than it took them, or while it rested.
+    pub disk_dropped: u64,
+    /// The SSD has failed or been slow too often and is left alone for a while.
+    pub disk_rests: bool,
     /// Bytes of blocks in memory now.
     pub memory_bytes: u64,
     /// Bytes of metadata in memory now.
     pub metadata_bytes: u64,
 }
+
+/// A look-up on the SSD that takes longer is given up: the object store is not slower, as a rule.
+const DISK_PATIENCE: Duration = Duration::from_millis(150);
 
 #[derive(Default)]
 struct Counters {
@@ -67,78 +84,158 @@ struct Counters {
     disk_hits: AtomicU64,
     misses: AtomicU64,
     disk_errors: AtomicU64,
+    disk_slow: AtomicU64,
+    disk_dropped: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The caches of a process. Cheap to clone; clones share everything.
-#[derive(Clone)]
-pub struct Caches(Arc<Inner>);
-
-struct Inner {
-    blocks: blocks::Blocks,
-    metadata: metadata::Metadata,
-    flights: flight::Flights,
-    counters: Counters,
+/// A block as the cache holds it.
+pub trait CacheBlock: Clone + Send + Sync + 'static {
+    /// Its bytes: what the SSD tier keeps.
+    fn body(&self) -> &Bytes;
+    /// Bytes of memory that it takes.
+    fn memory_bytes(&self) -> usize;
+    /// The block of bytes that came back from the SSD.
+    fn of_body(body: Bytes) -> Result<Self>;
 }
 
-impl Caches {
+impl CacheBlock for Bytes {
+    fn body(&self) -> &Bytes {
+        self
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.len()
+    }
+
+    fn of_body(body: Bytes) -> Result<Self> {
+        Ok(body)
+    }
+}
+
+/// The caches of a process. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Caches<B: CacheBlock = Bytes>(Arc<Inner<B>>);
+
+struct Inner<B: CacheBlock> {
+    blocks: blocks::Blocks<B>,
+    metadata: metadata::Metadata,
+    block_flights: flight::Flights<B>,
+    metadata_flights: flight::Flights<()>,
+    counters: Counters,
+    turnover: turnover::Turnover,
+    /// Time for the SSD tier; none without one.
+    env: Option<Env>,
+    health: Mutex<Health>,
+}
+
+impl<B: CacheBlock> Caches<B> {
     /// Caches as `options` say. Opens the SSD tier when there is one.
     pub async fn new(options: &CacheOptions, env: &Env) -> Result<Self> {
         options.validate()?;
-        let blocks = blocks::Blocks::open(options, env).await?;
-        Ok(Self::of(blocks, options.metadata_bytes))
+        let blocks = blocks::Blocks::open(options).await?;
+        let env = blocks.has_disk().then(|| env.clone());
+        Ok(Self::of(blocks, options.memory_bytes, options.metadata_bytes, env))
     }
 
     /// Caches in memory alone.
     #[must_use]
     pub fn in_memory(memory_bytes: u64, metadata_bytes: u64) -> Self {
-        Self::of(blocks::Blocks::in_memory(memory_bytes), metadata_bytes)
+        Self::of(blocks::Blocks::in_memory(memory_bytes), memory_bytes, metadata_bytes, None)
     }
 
-    fn of(blocks: blocks::Blocks, metadata_bytes: u64) -> Self {
+    fn of(blocks: blocks::Blocks<B>, memory_bytes: u64, metadata_bytes: u64, env: Option<Env>) -> Self {
         Self(Arc::new(Inner {
             blocks,
             metadata: metadata::Metadata::new(metadata_bytes),
-            flights: flight::Flights::default(),
+            block_flights: flight::Flights::default(),
+            metadata_flights: flight::Flights::default(),
             counters: Counters::default(),
+            turnover: turnover::Turnover::new(memory_bytes),
+            env,
+            health: Mutex::default(),
         }))
     }
 
     /// A block from memory. Counts a hit, not a miss.
     #[inline]
     #[must_use]
-    pub fn block(&self, key: &BlockKey) -> Option<Bytes> {
+    pub fn block(&self, key: &BlockKey) -> Option<B> {
         let found = self.0.blocks.memory(key);
         if found.is_some() {
-            count(&self.0.counters.memory_hits);
+            self.count_memory_hits(1);
         }
         found
     }
 
-    /// Whether [`Caches::disk_block`] can find anything.
+    /// Counts blocks that were found in memory by a way of the caller's own.
+    pub fn count_memory_hits(&self, blocks: u64) {
+        self.0.counters.memory_hits.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    /// Moves on while blocks come into memory: by 16 until as much has come as memory holds. Whoever reaches a block
+    /// by a way of its own calls [`Caches::touch`] when this differs from when it last did, so that what is read often
+    /// stays; while nothing comes in, nobody need be told anything.
+    #[inline]
+    #[must_use]
+    pub fn turnover(&self) -> u32 {
+        self.0.turnover.now()
+    }
+
+    /// A block was read by a way of the caller's own.
+    pub fn touch(&self, key: &BlockKey) {
+        drop(self.0.blocks.memory(key));
+    }
+
+    /// Whether [`Caches::disk_block`] can find anything: there is an SSD tier, and it does not rest.
     #[must_use]
     pub fn has_disk(&self) -> bool {
-        self.0.blocks.has_disk()
+        self.0.env.as_ref().is_some_and(|env| self.0.health.lock().is_usable(env.now()))
     }
 
     /// A block from the SSD, if it is there and whole. Counts a hit or a miss.
-    pub async fn disk_block(&self, key: &BlockKey) -> Option<Bytes> {
-        match self.0.blocks.disk(key).await {
-            Ok(Some(body)) => {
+    pub async fn disk_block(&self, key: &BlockKey) -> Option<B> {
+        let found = match &self.0.env {
+            Some(env) => self.judge(env, self.0.blocks.disk(key)).await,
+            None => None,
+        };
+        match &found {
+            Some(block) => {
                 count(&self.0.counters.disk_hits);
-                return Some(body);
+                self.0.turnover.add(block.memory_bytes() as u64);
             }
-            Ok(None) => {}
-            Err(reason) => {
+            None => count(&self.0.counters.misses),
+        }
+        found
+    }
+
+    /// What a look-up on the SSD finds, and what its outcome says of the SSD.
+    async fn judge(&self, env: &Env, look: impl Future<Output = Result<Option<B>, String>>) -> Option<B> {
+        let looked = env.timeout(DISK_PATIENCE, "a look-up on the SSD", look).await;
+        let (outcome, found) = match looked {
+            Ok(Ok(found)) => (Outcome::Good, found),
+            Ok(Err(reason)) => {
                 count(&self.0.counters.disk_errors);
                 tracing::debug!(reason, "a block could not be read from the cache on disk");
+                (Outcome::Failed, None)
             }
+            Err(_) => {
+                count(&self.0.counters.disk_slow);
+                (Outcome::Slow, None)
+            }
+        };
+        let change = self.0.health.lock().note(outcome, env.now());
+        match change {
+            Change::None => {}
+            Change::Rests(rest) => {
+                tracing::warn!("the cache on disk fails or is too slow: it is left alone for {rest:?}");
+            }
+            Change::Recovered => tracing::info!("the cache on disk is well again"),
         }
-        count(&self.0.counters.misses);
-        None
+        found
     }
 
     /// Whether a block is in memory; counts nothing and does not make it hotter.
@@ -149,7 +246,7 @@ impl Caches {
 
     /// A block from memory for work that must not change what is hot; counts nothing.
     #[must_use]
-    pub fn peek_block(&self, key: &BlockKey) -> Option<Bytes> {
+    pub fn peek_block(&self, key: &BlockKey) -> Option<B> {
         self.0.blocks.memory(key)
     }
 
@@ -160,13 +257,32 @@ impl Caches {
     }
 
     /// Puts a block into memory and, when there is one, onto the SSD.
-    pub fn insert_block(&self, key: BlockKey, body: Bytes) {
-        self.0.blocks.insert(key, body);
+    pub fn insert_block(&self, key: BlockKey, block: B) {
+        if self.0.env.is_some() && !self.has_disk() {
+            count(&self.0.counters.disk_dropped);
+            return self.insert_in_memory(key, block);
+        }
+        self.0.turnover.add(block.memory_bytes() as u64);
+        self.0.blocks.insert(key, block);
     }
 
     /// Puts a block into memory alone: nobody has asked for it yet.
-    pub fn insert_in_memory(&self, key: BlockKey, body: Bytes) {
-        self.0.blocks.insert_in_memory(key, body);
+    pub fn insert_in_memory(&self, key: BlockKey, block: B) {
+        self.0.turnover.add(block.memory_bytes() as u64);
+        self.0.blocks.insert_in_memory(key, block);
+    }
+
+    /// Puts a block onto the SSD alone, if there is one: it will be wanted, but not as much as what is in memory.
+    pub fn insert_on_disk(&self, key: BlockKey, block: B) {
+        if self.has_disk() {
+            self.0.blocks.insert_on_disk(key, block);
+        }
+    }
+
+    /// Whether a block is on the SSD, as far as is known without asking it; it may still be on its way there.
+    #[must_use]
+    pub fn may_be_on_disk(&self, key: &BlockKey) -> bool {
+        self.has_disk() && self.0.blocks.may_be_on_disk(key)
     }
 
     /// Drops a block from memory.
@@ -176,8 +292,14 @@ impl Caches {
 
     /// Fetch the block yourself, or wait for somebody who does.
     #[must_use]
-    pub fn begin(&self, key: BlockKey) -> Flight {
-        flight::begin(self, key)
+    pub fn begin(&self, key: BlockKey) -> Flight<B> {
+        self.0.block_flights.begin(key, || self.peek_block(&key))
+    }
+
+    /// The same for metadata: who waited finds it in the cache, if that had room. `Ready` never comes.
+    #[must_use]
+    pub fn begin_metadata(&self, key: BlockKey) -> Flight<()> {
+        self.0.metadata_flights.begin(key, || None)
     }
 
     /// A decoded meta part.
@@ -199,7 +321,10 @@ impl Caches {
             memory_hits: c.memory_hits.load(Ordering::Relaxed),
             disk_hits: c.disk_hits.load(Ordering::Relaxed),
             misses: c.misses.load(Ordering::Relaxed),
-            disk_errors: c.disk_errors.load(Ordering::Relaxed),
+            disk_errors: c.disk_errors.load(Ordering::Relaxed) + self.0.blocks.drops().map_or(0, Drops::failed),
+            disk_slow: c.disk_slow.load(Ordering::Relaxed),
+            disk_dropped: c.disk_dropped.load(Ordering::Relaxed) + self.0.blocks.drops().map_or(0, Drops::dropped),
+            disk_rests: self.0.env.is_some() && !self.has_disk(),
             memory_bytes: self.0.blocks.memory_bytes(),
             metadata_bytes: self.0.metadata.bytes(),
         }

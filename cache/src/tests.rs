@@ -15,7 +15,7 @@ fn body(n: u64, bytes: usize) -> Bytes {
 
 #[test]
 fn blocks_are_kept_within_the_budget() {
-    let caches = Caches::in_memory(1 << 20, 0);
+    let caches = Caches::<Bytes>::in_memory(1 << 20, 0);
     assert_eq!(caches.block(&key(1)), None);
     caches.insert_block(key(1), body(1, 100));
     assert_eq!(caches.block(&key(1)), Some(body(1, 100)));
@@ -31,7 +31,7 @@ fn blocks_are_kept_within_the_budget() {
 
 #[test]
 fn metadata_has_its_type_and_its_budget() {
-    let caches = Caches::in_memory(0, 100_000);
+    let caches = Caches::<Bytes>::in_memory(0, 100_000);
     caches.insert_metadata(key(1), Arc::new("meta".to_owned()), 10);
     assert_eq!(caches.metadata::<String>(&key(1)).as_deref(), Some(&"meta".to_owned()));
     assert_eq!(caches.metadata::<u64>(&key(1)), None, "another type");
@@ -45,10 +45,11 @@ fn metadata_has_its_type_and_its_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn one_fetches_and_the_others_wait() {
-    let caches = Caches::in_memory(1 << 20, 0);
+    let caches = Caches::<Bytes>::in_memory(1 << 20, 0);
     let Flight::Lead(lead) = caches.begin(key(1)) else { panic!("nobody fetches it yet") };
     let Flight::Wait(wait) = caches.begin(key(1)) else { panic!("somebody fetches it") };
     let Flight::Wait(other) = caches.begin(key(1)) else { panic!("somebody fetches it") };
+    caches.insert_block(key(1), body(1, 10));
     lead.finish(body(1, 10));
     assert_eq!(wait.result().await, Some(body(1, 10)));
     assert_eq!(other.result().await, Some(body(1, 10)), "also when it comes late");
@@ -59,7 +60,7 @@ async fn one_fetches_and_the_others_wait() {
     drop(lead);
     assert_eq!(wait.result().await, None);
     let Flight::Lead(lead) = caches.begin(key(2)) else { panic!("the first one gave up") };
-    lead.finish_uncached(body(2, 10));
+    lead.finish(body(2, 10));
     assert_eq!(caches.block(&key(2)), None);
 }
 
@@ -74,7 +75,7 @@ async fn blocks_come_back_from_disk_also_after_a_restart() {
     let env = Env::test(1);
     let dir = tempfile::tempdir().unwrap();
     let options = disk_options(dir.path());
-    let caches = Caches::new(&options, &env).await.unwrap();
+    let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
     assert!(caches.has_disk());
     for n in 0..50 {
         caches.insert_block(key(n), body(n, 15_000));
@@ -83,7 +84,7 @@ async fn blocks_come_back_from_disk_also_after_a_restart() {
     }
     caches.close().await;
     drop(caches);
-    let caches = Caches::new(&options, &env).await.unwrap();
+    let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
     let mut found = 0;
     for n in 0..60 {
         match caches.disk_block(&key(n)).await {
@@ -104,7 +105,7 @@ async fn a_damaged_or_lost_cache_on_disk_is_a_miss() {
     let env = Env::test(1);
     let dir = tempfile::tempdir().unwrap();
     let options = disk_options(dir.path());
-    let caches = Caches::new(&options, &env).await.unwrap();
+    let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
     for n in 0..50 {
         caches.insert_block(key(n), body(n, 15_000));
         env.sleep(Duration::from_millis(1)).await;
@@ -118,7 +119,7 @@ async fn a_damaged_or_lost_cache_on_disk_is_a_miss() {
         bytes.iter_mut().step_by(2).for_each(|b| *b ^= 0x55);
         std::fs::write(&file, &bytes).unwrap();
     }
-    let caches = Caches::new(&options, &env).await.unwrap();
+    let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
     for n in 0..50 {
         assert_eq!(caches.disk_block(&key(n)).await, None);
     }
@@ -135,6 +136,61 @@ async fn a_damaged_or_lost_cache_on_disk_is_a_miss() {
     caches.close().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_slow_or_fails_is_left_alone_for_a_while() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
+    let started = env.now();
+    for n in 0..20 {
+        let look = async {
+            if n % 2 == 0 {
+                env.sleep(Duration::from_secs(60)).await;
+            }
+            Err("broken".to_owned())
+        };
+        assert_eq!(caches.judge(&env, look).await, None);
+        if !caches.has_disk() {
+            break;
+        }
+    }
+    let stats = caches.stats();
+    assert!(stats.disk_rests && stats.disk_slow == 8 && stats.disk_errors == 8, "{stats:?}");
+    // Nobody waited for long, and blocks go into memory alone meanwhile.
+    assert!(env.now().since(started) < Duration::from_secs(2));
+    caches.insert_block(key(1), body(1, 100));
+    assert_eq!(caches.stats().disk_dropped, 1);
+    env.sleep(Duration::from_secs(11)).await;
+    assert!(caches.has_disk());
+    assert_eq!(caches.judge(&env, async { Ok(Some(body(2, 3))) }).await, Some(body(2, 3)));
+    caches.close().await;
+}
+
+#[tokio::test]
+async fn what_comes_faster_than_the_disk_takes_it_is_counted() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
+    // Several times what the engine's buffer holds, at once.
+    for n in 0..8000 {
+        caches.insert_on_disk(key(n), body(n, 15_000));
+    }
+    assert_eq!(caches.stats().memory_bytes, 0, "none of it is in memory");
+    caches.close().await;
+    let stats = caches.stats();
+    assert!(stats.disk_dropped > 100 && stats.disk_dropped < 8000, "{stats:?}");
+    drop(caches);
+    let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
+    let mut there = 0;
+    for n in 0..8000 {
+        if let Some(block) = caches.disk_block(&key(n)).await {
+            assert_eq!(block, body(n, 15_000));
+            there += 1;
+        }
+    }
+    assert!(there > 100, "{there}");
+}
+
 #[tokio::test]
 async fn options_are_checked() {
     let env = Env::test(1);
@@ -143,10 +199,10 @@ async fn options_are_checked() {
     if let Some(disk) = &mut options.disk {
         disk.bytes = 1000;
     }
-    let error = Caches::new(&options, &env).await.err().unwrap();
+    let error = Caches::<Bytes>::new(&options, &env).await.err().unwrap();
     assert!(error.to_string().contains("too small"), "{error}");
     std::fs::write(dir.path().join("file"), b"").unwrap();
-    let error = Caches::new(&disk_options(&dir.path().join("file")), &env).await.err().unwrap();
+    let error = Caches::<Bytes>::new(&disk_options(&dir.path().join("file")), &env).await.err().unwrap();
     assert!(error.place().contains("file"), "{error}");
-    assert!(Caches::new(&CacheOptions::default(), &env).await.is_ok());
+    assert!(Caches::<Bytes>::new(&CacheOptions::default(), &env).await.is_ok());
 }

@@ -5,6 +5,7 @@
 //! - [`mod@env`]: the seam for time, randomness and spawning; all else is banned by clippy.
 //! - [`error`]: the one error type; its kind says what the caller must do next.
 //! - [`memory`]: budgets with accounting and back-pressure.
+//! - [`mod@prefetch`]: asking for memory before it is read.
 //! - [`collections`]: hash maps with a stable hasher.
 //!
 //! This crate depends on no sibling.
@@ -16,6 +17,7 @@ pub mod hash;
 pub mod ids;
 pub mod key_group;
 pub mod memory;
+pub mod prefetch;
 pub mod size;
 
 pub use env::{Env, Lane, TaskHandle};

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use millstream_cache::{CacheOptions, Caches, DiskOptions};
+use millstream_cache::{CacheOptions, DiskOptions};
 use millstream_common::{Env, Error, Result};
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::Settings;
 use millstream_engine::worker::Stores;
 use millstream_engine::worker::stores::TaskMemory;
 use millstream_objects::{Meter, Store};
+use millstream_state_store::Caches;
 
 use millstream_state_store::StateStoreOptions;
 use millstream_state_store::compaction::CompactionOptions;

@@ -5,18 +5,15 @@
 //! all cursors that need it, at once. Entries outside a cursor's clip are skipped.
 
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_common::{KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Purpose;
 
 use crate::Layouts;
-use crate::fetch::BlockWish;
+use crate::fetch::{BlockMode, BlockWish, PartOf};
 use crate::report::ReadReport;
-use crate::run::Run;
-use crate::section::{Block, SectionMeta};
+use crate::section::{Block, PartInfo, SharedBlock};
 use crate::store::StateStore;
 
 /// What [`Cursors::next_chain`] found.
@@ -58,6 +55,25 @@ impl Chain {
     }
 }
 
+/// Keys from `from` (inclusive) to `to` (exclusive; none: to the end).
+#[derive(Clone, Debug)]
+pub(crate) struct KeyRange {
+    pub(crate) from: Bytes,
+    pub(crate) to: Option<Bytes>,
+}
+
+impl KeyRange {
+    pub(crate) fn all() -> Self {
+        Self { from: Bytes::new(), to: None }
+    }
+
+    /// Whether a part may hold any of them.
+    pub(crate) fn meets(&self, part: &PartInfo) -> bool {
+        part.last_key.as_slice() >= self.from.as_ref()
+            && self.to.as_ref().is_none_or(|to| part.first_key.as_slice() < to.as_ref())
+    }
+}
+
 /// How blocks are read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadMode {
@@ -69,9 +85,10 @@ pub(crate) struct ReadMode {
 pub(crate) struct Cursors<'a> {
     store: &'a StateStore,
     layouts: &'a Layouts,
-    /// Newest first, as are `metas` and `cursors`.
-    runs: Vec<&'a Arc<Run>>,
-    metas: Vec<Arc<SectionMeta>>,
+    parts: &'a [PartOf<'a>],
+    /// Sorted and disjoint.
+    ranges: &'a [KeyRange],
+    /// Newest run first.
     cursors: Vec<Cursor>,
     mode: ReadMode,
 }
@@ -79,102 +96,108 @@ pub(crate) struct Cursors<'a> {
 struct Cursor {
     clip: KeyGroupRanges,
     /// Blocks that are still to be read.
-    blocks: Range<usize>,
-    loaded: VecDeque<(usize, Block)>,
+    blocks: VecDeque<BlockWish>,
+    loaded: VecDeque<(BlockWish, SharedBlock)>,
     loaded_bytes: u64,
     /// Entry of the first loaded block.
     at: usize,
+    /// Where the entries of the first loaded block end that lie in the range.
+    until: usize,
+    /// The range that the walk is in.
+    range: usize,
     /// All entries of the first loaded block lie in the clip.
     inside: bool,
-    /// Where the walk begins, inclusive, and ends, exclusive.
-    from: Vec<u8>,
-    to: Option<Vec<u8>>,
 }
 
 impl<'a> Cursors<'a> {
-    /// Cursors over `runs` (newest first), each clipped, from `from` (inclusive) to `to` (exclusive; none: to the
-    /// end).
+    /// Cursors over runs (newest first), each clipped to its `clips`, through `ranges` (sorted, disjoint). `parts`: those of
+    /// the runs that overlap these, in the order of runs and keys.
     pub(crate) fn new(
         store: &'a StateStore,
         layouts: &'a Layouts,
-        runs: Vec<(&'a Arc<Run>, KeyGroupRanges)>,
-        metas: Vec<Arc<SectionMeta>>,
-        (from, to): (&[u8], Option<&[u8]>),
+        clips: Vec<KeyGroupRanges>,
+        parts: &'a [PartOf<'a>],
+        ranges: &'a [KeyRange],
         mode: ReadMode,
     ) -> Self {
-        let (runs, clips): (Vec<_>, Vec<_>) = runs.into_iter().unzip();
-        let cursors = metas
-            .iter()
-            .zip(clips)
-            .map(|(meta, clip)| {
-                let start = meta.seek(0, from);
-                let end = match to {
-                    None => meta.blocks().len(),
-                    Some(to) => start + blocks_below(meta, start, to),
-                };
-                Cursor {
-                    clip,
-                    blocks: start..end,
-                    loaded: VecDeque::new(),
-                    loaded_bytes: 0,
-                    at: 0,
-                    inside: false,
-                    from: from.to_vec(),
-                    to: to.map(<[u8]>::to_vec),
-                }
+        let mut cursors: Vec<Cursor> = clips
+            .into_iter()
+            .map(|clip| Cursor {
+                clip,
+                blocks: VecDeque::new(),
+                loaded: VecDeque::new(),
+                loaded_bytes: 0,
+                at: 0,
+                until: 0,
+                range: 0,
+                inside: false,
             })
             .collect();
-        Self { store, layouts, runs, metas, cursors, mode }
+        for (part, of) in parts.iter().enumerate() {
+            let cursor = &mut cursors[of.run_index];
+            let infos = of.part.blocks();
+            // The first block that is not among the wishes yet, and where the search for a range begins.
+            let (mut next, mut start) = (0, 0);
+            let first = ranges.partition_point(|r| r.to.as_ref().is_some_and(|to| to.as_ref() <= of.part.first_key()));
+            for range in ranges[first..].iter().take_while(|r| r.from.as_ref() <= of.part.last_key()) {
+                start = of.part.seek(start, &range.from);
+                let ends = |b: &usize| range.to.as_ref().is_none_or(|to| of.part.compare_first(*b, to).is_lt());
+                for block in (start.max(next)..infos.len()).take_while(ends) {
+                    next = block + 1;
+                    if infos[block].overlaps(&cursor.clip) {
+                        cursor.blocks.push_back(BlockWish { part, block });
+                    }
+                }
+            }
+        }
+        Self { store, layouts, parts, ranges, cursors, mode }
     }
 
     /// Reads ahead for every cursor that has less than half of its share.
     pub(crate) async fn fill(&mut self, report: &mut ReadReport) -> Result<()> {
         let mut wishes = Vec::new();
-        let mut bodies: Vec<Option<Bytes>> = Vec::new();
-        for (run, cursor) in self.cursors.iter_mut().enumerate() {
+        for cursor in &mut self.cursors {
             if cursor.loaded_bytes > self.mode.ahead_bytes / 2 {
                 continue;
             }
-            let meta = &self.metas[run];
             let mut bytes = cursor.loaded_bytes;
             while bytes < self.mode.ahead_bytes
-                && let Some(block) = cursor.blocks.next()
+                && let Some(wish) = cursor.blocks.pop_front()
             {
-                let info = &meta.blocks()[block];
-                if info.overlaps(&cursor.clip) {
-                    bytes += u64::from(info.body_length);
-                    wishes.push(BlockWish { run, block });
-                    bodies.push(None);
-                }
+                bytes += u64::from(self.parts[wish.part].part.blocks()[wish.block].body_length);
+                wishes.push(wish);
             }
         }
+        let mut blocks: Vec<Option<SharedBlock>> = Vec::with_capacity(wishes.len());
         let mut missing = Vec::new();
         for (i, wish) in wishes.iter().enumerate() {
             // What is hot is none of a walk's business: no hit is counted and nothing is put in.
-            bodies[i] = self.store.0.caches.peek_block(&self.store.block_key(&self.runs, &self.metas, wish));
-            match bodies[i] {
+            let there = self.store.0.caches.peek_block(&self.parts[wish.part].key(wish.block));
+            match there {
                 Some(_) => report.memory_hits += 1,
                 None => missing.push(i),
             }
+            blocks.push(there);
         }
         if !missing.is_empty() {
-            let asked: Vec<BlockWish> = missing.iter().map(|&i| wishes[i].clone()).collect();
-            let mode = (self.mode.purpose, false);
+            let asked: Vec<BlockWish> = missing.iter().map(|&i| wishes[i]).collect();
+            let mode = BlockMode { purpose: self.mode.purpose, keep: false };
             self.store
-                .blocks(&self.runs, &self.metas, &asked, mode, report, |i, body| {
-                    bodies[missing[i]] = Some(body);
+                .blocks(self.parts, &asked, mode, report, |i, block| {
+                    blocks[missing[i]] = Some(block);
                     Ok(())
                 })
                 .await?;
         }
-        for (wish, body) in wishes.into_iter().zip(bodies) {
-            if let Some(body) = body {
-                let cursor = &mut self.cursors[wish.run];
-                cursor.loaded_bytes += body.len() as u64;
-                cursor.loaded.push_back((wish.block, Block::open(body)?));
+        for (wish, block) in wishes.into_iter().zip(blocks) {
+            if let Some(block) = block {
+                let of = &self.parts[wish.part];
+                let cursor = &mut self.cursors[of.run_index];
+                cursor.loaded_bytes += block.0.body_len() as u64;
+                cursor.loaded.push_back((wish, block));
                 if cursor.loaded.len() == 1 {
-                    cursor.enter(&self.metas[wish.run]);
-                    cursor.settle(&self.metas[wish.run], self.layouts)?;
+                    cursor.enter(self.parts);
+                    cursor.settle(self.parts, self.ranges, self.layouts)?;
                 }
             }
         }
@@ -190,7 +213,7 @@ impl<'a> Cursors<'a> {
                 None if cursor.blocks.is_empty() => {}
                 None => return Ok(Step::Dry),
                 Some((_, block)) => {
-                    if least.is_none_or(|l| cursor.key_below(block, &self.cursors[l])) {
+                    if least.is_none_or(|l| cursor.key_below(&block.0, &self.cursors[l])) {
                         least = Some(i);
                     }
                 }
@@ -198,22 +221,22 @@ impl<'a> Cursors<'a> {
         }
         let Some(least) = least else { return Ok(Step::End) };
         if let Some((_, block)) = self.cursors[least].loaded.front() {
-            chain.key.extend_from_slice(block.prefix());
-            chain.key.extend_from_slice(block.suffix(self.cursors[least].at));
+            chain.key.extend_from_slice(block.0.prefix());
+            chain.key.extend_from_slice(block.0.suffix(self.cursors[least].at));
         }
-        for i in least..self.cursors.len() {
-            self.cursors[i].take(chain, &self.metas[i], self.layouts)?;
+        for cursor in &mut self.cursors[least..] {
+            cursor.take(chain, self.parts, self.ranges, self.layouts)?;
         }
         Ok(Step::Chain)
     }
 
     /// Puts what was read and not used up into the block cache: the next piece of a scan begins there.
     pub(crate) fn keep_rest(&mut self) {
-        for (run, cursor) in self.cursors.iter_mut().enumerate() {
-            for (block, loaded) in cursor.loaded.drain(..) {
-                let key = self.store.block_key(&self.runs, &self.metas, &BlockWish { run, block });
+        for cursor in &mut self.cursors {
+            for (wish, loaded) in cursor.loaded.drain(..) {
+                let key = self.parts[wish.part].key(wish.block);
                 if !self.store.0.caches.holds_block(&key) {
-                    self.store.0.caches.insert_block(key, loaded.into_body());
+                    self.store.0.caches.insert_block(key, loaded.indexed());
                 }
             }
         }
@@ -224,36 +247,42 @@ impl Cursor {
     /// Whether this cursor's key is below the other's.
     #[inline]
     fn key_below(&self, block: &Block, other: &Cursor) -> bool {
-        other.loaded.front().is_some_and(|(_, o)| block.compare_across(self.at, o, other.at).is_lt())
+        other.loaded.front().is_some_and(|(_, o)| block.compare_across(self.at, &o.0, other.at).is_lt())
     }
 
     /// Begins with the first loaded block.
-    fn enter(&mut self, meta: &SectionMeta) {
-        if let Some((index, block)) = self.loaded.front() {
-            let groups = meta.blocks()[*index].groups;
+    fn enter(&mut self, parts: &[PartOf<'_>]) {
+        if let Some((wish, _)) = self.loaded.front() {
+            let groups = parts[wish.part].part.blocks()[wish.block].groups;
             let all = KeyGroupRange { start: groups.0.into(), end: u32::from(groups.1) + 1 };
             self.inside = self.clip.covers(&KeyGroupRanges::from(all));
-            self.at = if self.from.is_empty() { 0 } else { block.lower_bound(0, &self.from) };
+            // The range is looked for before the first entry is.
+            (self.at, self.until) = (0, 0);
         }
     }
 
-    /// Moves on to the next entry that is to be seen: inside the clip, below the end.
-    fn settle(&mut self, meta: &SectionMeta, layouts: &Layouts) -> Result<()> {
+    /// Moves on to the next entry that is to be seen: inside a range and the clip.
+    fn settle(&mut self, parts: &[PartOf<'_>], ranges: &[KeyRange], layouts: &Layouts) -> Result<()> {
         let mut key = Vec::new();
-        while let Some((_, block)) = self.loaded.front() {
+        while let Some((_, SharedBlock(block))) = self.loaded.front() {
             if self.at >= block.len() {
                 self.loaded_bytes -= block.body_len() as u64;
                 self.loaded.pop_front();
-                // Later blocks begin above `from`.
-                self.from.clear();
-                self.enter(meta);
+                self.enter(parts);
                 continue;
             }
-            if self.to.as_ref().is_some_and(|to| block.compare(self.at, to).is_ge()) {
-                self.loaded.clear();
-                self.loaded_bytes = 0;
-                self.blocks = 0..0;
-                return Ok(());
+            if self.at >= self.until {
+                let Some(range) = ranges.get(self.range) else {
+                    self.loaded.clear();
+                    self.loaded_bytes = 0;
+                    self.blocks.clear();
+                    return Ok(());
+                };
+                self.at = block.lower_bound(self.at, &range.from);
+                self.until = range.to.as_ref().map_or(block.len(), |to| block.lower_bound(self.at, to));
+                // It ends in this block, or before it.
+                self.range += usize::from(self.until < block.len() && self.at >= self.until);
+                continue;
             }
             if self.inside {
                 return Ok(());
@@ -270,8 +299,8 @@ impl Cursor {
     }
 
     /// Takes the entries of `chain.key`, if they are next here.
-    fn take(&mut self, chain: &mut Chain, meta: &SectionMeta, layouts: &Layouts) -> Result<()> {
-        let Some((_, block)) = self.loaded.front() else { return Ok(()) };
+    fn take(&mut self, chain: &mut Chain, parts: &[PartOf<'_>], ranges: &[KeyRange], layouts: &Layouts) -> Result<()> {
+        let Some((_, SharedBlock(block))) = self.loaded.front() else { return Ok(()) };
         if !block.is_key(self.at, &chain.key) {
             return Ok(());
         }
@@ -280,16 +309,6 @@ impl Cursor {
             chain.push(block.entry(self.at));
             self.at += 1;
         }
-        self.settle(meta, layouts)
+        self.settle(parts, ranges, layouts)
     }
-}
-
-/// How many blocks from `start` on begin below `to`.
-fn blocks_below(meta: &SectionMeta, start: usize, to: &[u8]) -> usize {
-    let (mut low, mut high) = (start, meta.blocks().len());
-    while low < high {
-        let mid = low.midpoint(high);
-        if meta.first_key(mid) < to { low = mid + 1 } else { high = mid }
-    }
-    low - start
 }

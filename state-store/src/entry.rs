@@ -154,6 +154,12 @@ impl<'a> EntryRef<'a> {
     }
 }
 
+/// Whether the entry is a put that does not expire: its value is all behind the head byte.
+#[inline]
+pub(crate) fn is_plain_put(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&PUT)
+}
+
 /// Whether nothing older under the key matters, from the entry's head byte alone.
 #[inline]
 pub(crate) fn ends_chain(bytes: &[u8]) -> bool {

@@ -1,33 +1,124 @@
-//! Reading meta parts and data blocks of runs from the object store. Everything that comes back is checked against
-//! what the version and the index say of it; a mismatch names the object and the offset.
+//! Reading index parts and data blocks of runs from the object store. Everything that comes back is checked against
+//! what the version, the directory and the index say of it; a mismatch names the object and the offset.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
-use millstream_cache::{BlockKey, Flight, Lead, Wait};
+use millstream_cache::{BlockKey, Flight, Lead, ObjectId, Wait};
+use millstream_common::prefetch::prefetch_address;
 use millstream_common::{Error, Result};
 use millstream_objects::Purpose;
 
 use crate::plan::{PlannedGet, Wanted, plan};
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{SectionMeta, decode_stored};
+use crate::section::{Block, BlockInfo, Directory, Part, PartInfo, SharedBlock, decode_stored};
 use crate::store::{StateStore, kib};
 
-/// A block of a run that is wanted.
-#[derive(Clone, Debug)]
+/// A meta part up to this size is read whole: one GET less is worth more than the bytes.
+const WHOLE_BYTES: u64 = 2 << 20;
+
+/// A part of a run's index that a read looks into.
+pub(crate) struct PartOf<'a> {
+    pub(crate) run: &'a Arc<Run>,
+    /// Index of the run among those that the caller reads.
+    pub(crate) run_index: usize,
+    pub(crate) part: Arc<Part>,
+    object: ObjectId,
+}
+
+impl PartOf<'_> {
+    pub(crate) fn key(&self, block: usize) -> BlockKey {
+        BlockKey { object: self.object, offset: self.run.offset + self.part.blocks()[block].offset }
+    }
+
+    fn range(&self, block: usize) -> Range<u64> {
+        let info = &self.part.blocks()[block];
+        let start = self.run.offset + info.offset;
+        start..start + u64::from(info.length)
+    }
+
+    /// Tells later reads of the part where a block is.
+    fn remember(&self, block: usize, shared: &SharedBlock) {
+        let weak = Arc::downgrade(&shared.0);
+        if let Some(slot) = self.part.slots().write().get_mut(block) {
+            *slot = weak;
+        }
+    }
+
+    /// Those of `blocks` that are in memory, in their order. The cache is told what was read, or asked, only where it must
+    /// be: see [`millstream_cache::Caches::turnover`].
+    pub(crate) fn blocks_in_memory(
+        &self,
+        store: &StateStore,
+        blocks: impl Iterator<Item = usize> + Clone,
+        out: &mut Vec<Option<SharedBlock>>,
+    ) {
+        let caches = &store.0.caches;
+        let turnover = caches.turnover();
+        out.clear();
+        {
+            let slots = self.part.slots().read();
+            blocks.clone().for_each(|b| prefetch_address(slots[b].as_ptr()));
+            out.extend(blocks.clone().map(|b| slots[b].upgrade().map(SharedBlock)));
+        }
+        let mut hits = 0;
+        for (found, b) in out.iter_mut().zip(blocks) {
+            match found {
+                Some(block) => {
+                    hits += 1;
+                    if block.0.touched.load(Ordering::Relaxed) != turnover {
+                        block.0.touched.store(turnover, Ordering::Relaxed);
+                        caches.touch(&self.key(b));
+                    }
+                }
+                None => {
+                    *found = caches.block(&self.key(b));
+                    if let Some(block) = found {
+                        block.0.touched.store(turnover, Ordering::Relaxed);
+                        self.remember(b, block);
+                    }
+                }
+            }
+        }
+        caches.count_memory_hits(hits);
+    }
+}
+
+/// A block that is wanted.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockWish {
-    /// Index of its run among those that the caller reads.
-    pub(crate) run: usize,
-    /// Its place in the run's index.
+    /// Index of its part among those that the caller reads.
+    pub(crate) part: usize,
+    /// Its place in the part's index.
     pub(crate) block: usize,
 }
 
+/// How a read of blocks goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockMode {
+    pub(crate) purpose: Purpose,
+    /// Put what is fetched into the caches.
+    pub(crate) keep: bool,
+}
+
 /// By the index of the wish: what to fetch, and what others fetch.
-type Flights = (Vec<(usize, Lead)>, Vec<(usize, Wait)>);
+type Flights = (Vec<(usize, Lead<SharedBlock>)>, Vec<(usize, Wait<SharedBlock>)>);
+
+/// What a fetch of metadata took.
+#[derive(Default)]
+struct Cost {
+    gets: u64,
+    bytes: u64,
+}
+
+/// The parts of one run that were asked for, by their place in the directory.
+type Found = Vec<(usize, Arc<Part>)>;
 
 impl StateStore {
     /// Adds the object and the offset to an error.
@@ -44,84 +135,208 @@ impl StateStore {
         let limit = kib(self.0.options.bytes_in_flight).max(1);
         let permits = kib(range.end - range.start).min(limit) as u32;
         let _bytes = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
-        self.0.store.get_range(&run.path(), range, purpose).await
+        self.0.requests.spend(1, self.0.env.now());
+        let path = run.path();
+        let request = || self.0.store.get_range(&path, range.clone(), purpose);
+        self.0.hedge.get(&self.0.env, range.end - range.start, request).await
     }
 
-    /// The meta parts of `runs`, from the cache or fetched at once.
-    pub(crate) async fn metas(
+    /// The parts of `runs` that `wanted` says (by the index of the run), in the order of runs and keys: from the cache, or
+    /// fetched at once. `wide`: nearly all parts of a run will be wanted, so its meta part is read in one go.
+    pub(crate) async fn parts<'a>(
         &self,
-        runs: &[&Arc<Run>],
+        runs: &[&'a Arc<Run>],
+        wide: impl Fn(usize) -> bool,
+        wanted: impl Fn(usize, &PartInfo) -> bool,
         purpose: Purpose,
         report: &mut ReadReport,
-    ) -> Result<Vec<Arc<SectionMeta>>> {
-        let mut metas: Vec<Option<Arc<SectionMeta>>> =
-            runs.iter().map(|run| self.0.caches.metadata(&meta_key(run))).collect();
-        if metas.iter().any(Option::is_none) {
+    ) -> Result<Vec<PartOf<'a>>> {
+        let mut found: Vec<Option<Found>> =
+            runs.iter().enumerate().map(|(r, run)| self.cached_parts(run, &|p: &PartInfo| wanted(r, p))).collect();
+        if found.iter().any(Option::is_none) {
             let started = self.0.env.now();
-            let missing = metas.iter().enumerate().filter(|(_, m)| m.is_none());
-            let mut fetches: FuturesUnordered<_> =
-                missing.map(|(i, _)| async move { (i, self.fetch_meta(runs[i], purpose).await) }).collect();
+            let (wide, wanted) = (&wide, &wanted);
+            let missing = found.iter().enumerate().filter(|(_, f)| f.is_none());
+            let fetch = |r: usize| async move {
+                (r, self.fetch_parts(runs[r], wide(r), |p: &PartInfo| wanted(r, p), purpose).await)
+            };
+            let mut fetches: FuturesUnordered<_> = missing.map(|(r, _)| fetch(r)).collect();
             let mut fetched = Vec::with_capacity(fetches.len());
-            while let Some((i, meta)) = fetches.next().await {
-                let (meta, bytes) = meta?;
-                report.gets += u64::from(bytes > 0);
-                report.bytes += bytes;
-                fetched.push((i, meta));
+            while let Some((r, parts)) = fetches.next().await {
+                let (parts, cost) = parts?;
+                report.gets += cost.gets;
+                report.bytes += cost.bytes;
+                fetched.push((r, parts));
             }
             drop(fetches);
-            for (i, meta) in fetched {
-                metas[i] = Some(meta);
-            }
+            fetched.into_iter().for_each(|(r, parts)| found[r] = Some(parts));
             report.waited += self.0.env.now().since(started);
         }
-        Ok(metas.into_iter().flatten().collect())
+        let of_run = |(run_index, found): (usize, Option<Found>)| {
+            let (run, object) = (runs[run_index], runs[run_index].object_id());
+            found.into_iter().flatten().map(move |(_, part)| PartOf { run, run_index, part, object })
+        };
+        Ok(found.into_iter().enumerate().flat_map(of_run).collect())
     }
 
-    /// A meta part and the bytes that were fetched for it (0: somebody else fetched it).
-    async fn fetch_meta(&self, run: &Run, purpose: Purpose) -> Result<(Arc<SectionMeta>, u64)> {
-        let key = meta_key(run);
+    /// The wanted parts of a run, when the cache has all of them.
+    fn cached_parts(&self, run: &Run, wanted: &impl Fn(&PartInfo) -> bool) -> Option<Found> {
+        let directory = self.0.caches.metadata::<Directory>(&directory_key(run))?;
+        let wanted = directory.parts().iter().enumerate().filter(|(_, info)| wanted(info));
+        wanted.map(|(i, info)| Some((i, self.0.caches.metadata(&part_key(run, info))?))).collect()
+    }
+
+    /// One caller fetches metadata of a run at a time; the others look again when it is done.
+    async fn fetch_parts(
+        &self,
+        run: &Run,
+        wide: bool,
+        wanted: impl Fn(&PartInfo) -> bool,
+        purpose: Purpose,
+    ) -> Result<(Found, Cost)> {
         loop {
-            let lead = match self.0.caches.begin(key) {
-                Flight::Lead(lead) => lead,
-                Flight::Ready(stored) => return Ok((self.decode_meta(run, &stored)?, 0)),
-                Flight::Wait(wait) => match wait.result().await {
-                    Some(stored) => return Ok((self.decode_meta(run, &stored)?, 0)),
-                    None => continue,
-                },
+            let lead = match self.0.caches.begin_metadata(directory_key(run)) {
+                Flight::Ready(()) => None,
+                Flight::Lead(lead) => Some(lead),
+                Flight::Wait(wait) => {
+                    wait.result().await;
+                    None
+                }
             };
-            if let Some(meta) = self.0.caches.metadata(&key) {
-                return Ok((meta, 0));
+            if let Some(found) = self.cached_parts(run, &wanted) {
+                return Ok((found, Cost::default()));
             }
-            let range = run.meta_offset..run.meta_offset + u64::from(run.meta_length);
-            let stored = self.get(run, range, purpose).await?;
-            let meta = self.decode_meta(run, &stored)?;
-            self.0.caches.insert_metadata(key, meta.clone(), meta.memory_bytes());
-            let bytes = stored.len() as u64;
-            lead.finish_uncached(stored);
-            return Ok((meta, bytes));
+            let Some(lead) = lead else { continue };
+            let mut cost = Cost::default();
+            let found = self.lead_parts(run, wide, &wanted, purpose, &mut cost).await?;
+            lead.finish(());
+            return Ok((found, cost));
         }
     }
 
-    fn decode_meta(&self, run: &Run, stored: &Bytes) -> Result<Arc<SectionMeta>> {
-        let meta = SectionMeta::decode(stored, run.checksum).map_err(|e| self.named(run, run.meta_offset, e))?;
-        if meta.blocks_end() != run.meta_offset - run.offset {
-            let error = Error::corrupt("a section's blocks do not end where its meta part begins").code(4003);
-            return Err(self.named(run, run.meta_offset, error));
+    async fn lead_parts(
+        &self,
+        run: &Run,
+        wide: bool,
+        wanted: &impl Fn(&PartInfo) -> bool,
+        purpose: Purpose,
+        cost: &mut Cost,
+    ) -> Result<Found> {
+        let end = run.meta_offset + u64::from(run.meta_length);
+        let known = self.0.caches.metadata::<Directory>(&directory_key(run));
+        // The bytes from here to the end of the section are in `tail`.
+        let mut tail_at = end;
+        let mut tail = Bytes::new();
+        let directory = match known {
+            Some(directory) => directory,
+            None => {
+                let whole = wide || u64::from(run.meta_length) <= WHOLE_BYTES;
+                tail_at = if whole { run.meta_offset } else { end - u64::from(run.directory_length) };
+                tail = self.get_pieces(run, tail_at..end, purpose, cost).await?;
+                let at = tail.len() - run.directory_length as usize;
+                let directory = self.decode_directory(run, &tail[at..])?;
+                self.0.caches.insert_metadata(directory_key(run), directory.clone(), directory.memory_bytes());
+                directory
+            }
+        };
+        let mut found = Vec::new();
+        let mut missing = Vec::new();
+        for (i, info) in directory.parts().iter().enumerate() {
+            let start = run.meta_offset + info.at;
+            if start >= tail_at {
+                let at = (start - tail_at) as usize;
+                // What has come along is kept, wanted or not.
+                let part = self.decode_part(run, info, &tail.slice(at..at + info.length as usize))?;
+                if wanted(info) {
+                    found.push((i, part));
+                }
+            } else if wanted(info) {
+                match self.0.caches.metadata(&part_key(run, info)) {
+                    Some(part) => found.push((i, part)),
+                    None => missing.push(i),
+                }
+            }
         }
-        Ok(Arc::new(meta))
+        let stretches = missing.chunk_by(|a, b| a + 1 == *b).map(|some| {
+            let parts = &directory.parts()[some[0]..=some[some.len() - 1]];
+            (some[0], parts, parts.iter().map(|p| u64::from(p.length)).sum::<u64>())
+        });
+        let fetch = |(first, parts, bytes): (usize, &'_ [PartInfo], u64)| {
+            let start = run.meta_offset + parts[0].at;
+            let parts = parts.to_vec();
+            async move {
+                let mut cost = Cost::default();
+                let stored = self.get_pieces(run, start..start + bytes, purpose, &mut cost).await?;
+                let decoded = parts.iter().enumerate().map(|(i, info)| {
+                    let at = (info.at - parts[0].at) as usize;
+                    Ok((first + i, self.decode_part(run, info, &stored.slice(at..at + info.length as usize))?))
+                });
+                Ok::<_, Error>((decoded.collect::<Result<Vec<_>>>()?, cost))
+            }
+        };
+        for (parts, took) in try_join_all(stretches.map(fetch)).await? {
+            found.extend(parts);
+            cost.gets += took.gets;
+            cost.bytes += took.bytes;
+        }
+        found.sort_unstable_by_key(|(i, _)| *i);
+        Ok(found)
+    }
+
+    /// A range in as many GETs at once as its size is worth.
+    async fn get_pieces(&self, run: &Run, range: Range<u64>, purpose: Purpose, cost: &mut Cost) -> Result<Bytes> {
+        let pieces = (range.end - range.start).div_ceil(WHOLE_BYTES).max(1);
+        cost.gets += pieces;
+        cost.bytes += range.end - range.start;
+        if pieces == 1 {
+            return self.get(run, range, purpose).await;
+        }
+        let piece = |i: u64| {
+            let start = range.start + i * WHOLE_BYTES;
+            self.get(run, start..(start + WHOLE_BYTES).min(range.end), purpose)
+        };
+        Ok(Bytes::from(try_join_all((0..pieces).map(piece)).await?.concat()))
+    }
+
+    fn decode_directory(&self, run: &Run, stored: &[u8]) -> Result<Arc<Directory>> {
+        let at = run.meta_offset + u64::from(run.meta_length - run.directory_length);
+        let directory = Directory::decode(stored, run.checksum).map_err(|e| self.named(run, at, e))?;
+        let parts = u64::from(run.meta_length - run.directory_length);
+        if directory.parts_bytes() != parts {
+            let error =
+                Error::corrupt("the parts of a section's index have another size than the version says").code(4003);
+            return Err(self.named(run, at, error));
+        }
+        Ok(Arc::new(directory))
+    }
+
+    /// Decodes a part and puts it into the cache.
+    fn decode_part(&self, run: &Run, info: &PartInfo, stored: &Bytes) -> Result<Arc<Part>> {
+        if let Some(part) = self.0.caches.metadata(&part_key(run, info)) {
+            return Ok(part);
+        }
+        // The part keeps the bytes: not those of its neighbours, too.
+        let own = Bytes::copy_from_slice(stored);
+        let part = Part::decode(&own, info).map_err(|e| self.named(run, run.meta_offset + info.at, e))?;
+        let end = part.blocks().last().map_or(0, |b| b.offset + u64::from(b.length));
+        if end > run.meta_offset - run.offset {
+            let error = Error::corrupt("a section's blocks do not end where its meta part begins").code(4003);
+            return Err(self.named(run, run.meta_offset + info.at, error));
+        }
+        let part = Arc::new(part);
+        self.0.caches.insert_metadata(part_key(run, info), part.clone(), part.memory_bytes());
+        Ok(part)
     }
 
     /// Brings all blocks of `wishes`: from the SSD, from others who fetch them already, and by planned GETs, all at
-    /// once. Calls `take` with the index of each wish and the block's body, as they come. Memory was asked before.
-    /// `keep`: put what is fetched into the caches.
+    /// once. Calls `take` with the index of each wish and the block, as they come. Memory was asked before.
     pub(crate) async fn blocks(
         &self,
-        runs: &[&Arc<Run>],
-        metas: &[Arc<SectionMeta>],
+        parts: &[PartOf<'_>],
         wishes: &[BlockWish],
-        (purpose, keep): (Purpose, bool),
+        mode: BlockMode,
         report: &mut ReadReport,
-        mut take: impl FnMut(usize, Bytes) -> Result<()>,
+        mut take: impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<()> {
         let started = self.0.env.now();
         let mut left: Vec<usize> = (0..wishes.len()).collect();
@@ -129,34 +344,51 @@ impl StateStore {
             let mut waits = Vec::new();
             let mut leads = Vec::new();
             for i in std::mem::take(&mut left) {
-                match self.0.caches.begin(self.block_key(runs, metas, &wishes[i])) {
-                    Flight::Ready(body) => take(i, body)?,
+                match self.0.caches.begin(parts[wishes[i].part].key(wishes[i].block)) {
+                    Flight::Ready(block) => take(i, block)?,
                     Flight::Wait(wait) => waits.push((i, wait)),
                     Flight::Lead(lead) => leads.push((i, lead)),
                 }
             }
             if self.0.caches.has_disk() {
-                let look = leads.into_iter().map(|(i, lead)| async move {
-                    let key = self.block_key(runs, metas, &wishes[i]);
-                    (i, lead, self.0.caches.disk_block(&key).await)
-                });
-                let mut looks = futures::stream::iter(look).buffer_unordered(self.0.options.gets_in_flight.max(1));
-                leads = Vec::new();
-                while let Some((i, lead, body)) = looks.next().await {
-                    match body {
-                        Some(body) => {
-                            report.disk_hits += 1;
-                            lead.finish_uncached(body.clone());
-                            take(i, body)?;
-                        }
-                        None => leads.push((i, lead)),
-                    }
-                }
+                leads = self.look_on_disk(parts, wishes, leads, mode, report, &mut take).await?;
             }
-            self.lead_gets(runs, metas, wishes, (leads, waits), (purpose, keep), report, &mut left, &mut take).await?;
+            self.lead_gets(parts, wishes, (leads, waits), mode, report, &mut left, &mut take).await?;
         }
         report.waited += self.0.env.now().since(started);
         Ok(())
+    }
+
+    /// Takes what the SSD has; what it has not is given back.
+    async fn look_on_disk(
+        &self,
+        parts: &[PartOf<'_>],
+        wishes: &[BlockWish],
+        leads: Vec<(usize, Lead<SharedBlock>)>,
+        mode: BlockMode,
+        report: &mut ReadReport,
+        take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
+    ) -> Result<Vec<(usize, Lead<SharedBlock>)>> {
+        let look = leads.into_iter().map(|(i, lead)| async move {
+            let key = parts[wishes[i].part].key(wishes[i].block);
+            (i, lead, self.0.caches.disk_block(&key).await)
+        });
+        let mut looks = futures::stream::iter(look).buffer_unordered(self.0.options.gets_in_flight.max(1));
+        let mut missing = Vec::new();
+        while let Some((i, lead, block)) = looks.next().await {
+            match block {
+                Some(block) => {
+                    report.disk_hits += 1;
+                    if mode.keep {
+                        parts[wishes[i].part].remember(wishes[i].block, &block);
+                    }
+                    lead.finish(block.clone());
+                    take(i, block)?;
+                }
+                None => missing.push((i, lead)),
+            }
+        }
+        Ok(missing)
     }
 
     /// Our own GETs, and beside them what others fetch for us. Each block is taken when it comes: one that were kept until
@@ -165,22 +397,24 @@ impl StateStore {
     #[allow(clippy::too_many_arguments)] // one call, of `blocks`
     async fn lead_gets(
         &self,
-        runs: &[&Arc<Run>],
-        metas: &[Arc<SectionMeta>],
+        parts: &[PartOf<'_>],
         wishes: &[BlockWish],
         (leads, waits): Flights,
-        (purpose, keep): (Purpose, bool),
+        mode: BlockMode,
         report: &mut ReadReport,
         again: &mut Vec<usize>,
-        take: &mut impl FnMut(usize, Bytes) -> Result<()>,
+        take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<()> {
         let wanted: Vec<Wanted> = leads
             .iter()
-            .map(|(i, _)| Wanted { object: wishes[*i].run, range: block_range(runs, metas, &wishes[*i]) })
+            .map(|(i, _)| {
+                let of = &parts[wishes[*i].part];
+                Wanted { object: first_of_object(parts, wishes[*i].part), range: of.range(wishes[*i].block) }
+            })
             .collect();
         let mut leads: Vec<_> = leads.into_iter().map(Some).collect();
         let get = |get: PlannedGet| async move {
-            let bytes = self.get(runs[get.object], get.range.clone(), purpose).await;
+            let bytes = self.get(parts[get.object].run, get.range.clone(), mode.purpose).await;
             (get, bytes)
         };
         let mut gets: FuturesUnordered<_> = plan(&wanted, self.plan_limits()).into_iter().map(get).collect();
@@ -188,11 +422,11 @@ impl StateStore {
             waits.into_iter().map(|(i, wait)| async move { (i, wait.result().await) }).collect();
         while !(gets.is_empty() && waits.is_empty()) {
             let (get, bytes) = millstream_common::select! {
-                Some((i, body)) = waits.next(), if !waits.is_empty() => {
-                    match body {
-                        Some(body) => {
+                Some((i, block)) = waits.next(), if !waits.is_empty() => {
+                    match block {
+                        Some(block) => {
                             report.shared += 1;
-                            take(i, body)?;
+                            take(i, block)?;
                         }
                         None => again.push(i),
                     }
@@ -203,19 +437,23 @@ impl StateStore {
             let bytes = bytes?;
             report.gets += 1;
             report.bytes += bytes.len() as u64;
-            for member in get.members {
-                let Some((i, lead)) = leads[member].take() else { continue };
+            for member in &get.members {
+                let Some((i, lead)) = leads[*member].take() else { continue };
                 report.misses += 1;
-                let body = self.decode_block(runs, metas, &wishes[i], &get.range, &bytes)?;
-                if keep {
-                    lead.finish(body.clone())
-                } else {
-                    lead.finish_uncached(body.clone())
+                let of = &parts[wishes[i].part];
+                let block = self.decode_block(of, wishes[i].block, &get.range, &bytes)?;
+                let block = if mode.keep { SharedBlock::from(block) } else { SharedBlock::to_walk(block) };
+                if mode.keep {
+                    of.remember(wishes[i].block, &block);
+                    self.0.caches.insert_block(of.key(wishes[i].block), block.clone());
                 }
-                take(i, body)?;
+                lead.finish(block.clone());
+                take(i, block)?;
             }
-            if keep {
-                self.keep_neighbours(runs[get.object], &metas[get.object], &get.range, &bytes);
+            if mode.keep {
+                for of in parts.iter().filter(|p| p.object == parts[get.object].object) {
+                    self.keep_neighbours(of, &get.range, &bytes);
+                }
             }
         }
         Ok(())
@@ -223,57 +461,49 @@ impl StateStore {
 
     /// What a GET brought besides the blocks that were wanted goes into the cache as long as that is not full: it was
     /// paid for. A damaged block is left to the read that wants it.
-    fn keep_neighbours(&self, run: &Run, meta: &SectionMeta, range: &Range<u64>, bytes: &Bytes) {
-        let (object, mut room) = (run.object_id(), self.0.caches.room_bytes());
-        let first = meta.blocks().partition_point(|b| run.offset + b.offset < range.start);
-        for info in &meta.blocks()[first..] {
-            let start = run.offset + info.offset;
-            let end = start + u64::from(info.length);
-            if end > range.end || room < u64::from(info.body_length) {
+    fn keep_neighbours(&self, of: &PartOf<'_>, range: &Range<u64>, bytes: &Bytes) {
+        let mut room = self.0.caches.room_bytes();
+        let first = of.part.blocks().partition_point(|b| of.run.offset + b.offset < range.start);
+        for (i, info) in of.part.blocks().iter().enumerate().skip(first) {
+            let own = of.range(i);
+            if own.end > range.end || room < u64::from(info.body_length) {
                 return;
             }
-            let key = BlockKey { object, offset: start };
+            let key = of.key(i);
             if self.0.caches.holds_block(&key) {
                 continue;
             }
-            let stored = &bytes[(start - range.start) as usize..(end - range.start) as usize];
-            if let Ok(body) = decode_stored(stored, info.checksum) {
+            let stored = &bytes[(own.start - range.start) as usize..(own.end - range.start) as usize];
+            if let Ok(block) = decode_stored(stored, info.checksum) {
                 room -= u64::from(info.body_length);
-                self.0.caches.insert_in_memory(key, body);
+                self.0.caches.insert_in_memory(key, block.into());
             }
         }
     }
 
     /// Cuts a block out of a GET's bytes, checks it and decompresses it. The body shares nothing with the bytes.
-    fn decode_block(
-        &self,
-        runs: &[&Arc<Run>],
-        metas: &[Arc<SectionMeta>],
-        wish: &BlockWish,
-        range: &Range<u64>,
-        bytes: &Bytes,
-    ) -> Result<Bytes> {
-        let own = block_range(runs, metas, wish);
+    fn decode_block(&self, of: &PartOf<'_>, block: usize, range: &Range<u64>, bytes: &Bytes) -> Result<Block> {
+        let own = of.range(block);
+        let info: &BlockInfo = &of.part.blocks()[block];
         let cut = (own.start - range.start) as usize..(own.end - range.start) as usize;
         let stored =
             bytes.get(cut).ok_or_else(|| Error::corrupt("an object is shorter than its index says").code(4003));
-        stored
-            .and_then(|stored| decode_stored(stored, metas[wish.run].blocks()[wish.block].checksum))
-            .map_err(|e| self.named(runs[wish.run], own.start, e))
-    }
-
-    pub(crate) fn block_key(&self, runs: &[&Arc<Run>], metas: &[Arc<SectionMeta>], wish: &BlockWish) -> BlockKey {
-        let offset = runs[wish.run].offset + metas[wish.run].blocks()[wish.block].offset;
-        BlockKey { object: runs[wish.run].object_id(), offset }
+        stored.and_then(|stored| decode_stored(stored, info.checksum)).map_err(|e| self.named(of.run, own.start, e))
     }
 }
 
-pub(crate) fn meta_key(run: &Run) -> BlockKey {
-    BlockKey { object: run.object_id(), offset: run.meta_offset }
+/// The first part that lies in the same object: parts of several runs of one object may share a GET.
+fn first_of_object(parts: &[PartOf<'_>], part: usize) -> usize {
+    parts.iter().position(|p| p.object == parts[part].object).unwrap_or(part)
 }
 
-fn block_range(runs: &[&Arc<Run>], metas: &[Arc<SectionMeta>], wish: &BlockWish) -> Range<u64> {
-    let info = &metas[wish.run].blocks()[wish.block];
-    let start = runs[wish.run].offset + info.offset;
-    start..start + u64::from(info.length)
+/// The directory's name in the caches.
+pub(crate) fn directory_key(run: &Run) -> BlockKey {
+    let offset = run.meta_offset + u64::from(run.meta_length - run.directory_length);
+    BlockKey { object: run.object_id(), offset }
+}
+
+/// A part's name in the caches.
+pub(crate) fn part_key(run: &Run, info: &PartInfo) -> BlockKey {
+    BlockKey { object: run.object_id(), offset: run.meta_offset + info.at }
 }

@@ -1,32 +1,89 @@
-//! `multi_get`: the values of thousands of keys in two dependent stages of I/O at most, as a rule: meta parts, then
+//! `multi_get`: the values of thousands of keys in two dependent stages of I/O at most, as a rule: index parts, then
 //! blocks.
 //!
-//! 1. Keys are sorted and distinct; per run (newest first) clip, filter and index leave for each key the blocks that
-//!    may hold it.
-//! 2. Blocks in memory are searched at once. A key whose newest put or delete is found there needs nothing older.
+//! 1. Keys are sorted and distinct, and copied one behind the other.
+//! 2. Run by run, newest first: clip, filter and index leave for each key the block that may hold it; blocks in memory are
+//!    searched at once. A key whose newest put or delete was found needs nothing older and is not looked for there.
 //! 3. All other blocks are fetched together, by planned GETs; when that would fetch far more than the newest
 //!    candidates of all keys, those come first and the rest in a further round, if still needed.
 //! 4. Each block is searched for its keys as it comes and let go: what is held is the entries that were found.
+//!
+//! Nearly everything that a look-up touches lies somewhere in gigabytes: a line of the filter, the slot of the block, its
+//! table, the key, the entry. So keys go through these steps in groups, and each step asks the processor for the memory of
+//! the next one before it is taken.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_common::hash::stable_hash;
-use millstream_common::{Error, KeyGroup, Result, StateId};
+use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
-use crate::entry::{ReadTime, ends_chain};
-use crate::fetch::BlockWish;
+use crate::Layout;
+use crate::entry::{ReadTime, ends_chain, is_plain_put};
+use crate::fetch::{BlockMode, BlockWish, PartOf};
 use crate::fold::{Resolved, resolve};
+use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{Block, SectionMeta};
+use crate::section::{Block, PartInfo, SharedBlock};
 use crate::view::View;
 
+/// Keys that go through the steps together: what the steps ask for fits into the nearest cache.
+const GROUP: usize = 64;
+
+/// The values that a [`View::multi_get`] found, in the order of its keys. They share one allocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Values {
+    arena: Bytes,
+    /// By distinct key: where its value stands; [`ABSENT`].
+    spans: Vec<(u32, u32)>,
+    /// By key of the call: its place in `spans`.
+    places: Vec<u32>,
+}
+
+/// No value.
+const ABSENT: (u32, u32) = (u32::MAX, 0);
+
+impl Values {
+    /// How many keys were asked for.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether none was.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The value of key `i` of the call; `None` when it is absent, deleted or expired, or when there is no such key.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, i: usize) -> Option<&[u8]> {
+        let (start, end) = *self.spans.get(*self.places.get(i)? as usize)?;
+        self.arena.get(start as usize..end as usize).filter(|_| start != ABSENT.0)
+    }
+
+    /// The values, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> {
+        (0..self.len()).map(|i| self.get(i))
+    }
+
+    /// Bytes of memory that they hold.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.arena.len() + self.spans.len() * size_of::<(u32, u32)>() + self.places.len() * size_of::<u32>()
+    }
+}
+
 /// The distinct keys of a call, sorted.
-struct Batch<'a> {
-    keys: Vec<&'a Bytes>,
+#[derive(Default)]
+struct Batch {
+    keys: Vec<u8>,
+    ends: Vec<u32>,
     hashes: Vec<u64>,
     groups: Vec<KeyGroup>,
     /// The states of the keys with the least and greatest time of their keys.
@@ -35,26 +92,68 @@ struct Batch<'a> {
     places: Vec<u32>,
 }
 
-/// A block and the keys (a range of `Candidates::keys`) that it may hold.
+impl Batch {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    #[inline]
+    fn key(&self, k: usize) -> &[u8] {
+        let start = if k == 0 { 0 } else { self.ends[k - 1] as usize };
+        &self.keys[start..self.ends[k] as usize]
+    }
+
+    /// The keys from the first that is not below `first` to the last that is not above `last`.
+    fn between(&self, first: &[u8], last: &[u8]) -> Range<usize> {
+        let below = |bound: &[u8], included: bool| {
+            let (mut low, mut high) = (0, self.len());
+            while low < high {
+                let mid = low.midpoint(high);
+                let key = self.key(mid);
+                if key < bound || (included && key == bound) { low = mid + 1 } else { high = mid }
+            }
+            low
+        };
+        let start = below(first, false);
+        start..below(last, true).max(start)
+    }
+}
+
+/// A block that was not in memory, and the keys (a range of `Search::candidate_keys`) that it may hold.
 struct Candidate {
     wish: BlockWish,
+    run: u32,
     keys: Range<usize>,
 }
 
-/// Entries that were found.
+/// An entry that was found.
 struct Found {
     key: u32,
     run: u32,
     /// Where the encoded entry stands in the arena.
-    entry: Range<usize>,
+    entry: Range<u32>,
 }
 
+/// A put that does not expire: its run (or [`OPEN`]), and where its value stands in the arena, right behind its head.
+#[derive(Clone, Copy)]
+struct Put {
+    run: u32,
+    span: (u32, u32),
+}
+
+/// Bytes of the head of such a put.
+const PUT_HEAD: u32 = 1;
+
 struct Search<'a> {
-    batch: &'a Batch<'a>,
+    batch: &'a Batch,
     /// The keys of each candidate, by place in the batch.
     candidate_keys: Vec<u32>,
+    candidates: Vec<Candidate>,
     /// The newest run in which a put or delete was found, by key.
     settled: Vec<u32>,
+    /// By key: the newest put that does not expire. Most keys need no more.
+    puts: Vec<Put>,
+    /// All other entries.
     found: Vec<Found>,
     arena: Vec<u8>,
 }
@@ -62,183 +161,337 @@ struct Search<'a> {
 const OPEN: u32 = u32::MAX;
 
 impl View {
-    /// The values of `keys` (whole store keys, in any order, duplicates allowed) at `time`; result `i` belongs to key
-    /// `i`, `None` when it is absent, deleted or expired. A key of a key group outside the view's ranges is an error:
-    /// its owner is somebody else.
-    pub async fn multi_get(&self, keys: &[Bytes], time: &ReadTime) -> Result<(Vec<Option<Bytes>>, ReadReport)> {
+    /// The values of `keys` (whole store keys, in any order, duplicates allowed) at `time`, and what it cost. A key of
+    /// a key group outside the view's ranges is an error: its owner is somebody else.
+    pub async fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K], time: &ReadTime) -> Result<(Values, ReadReport)> {
         let mut report = ReadReport::default();
-        let result = self.get_all(keys, time, &mut report).await;
+        let batch = self.batch(keys);
+        let result = match batch {
+            Ok(batch) => self.get_all(batch, time, &mut report).await,
+            Err(e) => Err(e),
+        };
         self.store.add_to_totals(&report);
         result.map(|values| (values, report))
     }
 
-    async fn get_all(&self, keys: &[Bytes], time: &ReadTime, report: &mut ReadReport) -> Result<Vec<Option<Bytes>>> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
+    /// Brings the blocks that a later [`View::multi_get`] of these keys needs into memory, as far as the cache has room for
+    /// them; values are not looked at. Costs what that read will then not cost.
+    pub async fn prefetch<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<ReadReport> {
+        let mut report = ReadReport::default();
         let batch = self.batch(keys)?;
-        report.keys += batch.keys.len() as u64;
-        let relevant: Vec<usize> = (0..self.runs().len())
-            .filter(|&r| batch.states.iter().any(|&(state, times)| self.runs()[r].may_hold(state, times)))
-            .collect();
-        let runs: Vec<&Arc<Run>> = relevant.iter().map(|&r| &self.runs()[r]).collect();
-        let metas = self.store.metas(&runs, Purpose::State, report).await?;
-        let mut search = Search {
-            batch: &batch,
-            candidate_keys: Vec::new(),
-            settled: vec![OPEN; batch.keys.len()],
-            found: Vec::with_capacity(batch.keys.len()),
-            arena: Vec::new(),
-        };
-        let candidates = self.candidates(&relevant, &metas, &mut search, report);
-        let mut pending = Vec::new();
-        for candidate in candidates {
-            if !search.wants(&candidate) {
-                continue;
-            }
-            match self.store.0.caches.block(&self.store.block_key(&runs, &metas, &candidate.wish)) {
-                Some(body) => {
-                    report.memory_hits += 1;
-                    search.take(&candidate, body)?;
-                }
-                None => pending.push(candidate),
-            }
-        }
+        let result = self.prefetch_all(&batch, &mut report).await;
+        self.store.add_to_totals(&report);
+        result.map(|()| report)
+    }
+
+    async fn prefetch_all(&self, batch: &Batch, report: &mut ReadReport) -> Result<()> {
+        let parts = self.parts_for(batch, report).await?;
+        let mut search = Search::new(batch);
+        self.search_memory(&parts, &mut search, report)?;
+        let wishes: Vec<BlockWish> = search.candidates.iter().map(|c| c.wish).collect();
+        let mode = BlockMode { purpose: Purpose::State, keep: true };
+        self.store.blocks(&parts, &wishes, mode, report, |_, _| Ok(())).await
+    }
+
+    async fn get_all(&self, mut batch: Batch, time: &ReadTime, report: &mut ReadReport) -> Result<Values> {
+        let places = std::mem::take(&mut batch.places);
+        report.keys += batch.len() as u64;
+        let parts = self.parts_for(&batch, report).await?;
+        let mut search = Search::new(&batch);
+        self.search_memory(&parts, &mut search, report)?;
+        let mut pending = std::mem::take(&mut search.candidates);
         while !pending.is_empty() {
             pending.retain(|c| search.wants(c));
             let now = search.choose(&mut pending);
-            let wishes: Vec<BlockWish> = now.iter().map(|c| c.wish.clone()).collect();
-            self.store
-                .blocks(&runs, &metas, &wishes, (Purpose::State, true), report, |i, body| search.take(&now[i], body))
-                .await?;
+            let wishes: Vec<BlockWish> = now.iter().map(|c| c.wish).collect();
+            let mode = BlockMode { purpose: Purpose::State, keep: true };
+            self.store.blocks(&parts, &wishes, mode, report, |i, block| search.take(&now[i], &block.0)).await?;
         }
-        self.resolve_all(search, time)
+        self.resolve_all(&mut search, time)?;
+        let Search { puts, arena, .. } = search;
+        Ok(Values { arena: Bytes::from(arena), spans: puts.into_iter().map(|p| p.span).collect(), places })
     }
 
-    fn batch<'a>(&self, keys: &'a [Bytes]) -> Result<Batch<'a>> {
-        let mut order: Vec<u32> = (0..keys.len() as u32).collect();
-        order.sort_unstable_by(|&a, &b| keys[a as usize].cmp(&keys[b as usize]));
-        let mut batch = Batch {
-            keys: Vec::with_capacity(keys.len()),
-            hashes: Vec::with_capacity(keys.len()),
-            groups: Vec::with_capacity(keys.len()),
-            states: Vec::new(),
-            places: vec![0; keys.len()],
-        };
-        for i in order {
-            let key = &keys[i as usize];
-            if batch.keys.last() != Some(&key) {
-                let place = self.layouts().locate(key)?;
-                if !self.ranges().contains(place.group) {
-                    return Err(outside(place.group, self));
+    fn batch<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Batch> {
+        if keys.len() >= OPEN as usize {
+            return Err(Error::internal("a read has more than 4 G keys").code(9211));
+        }
+        let mut batch = Batch { places: vec![0; keys.len()], ..Batch::default() };
+        let bytes = keys.iter().map(|k| k.as_ref().len()).sum::<usize>();
+        if u32::try_from(bytes).is_err() {
+            return Err(Error::internal("the keys of a read are larger than 4 GiB").code(9211));
+        }
+        batch.keys.reserve(bytes);
+        let mut state: Option<(StateId, Layout)> = None;
+        let mut before: &[u8] = &[];
+        for i in sorted(keys) {
+            let key = keys[i as usize].as_ref();
+            if batch.ends.is_empty() || before != key {
+                let id = key::state_of(key).ok_or_else(|| crate::layout::bad_key(key))?;
+                let layout = match state {
+                    Some((known, layout)) if known == id => layout,
+                    _ => self.layouts().get(id).ok_or_else(|| crate::layout::unknown_state(id))?.layout,
+                };
+                state = Some((id, layout));
+                let (group, time) = key::key_group(key, layout).ok_or_else(|| crate::layout::bad_key(key))?;
+                if !self.ranges().contains(group) {
+                    return Err(outside(group, self));
                 }
-                batch.keys.push(key);
-                batch.hashes.push(stable_hash(key));
-                batch.groups.push(place.group);
-                let time = place.time_ms.map(|t| (t, t));
-                match batch.states.last_mut() {
-                    // Sorted keys: the times of a state rise.
-                    Some((state, times)) if *state == place.state => {
-                        *times = times.zip(time).map(|((min, _), (max, _))| (min, max));
-                    }
-                    _ => batch.states.push((place.state, time)),
-                }
+                batch.add(key, id, group, time);
+                before = key;
             }
-            batch.places[i as usize] = (batch.keys.len() - 1) as u32;
+            batch.places[i as usize] = (batch.len() - 1) as u32;
         }
         Ok(batch)
     }
 
-    /// The blocks that may hold keys, newest run first.
-    fn candidates(
-        &self,
-        relevant: &[usize],
-        metas: &[Arc<SectionMeta>],
-        search: &mut Search<'_>,
-        report: &mut ReadReport,
-    ) -> Vec<Candidate> {
-        let mut candidates: Vec<Candidate> = Vec::new();
-        for (run, (&view_run, meta)) in relevant.iter().zip(metas).enumerate() {
-            let clip = self.clip(view_run);
-            let mut block = 0;
-            let first = candidates.len();
-            for (k, key) in search.batch.keys.iter().enumerate() {
-                if !clip.contains(search.batch.groups[k]) {
-                    continue;
-                }
-                if !meta.may_hold(search.batch.hashes[k]) {
-                    report.filtered += 1;
-                    continue;
-                }
-                block = meta.seek(block, key);
-                if block == meta.blocks().len() {
-                    break;
-                }
-                if meta.first_key(block) > key.as_ref() {
-                    continue;
-                }
-                let at = search.candidate_keys.len();
-                search.candidate_keys.push(k as u32);
-                match candidates[first..].last_mut() {
-                    Some(last) if last.wish.block == block => last.keys.end = at + 1,
-                    _ => candidates.push(Candidate { wish: BlockWish { run, block }, keys: at..at + 1 }),
-                }
-            }
-        }
-        candidates
+    /// The parts that may hold keys of the batch, newest run first.
+    async fn parts_for(&self, batch: &Batch, report: &mut ReadReport) -> Result<Vec<PartOf<'_>>> {
+        let may = |run: &Run| batch.states.iter().any(|&(state, times)| run.may_hold(state, times));
+        let relevant: Vec<usize> = (0..self.runs().len()).filter(|&r| may(&self.runs()[r])).collect();
+        let runs: Vec<&Arc<Run>> = relevant.iter().map(|&r| &self.runs()[r]).collect();
+        let wide = |r: usize| self.shows_much_of(relevant[r]);
+        let wanted = |r: usize, part: &PartInfo| {
+            part.overlaps(self.clip(relevant[r])) && !batch.between(&part.first_key, &part.last_key).is_empty()
+        };
+        let mut parts = self.store.parts(&runs, wide, wanted, Purpose::State, report).await?;
+        // By their place in the view.
+        parts.iter_mut().for_each(|p| p.run_index = relevant[p.run_index]);
+        Ok(parts)
     }
 
-    fn resolve_all(&self, mut search: Search<'_>, time: &ReadTime) -> Result<Vec<Option<Bytes>>> {
+    /// Looks into all blocks that are in memory; what is not becomes a candidate.
+    fn search_memory(&self, parts: &[PartOf<'_>], search: &mut Search<'_>, report: &mut ReadReport) -> Result<()> {
+        let mut work = Work::default();
+        for (p, part) in parts.iter().enumerate() {
+            let run = part.run_index;
+            let keys = search.batch.between(part.part.first_key(), part.part.last_key());
+            let mut block = 0;
+            for first in keys.clone().step_by(GROUP) {
+                let group = first..(first + GROUP).min(keys.end);
+                work.select(group, self.clip(run), part, search, report);
+                block = work.find_blocks(part, search.batch, block);
+                work.take_from_memory(self, p, part, search, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn resolve_all(&self, search: &mut Search<'_>, time: &ReadTime) -> Result<()> {
         // Entries of one key in one run were found newest first, so they stand in that order in the arena.
         search.found.sort_unstable_by_key(|f| (f.key, f.run, f.entry.start));
-        let arena = Bytes::from(std::mem::take(&mut search.arena));
-        let mut values: Vec<Option<Bytes>> = vec![None; search.batch.keys.len()];
-        for chain in search.found.chunk_by(|a, b| a.key == b.key) {
+        let found = std::mem::take(&mut search.found);
+        for chain in found.chunk_by(|a, b| a.key == b.key) {
             let k = chain[0].key as usize;
-            let entries = chain.iter().map(|f| &arena[f.entry.clone()]);
+            let put = search.puts[k];
+            // What is older than a put does not matter.
+            let younger = chain.iter().filter(|f| f.run < put.run).map(|f| f.entry.clone());
+            let base = (put.run != OPEN).then_some(put.span.0 - PUT_HEAD..put.span.1);
+            let entries = younger.chain(base).map(|e| &search.arena[e.start as usize..e.end as usize]);
             let operator = || {
-                let state = self.layouts().locate(search.batch.keys[k])?.state;
+                let state = self.layouts().locate(search.batch.key(k))?.state;
                 let name = self.layouts().get(state).map_or("", |l| l.merge_operator.as_str());
                 self.store.0.merge.get(name)
             };
-            values[k] = match resolve(entries, time, operator)? {
-                Resolved::Absent => None,
-                Resolved::Value(value) => Some(arena.slice_ref(value)),
-                Resolved::Merged(value) => Some(Bytes::from(value)),
+            search.puts[k].span = match resolve(entries, time, operator)? {
+                Resolved::Absent => ABSENT,
+                Resolved::Value(value) => {
+                    let start = value.as_ptr() as usize - search.arena.as_ptr() as usize;
+                    (start as u32, (start + value.len()) as u32)
+                }
+                Resolved::Merged(value) => search.keep(&value)?,
             };
         }
-        Ok(search.batch.places.iter().map(|&p| values[p as usize].clone()).collect())
+        Ok(())
     }
 }
 
-impl Search<'_> {
+/// The order of the keys.
+fn sorted<K: AsRef<[u8]>>(keys: &[K]) -> Vec<u32> {
+    // Most are told apart by 16 bytes, which are compared where they are sorted.
+    let head = |key: &[u8]| match key.first_chunk::<16>() {
+        Some(head) => u128::from_be_bytes(*head),
+        None => {
+            let mut head = [0; 16];
+            head[..key.len()].copy_from_slice(key);
+            u128::from_be_bytes(head)
+        }
+    };
+    let mut order: Vec<(u128, u32)> = (0u32..).zip(keys).map(|(i, k)| (head(k.as_ref()), i)).collect();
+    order.sort_unstable_by(|(a, i), (b, j)| {
+        a.cmp(b).then_with(|| keys[*i as usize].as_ref().cmp(keys[*j as usize].as_ref()))
+    });
+    order.into_iter().map(|(_, i)| i).collect()
+}
+
+impl Batch {
+    #[inline]
+    fn add(&mut self, key: &[u8], state: StateId, group: KeyGroup, time: Option<i64>) {
+        self.keys.extend_from_slice(key);
+        self.ends.push(self.keys.len() as u32);
+        self.hashes.push(stable_hash(key));
+        self.groups.push(group);
+        match self.states.last_mut() {
+            // Sorted keys: the times of a state rise.
+            Some((known, times)) if *known == state => {
+                *times = times.zip(time).map(|((min, _), t)| (min, t));
+            }
+            _ => self.states.push((state, time.map(|t| (t, t)))),
+        }
+    }
+}
+
+/// What the keys of a group have come to; kept from group to group for its memory.
+#[derive(Default)]
+struct Work {
+    asked: Vec<u32>,
+    selected: Vec<u32>,
+    /// By selected key: its block.
+    blocks: Vec<u32>,
+    /// The distinct blocks and how many of the selected keys, one after the other, each may hold.
+    groups: Vec<(u32, usize)>,
+    found: Vec<Option<SharedBlock>>,
+}
+
+impl Work {
+    /// The keys of `keys` that are open, inside the clip, and may be in the part by its filter.
+    fn select(
+        &mut self,
+        keys: Range<usize>,
+        clip: &KeyGroupRanges,
+        part: &PartOf<'_>,
+        search: &Search<'_>,
+        report: &mut ReadReport,
+    ) {
+        let run = part.run_index as u32;
+        self.asked.clear();
+        self.selected.clear();
+        let open = |k: &usize| search.settled[*k] > run && clip.contains(search.batch.groups[*k]);
+        self.asked.extend(keys.filter(open).map(|k| k as u32));
+        part.part.filter().select(&search.batch.hashes, &self.asked, &mut self.selected);
+        report.filtered += (self.asked.len() - self.selected.len()) as u64;
+    }
+
+    /// The block of each selected key, from `from` on; the last one.
+    fn find_blocks(&mut self, part: &PartOf<'_>, batch: &Batch, from: usize) -> usize {
+        self.blocks.clear();
+        self.groups.clear();
+        let mut block = from;
+        for &k in &self.selected {
+            block = part.part.seek(block, batch.key(k as usize));
+            self.blocks.push(block as u32);
+            match self.groups.last_mut() {
+                Some((last, count)) if *last == block as u32 => *count += 1,
+                _ => self.groups.push((block as u32, 1)),
+            }
+        }
+        block
+    }
+
+    /// Searches the blocks that are in memory for their keys; the others become candidates.
+    fn take_from_memory(
+        &mut self,
+        view: &View,
+        p: usize,
+        part: &PartOf<'_>,
+        search: &mut Search<'_>,
+        report: &mut ReadReport,
+    ) -> Result<()> {
+        let run = part.run_index as u32;
+        part.blocks_in_memory(&view.store, self.groups.iter().map(|g| g.0 as usize), &mut self.found);
+        report.memory_hits += self.found.iter().filter(|b| b.is_some()).count() as u64;
+        let mut keys = self.selected.iter();
+        for (found, (_, count)) in self.found.iter().zip(&self.groups) {
+            let keys = keys.by_ref().take(*count);
+            match found {
+                Some(block) => keys.for_each(|&k| block.0.prefetch_place(search.batch.hashes[k as usize])),
+                None => keys.for_each(drop),
+            }
+        }
+        let mut keys = self.selected.iter();
+        for (found, (_, count)) in self.found.iter().zip(&self.groups) {
+            let keys = keys.by_ref().take(*count);
+            match found {
+                Some(block) => keys.for_each(|&k| block.0.prefetch_entry(search.batch.hashes[k as usize])),
+                None => keys.for_each(drop),
+            }
+        }
+        let mut keys = self.selected.iter();
+        for (found, (block, count)) in self.found.drain(..).zip(&self.groups) {
+            let keys = keys.by_ref().take(*count);
+            match found {
+                Some(found) => {
+                    for &k in keys {
+                        search.look(&found.0, k, run)?;
+                    }
+                }
+                None => {
+                    let start = search.candidate_keys.len();
+                    search.candidate_keys.extend(keys);
+                    let wish = BlockWish { part: p, block: *block as usize };
+                    // Keys of one block may come in two groups.
+                    match search.candidates.last_mut() {
+                        Some(c) if c.wish.part == p && c.wish.block == wish.block => {
+                            c.keys.end = search.candidate_keys.len();
+                        }
+                        _ => search.candidates.push(Candidate { wish, run, keys: start..search.candidate_keys.len() }),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Search<'a> {
+    fn new(batch: &'a Batch) -> Self {
+        Self {
+            batch,
+            candidate_keys: Vec::new(),
+            candidates: Vec::new(),
+            settled: vec![OPEN; batch.len()],
+            puts: vec![Put { run: OPEN, span: ABSENT }; batch.len()],
+            found: Vec::new(),
+            arena: Vec::new(),
+        }
+    }
+
     /// Whether any key of a candidate is still open at its run.
     fn wants(&self, candidate: &Candidate) -> bool {
-        let run = candidate.wish.run as u32;
-        self.candidate_keys[candidate.keys.clone()].iter().any(|&k| self.settled[k as usize] > run)
+        self.candidate_keys[candidate.keys.clone()].iter().any(|&k| self.settled[k as usize] > candidate.run)
     }
 
     /// Looks for the keys of a candidate in its block.
-    fn take(&mut self, candidate: &Candidate, body: Bytes) -> Result<()> {
-        let block = Block::open(body)?;
-        let run = candidate.wish.run as u32;
-        let mut at = 0;
-        for &k in &self.candidate_keys[candidate.keys.clone()] {
-            if self.settled[k as usize] <= run {
-                continue;
+    fn take(&mut self, candidate: &Candidate, block: &Block) -> Result<()> {
+        for at in candidate.keys.clone() {
+            let k = self.candidate_keys[at];
+            if self.settled[k as usize] > candidate.run {
+                self.look(block, k, candidate.run)?;
             }
-            let key = self.batch.keys[k as usize];
-            at = block.lower_bound(at, key);
-            while block.is_key(at, key) {
-                let entry = block.entry(at);
-                let start = self.arena.len();
-                self.arena.extend_from_slice(entry);
-                self.found.push(Found { key: k, run, entry: start..self.arena.len() });
-                if ends_chain(entry) {
-                    self.settled[k as usize] = run;
-                }
-                at += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the entries of key `k` from a block of `run`.
+    #[inline]
+    fn look(&mut self, block: &Block, k: u32, run: u32) -> Result<()> {
+        let key = self.batch.key(k as usize);
+        let Some(mut at) = block.find(self.batch.hashes[k as usize], key) else { return Ok(()) };
+        let entry = block.entry(at);
+        if is_plain_put(entry) {
+            let (start, end) = self.keep(entry)?;
+            self.settled[k as usize] = run;
+            self.puts[k as usize] = Put { run, span: (start + PUT_HEAD, end) };
+            return Ok(());
+        }
+        while block.is_key(at, key) {
+            let entry = block.entry(at);
+            let (start, end) = self.keep(entry)?;
+            self.found.push(Found { key: k, run, entry: start..end });
+            if ends_chain(entry) {
+                self.settled[k as usize] = run;
             }
+            at += 1;
         }
         Ok(())
     }
@@ -246,15 +499,14 @@ impl Search<'_> {
     /// Takes out of `pending` what to fetch now: all of it, unless the newest candidates of all keys are less than
     /// half of that; then those.
     fn choose(&self, pending: &mut Vec<Candidate>) -> Vec<Candidate> {
-        let mut newest = vec![OPEN; self.batch.keys.len()];
+        let mut newest = vec![OPEN; self.batch.len()];
         let mut is_newest = Vec::with_capacity(pending.len());
         // Newest runs come first.
         for c in pending.iter() {
-            let run = c.wish.run as u32;
             let mut any = false;
             for &k in &self.candidate_keys[c.keys.clone()] {
-                if self.settled[k as usize] > run && newest[k as usize] >= run {
-                    newest[k as usize] = run;
+                if self.settled[k as usize] > c.run && newest[k as usize] >= c.run {
+                    newest[k as usize] = c.run;
                     any = true;
                 }
             }
@@ -266,6 +518,18 @@ impl Search<'_> {
         }
         let mut flags = is_newest.into_iter();
         pending.extract_if(.., |_| flags.next().unwrap_or(false)).collect()
+    }
+
+    #[inline]
+    fn keep(&mut self, bytes: &[u8]) -> Result<(u32, u32)> {
+        let start = self.arena.len();
+        self.arena.extend_from_slice(bytes);
+        if self.arena.len() >= u32::MAX as usize {
+            return Err(Error::data("the values of one read are larger than 4 GiB")
+                .code(3204)
+                .next("ask for fewer keys at once"));
+        }
+        Ok((start as u32, self.arena.len() as u32))
     }
 }
 

@@ -77,6 +77,6 @@ pub(crate) fn unknown_state(state: StateId) -> Error {
     Error::internal(format!("state {state} has no layout: it is not in the table of states")).code(9203)
 }
 
-fn bad_key(store_key: &[u8]) -> Error {
+pub(crate) fn bad_key(store_key: &[u8]) -> Error {
     Error::internal(format!("{store_key:02x?} is too short to be a store key")).code(9204)
 }

@@ -24,6 +24,7 @@ mod layout;
 mod model_tests;
 mod plan;
 mod report;
+mod requests;
 mod run;
 mod scan;
 pub mod section;
@@ -38,12 +39,16 @@ mod view;
 mod warm;
 
 pub use entry::{Expiry, MergeOperator, MergeOperators, ReadTime};
+pub use get::Values;
 pub use layout::{Layout, Layouts, Place, StateLayout};
 pub use report::ReadReport;
 pub use run::{Run, object_path, ranges_from_proto, ranges_to_proto};
 pub use scan::ScanPiece;
-pub use section::{EncodedSection, Interval, SectionWriter, Sequence};
+pub use section::{EncodedSection, Interval, SectionWriter, Sequence, SharedBlock};
 pub use store::{StateStore, StateStoreOptions, WriterName};
 pub use tree::Tree;
 pub use view::View;
 pub use warm::WarmUp;
+
+/// The caches of a process, with blocks as this crate reads them.
+pub type Caches = millstream_cache::Caches<SharedBlock>;

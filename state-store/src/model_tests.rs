@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::compaction::{CompactionDone, CompactionOptions, CompactionOutcome, Pick, apply, pick};
 use crate::entry::append_element;
-use crate::section::SectionOptions;
+use crate::section::{Compression, FilterKind, SectionOptions};
 use crate::testing::*;
 use crate::tree::{check_successor, segments};
 use crate::*;
@@ -79,7 +79,11 @@ impl Model {
         let store_options = StateStoreOptions {
             section: SectionOptions {
                 block_bytes: rng.random_range(1..300),
-                filter_bits_per_key: rng.random_range(1..12),
+                compression: *[Compression::Lz4, Compression::None].choose(&mut rng).unwrap(),
+                filter: *[FilterKind::Bloom { bits_per_key: rng.random_range(1..12) }, FilterKind::Fuse]
+                    .choose(&mut rng)
+                    .unwrap(),
+                part_bytes: rng.random_range(1..2000),
                 keep_blocks_bytes: *[0, 4096].choose(&mut rng).unwrap(),
             },
             gap_bytes: rng.random_range(0..300),
@@ -87,6 +91,7 @@ impl Model {
             request_bytes: rng.random_range(1..600),
             gets_in_flight: rng.random_range(1..5),
             bytes_in_flight: rng.random_range(1..3000),
+            gets_per_second: rng.random_range(1..10),
             read_ahead_bytes: rng.random_range(1..500),
             compaction: options.clone(),
         };
@@ -300,8 +305,8 @@ impl Model {
         keys.extend(keys.first().cloned());
         let (values, report) = view.multi_get(&keys, &self.now).await.unwrap();
         assert_eq!(values.len(), keys.len());
-        for (key, value) in keys.iter().zip(values) {
-            assert_eq!(value.as_deref(), self.expected(key).as_deref(), "{key:02x?} at {:?}", self.now);
+        for (key, value) in keys.iter().zip(values.iter()) {
+            assert_eq!(value, self.expected(key).as_deref(), "{key:02x?} at {:?}", self.now);
             self.stats.read += 1;
             self.stats.present += u64::from(value.is_some());
             self.stats.expired += u64::from(value.is_none() && self.reference.contains_key(key));
@@ -320,6 +325,7 @@ impl Model {
             _ => (a.1.to_vec(), b.1.to_vec()),
         };
         let max_bytes = *[1, 30, 1 << 20].choose(&mut self.rng).unwrap();
+        let index = owner;
         let owner = &self.owners[owner];
         let view = self.view(owner);
         let mut found = BTreeMap::new();
@@ -347,6 +353,39 @@ impl Model {
             .filter_map(|k| self.expected(&k).map(|v| (k, v)))
             .collect();
         assert_eq!(found, expected);
+        self.scan_many(index, &expected).await;
+    }
+
+    /// Stretches of what a scan has found, and gaps between them.
+    async fn scan_many(&mut self, owner: usize, all: &BTreeMap<Bytes, Vec<u8>>) {
+        let mut bounds: Vec<Bytes> = all.keys().cloned().collect();
+        bounds.extend(self.keys.iter().map(|(_, k)| Bytes::from([&k[..], &[0]].concat())));
+        bounds.shuffle(&mut self.rng);
+        bounds.truncate(self.rng.random_range(0..8));
+        bounds.sort();
+        let ranges: Vec<_> = bounds.chunks_exact(2).map(|w| w[0].clone()..w[1].clone()).collect();
+        let max_bytes = *[1, 30, 1 << 20].choose(&mut self.rng).unwrap();
+        let owner = &self.owners[owner];
+        let view = self.view(owner);
+        let (mut found, mut left) = (BTreeMap::new(), ranges.clone());
+        loop {
+            let piece = view.scan_many(&left, max_bytes, &self.now).await.unwrap();
+            found.extend(piece.entries.into_iter().map(|(k, v)| (k, v.to_vec())));
+            let Some(next) = piece.next else { break };
+            left.retain(|r| r.end > next);
+            if let Some(first) = left.first_mut() {
+                first.start = first.start.clone().max(next);
+            }
+        }
+        found.retain(|k, _| !owner.dirty.contains(k));
+        let expected: BTreeMap<Bytes, Vec<u8>> = self
+            .keys
+            .iter()
+            .filter(|(_, k)| ranges.iter().any(|r| r.contains(k)) && !owner.dirty.contains(k))
+            .filter(|(_, k)| owner.ranges.contains(self.layouts.locate(k).unwrap().group))
+            .filter_map(|(_, k)| self.expected(k).map(|v| (k.clone(), v)))
+            .collect();
+        assert_eq!(found, expected, "{ranges:02x?}");
     }
 
     async fn step(&mut self) {

@@ -21,6 +21,8 @@ pub struct Run {
     pub meta_offset: u64,
     /// Bytes of the meta part.
     pub meta_length: u32,
+    /// Bytes of the directory at its end.
+    pub directory_length: u32,
     /// CRC32C of the section.
     pub checksum: u32,
     /// The key groups of it that are live.
@@ -89,7 +91,8 @@ impl Run {
         }
         let end = run.offset.checked_add(run.length).filter(|end| *end <= run.object_bytes);
         let meta_end = run.meta_offset.checked_add(run.meta_length.into());
-        if end.is_none() || meta_end != end || run.meta_offset < run.offset {
+        let directory = run.directory_length > 0 && run.directory_length <= run.meta_length;
+        if end.is_none() || meta_end != end || run.meta_offset < run.offset || !directory {
             return Err(bad("its parts do not lie in its object"));
         }
         Ok(Self {
@@ -99,6 +102,7 @@ impl Run {
             length: run.length,
             meta_offset: run.meta_offset,
             meta_length: run.meta_length,
+            directory_length: run.directory_length,
             checksum: run.checksum,
             clip: ranges_from_proto(&run.clip)?,
             interval,
@@ -123,6 +127,7 @@ impl Run {
             length: self.length,
             meta_offset: self.meta_offset,
             meta_length: self.meta_length,
+            directory_length: self.directory_length,
             checksum: self.checksum,
             clip: ranges_to_proto(&self.clip),
             epoch_min: self.interval.min.epoch.0,

@@ -6,22 +6,23 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_cache::{BlockKey, Caches};
+use millstream_cache::{BlockKey, CacheBlock};
 use millstream_common::hash::stable_hash;
 use millstream_common::{Env, Error, Execution, Generation, KeyGroupRanges, Result};
 use millstream_objects::{Purpose, Store};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::Layouts;
 use crate::compaction::CompactionOptions;
 use crate::entry::MergeOperators;
-use crate::fetch::meta_key;
+use crate::fetch::{directory_key, part_key};
 use crate::plan::PlanLimits;
 use crate::report::ReadReport;
+use crate::requests::{Hedging, RequestBudget};
 use crate::run::{Run, object_path};
-use crate::section::{EncodedSection, SectionMeta, SectionOptions};
+use crate::section::{Directory, EncodedSection, Part, SectionOptions, SharedBlock};
 use crate::view::View;
+use crate::{Caches, Layouts};
 
 /// The sections of a bundle keep at most this part of the room in the caches: others want room, too, until it is written.
 const ROOM_PER_BUNDLE: u64 = 4;
@@ -47,6 +48,8 @@ pub struct StateStoreOptions {
     pub gets_in_flight: usize,
     /// Bytes of GETs in flight at most.
     pub bytes_in_flight: u64,
+    /// GETs a second that a process makes in the long run: a read that would need more makes larger ones.
+    pub gets_per_second: u32,
     /// A scan or compaction reads this far ahead in each run.
     pub read_ahead_bytes: u64,
     /// When and how runs are merged.
@@ -60,8 +63,9 @@ impl Default for StateStoreOptions {
             gap_bytes: 128 << 10,
             widest_gap_bytes: 1 << 20,
             request_bytes: 8 << 20,
-            gets_in_flight: 64,
+            gets_in_flight: 256,
             bytes_in_flight: 64 << 20,
+            gets_per_second: 300,
             read_ahead_bytes: 1 << 20,
             compaction: CompactionOptions::default(),
         }
@@ -73,7 +77,8 @@ impl StateStoreOptions {
     pub fn validate(&self) -> Result<()> {
         let positive = [
             ("section.block_bytes", self.section.block_bytes as u64),
-            ("section.filter_bits_per_key", self.section.filter_bits_per_key as u64),
+            ("section.part_bytes", self.section.part_bytes),
+            ("gets_per_second", self.gets_per_second.into()),
             ("request_bytes", self.request_bytes),
             ("gets_in_flight", self.gets_in_flight as u64),
             ("bytes_in_flight", self.bytes_in_flight),
@@ -108,6 +113,8 @@ pub(crate) struct Inner {
     /// Permits for GETs in flight, and for their KiB.
     pub(crate) gets: Semaphore,
     pub(crate) get_kib: Semaphore,
+    pub(crate) requests: RequestBudget,
+    pub(crate) hedge: Hedging,
     totals: Mutex<ReadReport>,
 }
 
@@ -117,7 +124,9 @@ impl StateStore {
     pub fn new(store: Store, caches: Caches, options: StateStoreOptions, env: Env, merge: MergeOperators) -> Self {
         let gets = Semaphore::new(options.gets_in_flight.max(1));
         let get_kib = Semaphore::new(kib(options.bytes_in_flight).max(1));
-        Self(Arc::new(Inner { store, caches, options, env, merge, gets, get_kib, totals: Mutex::default() }))
+        let requests = RequestBudget::new(options.gets_per_second, env.now());
+        let (hedge, totals) = (Hedging::default(), Mutex::default());
+        Self(Arc::new(Inner { store, caches, options, env, merge, gets, get_kib, requests, hedge, totals }))
     }
 
     /// The settings.
@@ -172,32 +181,46 @@ impl StateStore {
                 length: section.length,
                 meta_offset: offset + section.meta_offset,
                 meta_length: (section.length - section.meta_offset) as u32,
+                directory_length: section.directory_length,
                 checksum: section.checksum,
                 clip: section.ranges.clone(),
                 interval: section.interval,
-                entries: section.meta.entries(),
-                states: section.meta.states().to_vec(),
+                entries: section.directory.entries(),
+                states: section.directory.states().to_vec(),
                 object_bytes,
             });
             offset += section.length;
         }
         self.0.store.put(&object_path(&object), body, purpose).await?;
         for (run, section) in runs.iter().zip(sections) {
-            let object = run.object_id();
-            let bytes = section.meta.memory_bytes();
-            let small = section.kept_blocks.len() == section.meta.blocks().len()
-                && section.kept_bytes() <= self.0.options.section.keep_blocks_bytes as u64;
-            self.0.caches.insert_metadata(BlockKey { object, offset: run.meta_offset }, section.meta, bytes);
-            for (at, block) in section.kept_blocks {
-                let key = BlockKey { object, offset: run.offset + at };
-                if small {
-                    self.0.caches.insert_block(key, block);
-                } else if self.0.caches.room_bytes() >= block.len() as u64 {
-                    self.0.caches.insert_in_memory(key, block);
-                }
-            }
+            self.keep_written(run, section);
         }
         Ok(runs)
+    }
+
+    /// Puts what is known of a section that was written into the caches.
+    fn keep_written(&self, run: &Run, section: EncodedSection) {
+        let caches = &self.0.caches;
+        let object = run.object_id();
+        let blocks: usize = section.parts.iter().map(|p| p.blocks().len()).sum();
+        let small = section.kept_blocks.len() == blocks
+            && section.kept_bytes() <= self.0.options.section.keep_blocks_bytes as u64;
+        let bytes = section.directory.memory_bytes();
+        for (info, part) in section.directory.parts().iter().zip(section.parts) {
+            let bytes = part.memory_bytes();
+            caches.insert_metadata(part_key(run, info), part, bytes);
+        }
+        caches.insert_metadata(directory_key(run), section.directory, bytes);
+        for (at, body) in section.kept_blocks {
+            let key = BlockKey { object, offset: run.offset + at };
+            let wanted = small || caches.room_bytes() >= body.len() as u64;
+            // It was made here: what cannot be read was never kept.
+            match SharedBlock::of_body(body).ok().filter(|_| wanted) {
+                Some(block) if small => caches.insert_block(key, block),
+                Some(block) => caches.insert_in_memory(key, block),
+                None => {}
+            }
+        }
     }
 
     /// `{2 characters of a hash}/{generation}-{execution}-{unique}`: the hash spreads requests over S3's prefixes.
@@ -209,10 +232,13 @@ impl StateStore {
 
     /// Drops the blocks of a run that is no longer live from memory: they make room for those of its successors.
     pub fn forget(&self, run: &Run) {
-        let Some(meta) = self.0.caches.metadata::<SectionMeta>(&meta_key(run)) else { return };
+        let Some(directory) = self.0.caches.metadata::<Directory>(&directory_key(run)) else { return };
         let object = run.object_id();
-        for block in meta.blocks() {
-            self.0.caches.forget_block(&BlockKey { object, offset: run.offset + block.offset });
+        for info in directory.parts() {
+            let Some(part) = self.0.caches.metadata::<Part>(&part_key(run, info)) else { continue };
+            for block in part.blocks() {
+                self.0.caches.forget_block(&BlockKey { object, offset: run.offset + block.offset });
+            }
         }
     }
 
@@ -237,7 +263,7 @@ impl StateStore {
         PlanLimits {
             gap_bytes: o.gap_bytes,
             widest_gap_bytes: o.widest_gap_bytes,
-            gets: o.gets_in_flight,
+            gets: o.gets_in_flight.min(self.0.requests.available(self.0.env.now())),
             room_bytes: self.0.caches.room_bytes(),
             request_bytes: o.request_bytes,
         }

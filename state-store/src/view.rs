@@ -55,6 +55,11 @@ impl View {
         &self.inner.clips[run]
     }
 
+    /// Whether a quarter or more of what is live of a run is seen here: then its whole index will be wanted.
+    pub(crate) fn shows_much_of(&self, run: usize) -> bool {
+        self.inner.clips[run].len() * 4 >= self.inner.runs[run].clip.len()
+    }
+
     /// Whether any run may hold entries of `state`; with a time in (after, until] for time-ordered ones. From
     /// statistics alone: no I/O.
     #[must_use]

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use millstream_common::Result;
 use millstream_objects::Purpose;
 
-use crate::fetch::BlockWish;
+use crate::fetch::{BlockMode, BlockWish};
 use crate::report::ReadReport;
 use crate::run::Run;
+use crate::section::{PartInfo, SharedBlock};
 use crate::view::View;
 
 /// How much of a warm-up goes at once.
@@ -37,13 +38,15 @@ impl View {
         for some in all.chunks(pace.runs) {
             let some: Vec<usize> = some.iter().copied().filter(|&i| wanted(&self.runs()[i])).collect();
             let runs: Vec<&Arc<Run>> = some.iter().map(|&i| &self.runs()[i]).collect();
-            let metas = &self.store.metas(&runs, Purpose::State, report).await?;
-            let key = |wish: &BlockWish| self.store.block_key(&runs, metas, wish);
+            let wide = |r: usize| self.shows_much_of(some[r]);
+            let mine = |r: usize, part: &PartInfo| part.overlaps(self.clip(some[r]));
+            let parts = &self.store.parts(&runs, wide, mine, Purpose::State, report).await?;
+            let key = |wish: &BlockWish| parts[wish.part].key(wish.block);
             let mut blocks = Vec::new();
-            for (run, &i) in some.iter().enumerate() {
-                let all = metas[run].blocks().iter().enumerate();
-                let mine = all.filter(|(_, info)| info.overlaps(self.clip(i)));
-                blocks.extend(mine.map(|(block, info)| (BlockWish { run, block }, u64::from(info.body_length))));
+            for (part, of) in parts.iter().enumerate() {
+                let all = of.part.blocks().iter().enumerate();
+                let mine = all.filter(|(_, info)| info.overlaps(self.clip(some[of.run_index])));
+                blocks.extend(mine.map(|(block, info)| (BlockWish { part, block }, u64::from(info.body_length))));
             }
             let mut blocks = blocks.into_iter().peekable();
             while blocks.peek().is_some() {
@@ -52,26 +55,30 @@ impl View {
                 let mut bytes = 0;
                 let mut wishes: Vec<BlockWish> = Vec::new();
                 while let Some((wish, length)) = blocks.peek() {
-                    if lives[wish.run] && !caches.holds_block(&key(wish)) {
+                    if lives[parts[wish.part].run_index] && !caches.holds_block(&key(wish)) {
                         let enough = !wishes.is_empty() && bytes + length > pace.bytes;
                         if enough || bytes + length > room {
                             break;
                         }
                         bytes += length;
-                        wishes.push(wish.clone());
+                        wishes.push(*wish);
                     }
                     blocks.next();
                 }
                 if wishes.is_empty() && blocks.peek().is_some() {
                     return Ok(*report);
                 }
-                let keep = |i: usize, body| {
-                    caches.insert_in_memory(key(&wishes[i]), body);
+                let keep = |i: usize, block: SharedBlock| {
+                    caches.insert_in_memory(key(&wishes[i]), block.indexed());
                     Ok(())
                 };
-                self.store.blocks(&runs, metas, &wishes, (Purpose::State, false), report, keep).await?;
+                let mode = BlockMode { purpose: Purpose::State, keep: false };
+                self.store.blocks(parts, &wishes, mode, report, keep).await?;
                 let lives: Vec<bool> = runs.iter().map(|run| wanted(run)).collect();
-                wishes.iter().filter(|wish| !lives[wish.run]).for_each(|wish| caches.forget_block(&key(wish)));
+                wishes
+                    .iter()
+                    .filter(|wish| !lives[parts[wish.part].run_index])
+                    .for_each(|wish| caches.forget_block(&key(wish)));
             }
         }
         Ok(*report)

@@ -13,11 +13,11 @@ use arrow_array::{Array, ArrayRef, RecordBatch, UInt32Array};
 use arrow_schema::DataType;
 use arrow_select::take::take_record_batch;
 use bytes::Bytes;
-use millstream_cache::Caches;
 use millstream_common::{
     Env, Epoch, Execution, Generation, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, StateId, TaskId,
 };
 use millstream_objects::{Store, StoreEnvironment, StoreOptions};
+use millstream_state_store::Caches;
 use millstream_state_store::key::{KeyBuffer, encode_keys, timed_key};
 use millstream_state_store::section::{EncodedSection, Interval, SectionOptions, SectionWriter};
 use millstream_state_store::{
@@ -333,9 +333,9 @@ impl<'a> Cluster<'a> {
         match what {
             Asked::Keys(keys) => {
                 let (values, _) = self.runtime.block_on(view.multi_get(&keys, &time)).unwrap();
-                for (key, value) in keys.iter().zip(values) {
+                for (key, value) in keys.iter().zip(values.iter()) {
                     let state = usize::from(u16::from_be_bytes([key[0], key[1]])) - 3;
-                    states[state].install(key, value.as_deref()).unwrap();
+                    states[state].install(key, value).unwrap();
                 }
             }
             Asked::Scan(state, scan) => {

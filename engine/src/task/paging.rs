@@ -16,7 +16,7 @@ use futures::future::poll_fn;
 use millstream_common::env::Running;
 use millstream_common::{Env, KeyGroupRanges, Lane, Result, StateId};
 use millstream_state_store::key::{split_timed_key, timed_key};
-use millstream_state_store::{ReadTime, Run, StateStore, View};
+use millstream_state_store::{ReadTime, Run, StateStore, Values, View};
 
 use crate::operator::{Operator, SubtaskTime};
 use crate::state::TimeScan;
@@ -36,7 +36,7 @@ const ENTRY_OVERHEAD_BYTES: u64 = 256;
 const SCAN_PIECE_BYTES: usize = 4 << 20;
 
 enum Answer {
-    Keys(Vec<Bytes>, Vec<Option<Bytes>>),
+    Keys(Vec<Bytes>, Values),
     Scan { state: usize, entries: Vec<(Bytes, Bytes)> },
 }
 
@@ -192,10 +192,10 @@ impl Paging {
         let mut states = operator.states();
         match answer {
             Answer::Keys(keys, values) => {
-                for (key, value) in keys.iter().zip(&values) {
+                for (key, value) in keys.iter().zip(values.iter()) {
                     let id = u16::from_be_bytes([key[0], key[1]]);
                     if let Some(i) = self.ids.iter().position(|s| s.0 == id) {
-                        states[i].install(key, value.as_deref())?;
+                        states[i].install(key, value)?;
                     }
                 }
             }

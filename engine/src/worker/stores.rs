@@ -1,8 +1,8 @@
 //! What a worker needs from the process around it: object stores, caches, limits.
 
-use millstream_cache::Caches;
 use millstream_common::Result;
 use millstream_objects::Store;
+use millstream_state_store::Caches;
 use millstream_state_store::StateStoreOptions;
 
 use crate::settings::Settings;

@@ -8,17 +8,18 @@
 
 use std::sync::Arc;
 
-use millstream_cache::{BlockKey, ObjectId};
+use millstream_cache::{BlockKey, CacheBlock, ObjectId};
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Purpose;
 
 use crate::Layouts;
-use crate::cursor::{Chain, Cursors, ReadMode, Step};
+use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::entry::ReadTime;
+use crate::fetch::PartOf;
 use crate::fold::Fold;
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{Interval, SectionBuilder, SectionMeta};
+use crate::section::{Interval, PartInfo, SectionBuilder, SharedBlock};
 use crate::store::{FIRST_SECTION, StateStore, WriterName};
 use crate::tree::sort_newest_first;
 
@@ -50,16 +51,20 @@ impl StateStore {
         }
         let mut report = ReadReport::default();
         let refs: Vec<&Arc<Run>> = inputs.iter().collect();
-        let metas = self.metas(&refs, Purpose::Compaction, &mut report).await?;
-        let parts = split(&inputs, &metas, &covered, self.0.options.compaction.output_bytes);
-        let mut outputs = Vec::with_capacity(parts.len());
-        for part in parts {
-            let runs = refs.iter().map(|run| (*run, run.clip.intersect(&part))).collect();
+        let wanted = |r: usize, part: &PartInfo| part.overlaps(&refs[r].clip.intersect(&covered));
+        let parts = self.parts(&refs, |_| true, wanted, Purpose::Compaction, &mut report).await?;
+        let cuts = split(&parts, &covered, self.0.options.compaction.output_bytes);
+        let options = &self.0.options.section;
+        let options = if bottom { options.bottom() } else { options.clone() };
+        let all = [KeyRange::all()];
+        let mut outputs = Vec::with_capacity(cuts.len());
+        for part in cuts {
+            let clips = refs.iter().map(|run| run.clip.intersect(&part)).collect();
             let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
-            let cursors = Cursors::new(self, layouts, runs, metas.clone(), (&[], None), mode);
+            let cursors = Cursors::new(self, layouts, clips, &parts, &all, mode);
             let mut output = Output {
                 object: self.object_name(writer),
-                section: SectionBuilder::new(inputs[0].task, &self.0.options.section, layouts),
+                section: SectionBuilder::new(inputs[0].task, &options, layouts),
             };
             self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut report).await?;
             // An output without entries is written, too: it says that the flushes of its interval are not lost.
@@ -124,7 +129,11 @@ impl StateStore {
             let bytes = block.len() as u64;
             if room >= bytes {
                 room -= bytes;
-                self.0.caches.insert_in_memory(BlockKey { object, offset: FIRST_SECTION + at }, block);
+                let key = BlockKey { object, offset: FIRST_SECTION + at };
+                // It was made here: what cannot be read was never kept.
+                if let Ok(block) = SharedBlock::of_body(block) {
+                    self.0.caches.insert_in_memory(key, block);
+                }
             }
         }
         // Without room a small output is kept as any small section is.
@@ -134,19 +143,14 @@ impl StateStore {
 }
 
 /// Cuts `ranges` into parts of about `part_bytes` stored bytes each, by what the block indexes say.
-fn split(
-    inputs: &[Arc<Run>],
-    metas: &[Arc<SectionMeta>],
-    ranges: &KeyGroupRanges,
-    part_bytes: u64,
-) -> Vec<KeyGroupRanges> {
+fn split(inputs: &[PartOf<'_>], ranges: &KeyGroupRanges, part_bytes: u64) -> Vec<KeyGroupRanges> {
     // Bytes in each key group, in 1/65,536 bytes: the difference to the group before.
     let mut change = vec![0_i64; KEY_GROUPS as usize + 1];
-    for (input, meta) in inputs.iter().zip(metas) {
-        for block in meta.blocks() {
+    for input in inputs {
+        for block in input.part.blocks() {
             let groups = KeyGroupRange { start: block.groups.0.into(), end: u32::from(block.groups.1) + 1 };
             let density = (i64::from(block.length) << 16) / i64::from(groups.len());
-            for piece in input.clip.intersect(&groups.into()).iter() {
+            for piece in input.run.clip.intersect(&groups.into()).iter() {
                 change[piece.start as usize] += density;
                 change[piece.end as usize] -= density;
             }
@@ -192,6 +196,6 @@ mod tests {
 
     #[test]
     fn without_data_there_is_one_part() {
-        assert_eq!(split(&[], &[], &KeyGroupRanges::all(), 1), [KeyGroupRanges::all()]);
+        assert_eq!(split(&[], &KeyGroupRanges::all(), 1), [KeyGroupRanges::all()]);
     }
 }

@@ -20,6 +20,7 @@ fn run(name: &str, epochs: (u64, u64), length: u64, clip: &[(u32, u32)]) -> Arc<
         length,
         meta_offset: 8 + length,
         meta_length: 0,
+        directory_length: 0,
         checksum: 0,
         clip: ranges(clip),
         interval,

@@ -1,21 +1,49 @@
 //! Data blocks: the keys in a column of their own, their common prefix stripped once, and the entries in another.
 //!
-//! Body: entries u32, prefix length u32, bytes of key suffixes u32, prefix, ends of key suffixes (u32 each), ends of
-//! entries (u32 each), key suffixes, entries. Stored: body length u32, compression u8 (0 none, 1 LZ4), payload; its
+//! Body: entries u32, prefix length u32, bytes of key suffixes u32, widths of the ends of suffixes and of entries u8
+//! each (0: all have one length and no ends are stored, 2, 4), 0 u16; the prefix; ends of key suffixes; ends of entries;
+//! key suffixes; entries. Stored: body length u32, compression u8 (0 none, 1 LZ4 block, 2 zstd frame), payload; its
 //! CRC32C stands in the index. All numbers little endian.
+//!
+//! In memory a block that is searched for keys has a hash table besides: 16 bits of the stable hash of each key and where
+//! its entries begin. It is made when the block is decoded, since it would not compress.
 
 use std::cmp::Ordering;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+use millstream_cache::CacheBlock;
+use millstream_common::hash::stable_hash;
+use millstream_common::prefetch::prefetch;
 use millstream_common::{Error, Result};
 
-const BODY_HEAD: usize = 12;
+use super::column::{Column, Width};
+
+const BODY_HEAD: usize = 16;
 const RAW: u8 = 0;
 const LZ4: u8 = 1;
+const ZSTD: u8 = 2;
 /// A block is larger only when a single key's entries are; nothing legal comes near.
 const MAX_BODY_BYTES: usize = 1 << 30;
+/// A block is closed once it has so many entries: the table names the first entry of a key with 16 bits.
+const MAX_ENTRIES: usize = 60_000;
+/// zstd's own default: the level at which it is still faster to decode than the disk is to read.
+const ZSTD_LEVEL: i32 = 3;
+
+/// How blocks are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// For young runs, which are soon merged.
+    #[default]
+    Lz4,
+    /// Smaller and slower: for the bottom level.
+    Zstd,
+    /// For measurements.
+    None,
+}
 
 /// Collects sorted entries into one block.
 #[derive(Default)]
@@ -25,11 +53,14 @@ pub(super) struct BlockBuilder {
     values: Vec<u8>,
     value_ends: Vec<u32>,
     body: Vec<u8>,
-    scratch: Vec<u8>,
-    table: CompressTable,
+    compressor: Compressor,
 }
 
 impl BlockBuilder {
+    pub(super) fn new(compression: Compression) -> Self {
+        Self { compressor: Compressor { compression, ..Compressor::default() }, ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, key: &[u8], entry: &[u8]) -> Result<()> {
         self.keys.extend_from_slice(key);
         self.values.extend_from_slice(entry);
@@ -43,6 +74,11 @@ impl BlockBuilder {
 
     pub(super) fn len(&self) -> usize {
         self.key_ends.len()
+    }
+
+    /// Whether the next key must begin another block, whatever the bytes.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= MAX_ENTRIES
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -65,22 +101,8 @@ impl BlockBuilder {
     pub(super) fn finish(&mut self, out: &mut Vec<u8>) -> (&[u8], u32) {
         self.write_body();
         let start = out.len();
-        self.scratch.resize(get_maximum_output_size(self.body.len()), 0);
-        // The scratch has the greatest size that the output can have, so this cannot fail; stored raw if it did.
-        let compressed = compress_into_with_table(&self.body, &mut self.scratch, &mut self.table)
-            .ok()
-            .filter(|n| *n < self.body.len());
         out.extend_from_slice(&(self.body.len() as u32).to_le_bytes());
-        match compressed {
-            Some(n) => {
-                out.push(LZ4);
-                out.extend_from_slice(&self.scratch[..n]);
-            }
-            None => {
-                out.push(RAW);
-                out.extend_from_slice(&self.body);
-            }
-        }
+        self.compressor.append(&self.body, out);
         let crc = crc32c::crc32c(&out[start..]);
         self.keys.clear();
         self.key_ends.clear();
@@ -93,24 +115,67 @@ impl BlockBuilder {
         let prefix = common_prefix(self.first_key(), self.last_key());
         let entries = self.key_ends.len();
         let suffixes = self.keys.len() - entries * prefix;
-        self.body.clear();
-        self.body.extend_from_slice(&(entries as u32).to_le_bytes());
-        self.body.extend_from_slice(&(prefix as u32).to_le_bytes());
-        self.body.extend_from_slice(&(suffixes as u32).to_le_bytes());
-        self.body.extend_from_slice(&self.keys[..prefix]);
-        for (i, end) in self.key_ends.iter().enumerate() {
-            let end = *end - ((i + 1) * prefix) as u32;
-            self.body.extend_from_slice(&end.to_le_bytes());
+        let prefix_bytes = self.keys.get(..prefix).unwrap_or_default();
+        for (n, end) in (1u32..).zip(&mut self.key_ends) {
+            *end -= n * prefix as u32;
         }
-        for end in &self.value_ends {
-            self.body.extend_from_slice(&end.to_le_bytes());
+        let (key_width, value_width) = (Width::of(&self.key_ends), Width::of(&self.value_ends));
+        let body = &mut self.body;
+        body.clear();
+        for n in [entries, prefix, suffixes] {
+            body.extend_from_slice(&(n as u32).to_le_bytes());
         }
+        body.extend_from_slice(&[key_width as u8, value_width as u8, 0, 0]);
+        body.extend_from_slice(prefix_bytes);
+        key_width.put(self.key_ends.iter().copied(), body);
+        value_width.put(self.value_ends.iter().copied(), body);
         let mut start = 0;
-        for &end in &self.key_ends {
-            self.body.extend_from_slice(&self.keys[start + prefix..end as usize]);
-            start = end as usize;
+        for (i, &end) in self.key_ends.iter().enumerate() {
+            let end = end as usize + (i + 1) * prefix;
+            body.extend_from_slice(&self.keys[start + prefix..end]);
+            start = end;
         }
-        self.body.extend_from_slice(&self.values);
+        body.extend_from_slice(&self.values);
+    }
+}
+
+/// Compresses blocks, one after the other.
+#[derive(Default)]
+struct Compressor {
+    compression: Compression,
+    scratch: Vec<u8>,
+    table: CompressTable,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl Compressor {
+    /// Appends compression and payload. What does not shrink, or cannot be compressed, is stored as it is.
+    fn append(&mut self, body: &[u8], out: &mut Vec<u8>) {
+        let (kind, compressed) = match self.compression {
+            Compression::None => (RAW, None),
+            Compression::Lz4 => {
+                self.scratch.resize(get_maximum_output_size(body.len()), 0);
+                (LZ4, compress_into_with_table(body, &mut self.scratch, &mut self.table).ok())
+            }
+            Compression::Zstd => {
+                self.scratch.resize(zstd::zstd_safe::compress_bound(body.len()), 0);
+                if self.zstd.is_none() {
+                    self.zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).ok();
+                }
+                let compress = |z: &mut zstd::bulk::Compressor<'_>| z.compress_to_buffer(body, &mut self.scratch).ok();
+                (ZSTD, self.zstd.as_mut().and_then(compress))
+            }
+        };
+        match compressed.filter(|n| *n < body.len()) {
+            Some(n) => {
+                out.push(kind);
+                out.extend_from_slice(&self.scratch[..n]);
+            }
+            None => {
+                out.push(RAW);
+                out.extend_from_slice(body);
+            }
+        }
     }
 }
 
@@ -124,8 +189,8 @@ fn bad_block(why: &str) -> Error {
 }
 
 /// Checks and decompresses a stored block. `checksum` is what the index says: a block of another section does not
-/// match it, however whole it is. The caller adds where it stands.
-pub(crate) fn decode_stored(stored: &[u8], checksum: u32) -> Result<Bytes> {
+/// match it, however whole it is. The caller adds where it stands. The body shares nothing with `stored`.
+pub(crate) fn decode_stored(stored: &[u8], checksum: u32) -> Result<Block> {
     if crc32c::crc32c(stored) != checksum {
         return Err(Error::corrupt("a data block does not match its checksum").code(4004));
     }
@@ -142,76 +207,145 @@ pub(crate) fn decode_stored(stored: &[u8], checksum: u32) -> Result<Bytes> {
                 _ => return Err(bad_block("it cannot be decompressed")),
             }
         }
+        ZSTD if length <= MAX_BODY_BYTES => match zstd::bulk::decompress(payload, length) {
+            Ok(body) if body.len() == length => Bytes::from(body),
+            _ => return Err(bad_block("it cannot be decompressed")),
+        },
         _ => return Err(bad_block("its length or compression is wrong")),
     };
-    Block::open(body.clone())?.validate()?;
-    Ok(body)
+    Block::open(body)
 }
 
-/// A block's body, ready for look-ups.
-#[derive(Clone, Debug)]
-pub(crate) struct Block {
+/// A block in memory, ready to be searched and walked.
+#[derive(Debug)]
+pub struct Block {
     body: Bytes,
     entries: usize,
     prefix: usize,
-    /// Where the parts begin.
-    value_ends_at: usize,
-    keys_at: usize,
-    values_at: usize,
+    keys: Column,
+    values: Column,
+    /// 16 bits of the key's hash above the index of its first entry; [`EMPTY`] where there is none. Empty in a block
+    /// that is only walked.
+    table: Box<[u32]>,
+    /// The turnover of the cache when it was last told that this block is read.
+    pub(crate) touched: AtomicU32,
 }
 
+/// A free place of the table.
+const EMPTY: u32 = u32::MAX;
+
 impl Block {
-    /// Reads the head of a body. O(1).
-    #[inline]
+    /// Reads and checks a body. After that no access can go wrong.
     pub(crate) fn open(body: Bytes) -> Result<Self> {
         let number =
             |at: usize| -> Option<usize> { Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?) as usize) };
-        let head = (|| Some((number(0)?, number(4)?, number(8)?)))();
-        let (entries, prefix, suffixes) = head.ok_or_else(|| bad_block("it is too short"))?;
-        let value_ends_at = BODY_HEAD + prefix + entries * 4;
-        let keys_at = value_ends_at + entries * 4;
+        let width = |at: usize| body.get(at).and_then(|n| Width::from_number(*n));
+        let head = (|| Some((number(0)?, number(4)?, number(8)?, width(12)?, width(13)?)))();
+        let (entries, prefix, suffixes, key_width, value_width) = head.ok_or_else(|| bad_block("its head is wrong"))?;
+        let key_ends_at = BODY_HEAD + prefix;
+        let value_ends_at = key_ends_at + Column::ends_bytes(key_width, entries);
+        let keys_at = value_ends_at + Column::ends_bytes(value_width, entries);
         let values_at = keys_at + suffixes;
-        if values_at > body.len() {
-            return Err(bad_block("its parts do not fit"));
+        let values = body.len().checked_sub(values_at).ok_or_else(|| bad_block("its parts do not fit"))?;
+        let columns = (|| {
+            let keys = Column::new(key_width, entries, suffixes, key_ends_at, keys_at)?;
+            let values = Column::new(value_width, entries, values, value_ends_at, values_at)?;
+            Some((keys, values))
+        })();
+        let (key_column, value_column) = columns.ok_or_else(|| bad_block("its parts have other lengths"))?;
+        if !key_column.is_sound(&body, entries, suffixes) || !value_column.is_sound(&body, entries, values) {
+            return Err(bad_block("its parts have other lengths than their ends say"));
         }
-        Ok(Self { body, entries, prefix, value_ends_at, keys_at, values_at })
-    }
-
-    /// Checks all offsets and the order of the keys. After that no access can go wrong.
-    fn validate(&self) -> Result<()> {
-        let (mut key_end, mut value_end) = (0, 0);
-        for i in 0..self.entries {
-            let (key, value) = (self.key_end(i), self.value_end(i));
-            if key < key_end || value < value_end {
-                return Err(bad_block("its offsets go back"));
-            }
-            (key_end, value_end) = (key, value);
-        }
-        if key_end != self.values_at - self.keys_at || value_end != self.body.len() - self.values_at {
-            return Err(bad_block("its parts have other lengths than their offsets say"));
-        }
-        if (1..self.entries).any(|i| self.suffix(i - 1) > self.suffix(i)) {
+        let (table, touched) = (Box::default(), AtomicU32::new(0));
+        let block = Self { body, entries, prefix, keys: key_column, values: value_column, table, touched };
+        if (1..entries).any(|i| block.suffix(i - 1) > block.suffix(i)) {
             return Err(bad_block("its keys are not sorted"));
         }
-        Ok(())
+        Ok(block)
+    }
+
+    /// Another handle of the same body, without a table.
+    fn copy(&self) -> Self {
+        Self { body: self.body.clone(), table: Box::default(), touched: AtomicU32::new(0), ..*self }
+    }
+
+    /// With the table that [`Block::find`] needs.
+    pub(crate) fn indexed(mut self) -> Self {
+        if !self.table.is_empty() || self.entries == 0 {
+            return self;
+        }
+        let is_first = |i: &usize| *i == 0 || self.suffix(i - 1) != self.suffix(*i);
+        // The index of a first entry has 16 bits; in a block that another program made larger, keys behind are searched
+        // for by their order.
+        let firsts = (0..self.entries.min(EMPTY as u16 as usize)).filter(is_first);
+        let places = firsts.clone().count().div_ceil(3) * 4;
+        let mut table = vec![EMPTY; places].into_boxed_slice();
+        let mut key = self.prefix().to_vec();
+        for i in firsts {
+            key.truncate(self.prefix);
+            key.extend_from_slice(self.suffix(i));
+            let (mut at, tag) = place_of(stable_hash(&key), places);
+            while table[at] != EMPTY {
+                at = if at + 1 == places { 0 } else { at + 1 };
+            }
+            table[at] = tag | i as u32;
+        }
+        self.table = table;
+        self
+    }
+
+    /// Asks for the memory that [`Block::find`] will look at first.
+    #[inline]
+    pub(crate) fn prefetch_place(&self, hash: u64) {
+        if !self.table.is_empty() {
+            prefetch(&self.table, place_of(hash, self.table.len()).0);
+        }
+    }
+
+    /// Asks for the memory of the key with this hash and of its entry, as the table knows them: it is wrong about 1 of
+    /// 65,536 other keys.
+    #[inline]
+    pub(crate) fn prefetch_entry(&self, hash: u64) {
+        if let Some(i) = self.probe(hash, |_| true) {
+            prefetch(&self.body, self.keys.hint(i));
+            let value = self.values.hint(i);
+            prefetch(&self.body, value);
+            prefetch(&self.body, value + 64);
+        }
+    }
+
+    /// The first entry of a key, if it is here. `hash`: the stable hash of the key.
+    #[inline]
+    pub(crate) fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        if self.table.is_empty() || self.entries > EMPTY as u16 as usize {
+            let i = self.lower_bound(0, key);
+            return self.is_key(i, key).then_some(i);
+        }
+        self.probe(hash, |i| self.is_key(i, key))
     }
 
     #[inline]
-    fn number(&self, at: usize) -> usize {
-        self.body.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, |b| u32::from_le_bytes(b) as usize)
-    }
-
-    #[inline]
-    fn key_end(&self, i: usize) -> usize {
-        self.number(BODY_HEAD + self.prefix + i * 4)
-    }
-
-    #[inline]
-    fn value_end(&self, i: usize) -> usize {
-        self.number(self.value_ends_at + i * 4)
+    fn probe(&self, hash: u64, right: impl Fn(usize) -> bool) -> Option<usize> {
+        let places = self.table.len();
+        if places == 0 {
+            return None;
+        }
+        let (mut at, tag) = place_of(hash, places);
+        // A quarter of the places is free.
+        loop {
+            let there = self.table[at];
+            if there == EMPTY {
+                return None;
+            }
+            if there & !0xffff == tag && right(there as u16 as usize) {
+                return Some(there as u16 as usize);
+            }
+            at = if at + 1 == places { 0 } else { at + 1 };
+        }
     }
 
     /// How many entries.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.entries
     }
@@ -225,31 +359,19 @@ impl Block {
     /// Key `i` without the prefix.
     #[inline]
     pub(crate) fn suffix(&self, i: usize) -> &[u8] {
-        let start = if i == 0 { 0 } else { self.key_end(i - 1) };
-        self.body.get(self.keys_at + start..self.keys_at + self.key_end(i)).unwrap_or_default()
+        self.body.get(self.keys.range(&self.body, i)).unwrap_or_default()
     }
 
     /// Where entry `i` stands in the body.
     #[inline]
-    fn entry_range(&self, i: usize) -> Range<usize> {
-        let start = if i == 0 { 0 } else { self.value_end(i - 1) };
-        self.values_at + start..self.values_at + self.value_end(i)
+    pub(crate) fn entry_range(&self, i: usize) -> Range<usize> {
+        self.values.range(&self.body, i)
     }
 
     /// Entry `i`.
     #[inline]
     pub(crate) fn entry(&self, i: usize) -> &[u8] {
         self.body.get(self.entry_range(i)).unwrap_or_default()
-    }
-
-    /// How key `i` compares with `key`.
-    #[inline]
-    pub(crate) fn compare(&self, i: usize, key: &[u8]) -> Ordering {
-        let prefix = self.prefix();
-        let head = key.len().min(prefix.len());
-        prefix[..head]
-            .cmp(&key[..head])
-            .then_with(|| if key.len() < prefix.len() { Ordering::Greater } else { self.suffix(i).cmp(&key[head..]) })
     }
 
     /// How key `i` compares with key `j` of another block.
@@ -265,11 +387,6 @@ impl Block {
     /// Bytes of the body.
     pub(crate) fn body_len(&self) -> usize {
         self.body.len()
-    }
-
-    /// The body.
-    pub(crate) fn into_body(self) -> Bytes {
-        self.body
     }
 
     /// The first entry whose key is at or above `key`, at or behind `from`.
@@ -297,7 +414,57 @@ impl Block {
     pub(crate) fn is_key(&self, i: usize, key: &[u8]) -> bool {
         i < self.entries
             && key.len() >= self.prefix
-            && key[..self.prefix] == *self.prefix()
             && key[self.prefix..] == *self.suffix(i)
+            && key[..self.prefix] == *self.prefix()
+    }
+}
+
+/// Where a key's search in a table of `places` begins, and its 16 bits in their place.
+#[inline]
+fn place_of(hash: u64, places: usize) -> (usize, u32) {
+    let low = hash as u32;
+    (((u64::from(low & 0xffff) * places as u64) >> 16) as usize, low & !0xffff)
+}
+
+/// A block as the caches share it.
+#[derive(Clone, Debug)]
+pub struct SharedBlock(pub(crate) Arc<Block>);
+
+impl SharedBlock {
+    /// A block that is only walked: without a table.
+    pub(crate) fn to_walk(block: Block) -> Self {
+        Self(Arc::new(block))
+    }
+
+    /// With the table that a search wants.
+    pub(crate) fn indexed(self) -> Self {
+        if !self.0.table.is_empty() || self.0.entries == 0 {
+            return self;
+        }
+        match Arc::try_unwrap(self.0) {
+            Ok(block) => block.into(),
+            Err(shared) => Self(Arc::new(shared.copy().indexed())),
+        }
+    }
+}
+
+impl From<Block> for SharedBlock {
+    /// With its table: whoever shares it searches it for keys.
+    fn from(block: Block) -> Self {
+        Self(Arc::new(block.indexed()))
+    }
+}
+
+impl CacheBlock for SharedBlock {
+    fn body(&self) -> &Bytes {
+        &self.0.body
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.0.body.len() + self.0.table.len() * 4 + size_of::<Block>()
+    }
+
+    fn of_body(body: Bytes) -> Result<Self> {
+        Block::open(body).map(Self::from)
     }
 }

@@ -1,16 +1,18 @@
 //! A section: the sorted entries of one task for some key groups, as it stands inside a bundle object.
 //!
-//! Data blocks come first, then the meta part (statistics, block index, filter), which one GET reads. The body's
-//! format is `docs/formats.md`, version 1. A key's entries stand together in one block, newest first: merge operands
-//! and then at most one put or delete. Nothing here does I/O.
+//! Data blocks come first, then the meta part: index and filter of every stretch of blocks (a [`Part`]) and the
+//! [`Directory`] of the parts, contiguous, so that one GET reads all of it or any of it. The format is `docs/formats.md`,
+//! version 2. A key's entries stand together in one block, newest first: merge operands and then at most one put or
+//! delete. Nothing here does I/O.
 //!
 //! - [`SectionWriter`]: collects unsorted entries; what a flush uses.
 //! - [`SectionBuilder`]: takes sorted entries one by one; what a compaction uses.
 
 mod block;
 mod builder;
+mod column;
 mod filter;
-mod meta;
+mod index;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -20,29 +22,50 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream_common::{Epoch, KeyGroupRanges, StateId, TaskId};
 
+pub use block::{Block, Compression, SharedBlock};
 pub use builder::SectionBuilder;
-pub use meta::{BlockInfo, SectionMeta};
+pub use filter::FilterKind;
+pub use index::{BlockInfo, Directory, Part, PartInfo};
 pub use writer::SectionWriter;
 
-pub(crate) use block::{Block, decode_stored};
+pub(crate) use block::decode_stored;
 
 /// Format version of sections.
-pub const SECTION_FORMAT: u16 = 1;
+pub const SECTION_FORMAT: u16 = 2;
 
 /// How sections are cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SectionOptions {
     /// A data block is closed once its keys and values have this many bytes.
     pub block_bytes: usize,
-    /// Bits of the filter for each key. 10 give about 1 % false positives.
-    pub filter_bits_per_key: usize,
+    /// How they are compressed.
+    pub compression: Compression,
+    /// Which filter a part has.
+    pub filter: FilterKind,
+    /// A part of the index is closed once its blocks have this many stored bytes: so much is read at once to find a key.
+    pub part_bytes: u64,
     /// Blocks of sections up to this size (uncompressed bytes) are handed to the block cache when they are written.
     pub keep_blocks_bytes: usize,
 }
 
 impl Default for SectionOptions {
     fn default() -> Self {
-        Self { block_bytes: 15 << 10, filter_bits_per_key: 10, keep_blocks_bytes: 256 << 10 }
+        Self {
+            block_bytes: 15 << 10,
+            compression: Compression::Lz4,
+            filter: FilterKind::Bloom { bits_per_key: 10 },
+            part_bytes: 16 << 20,
+            keep_blocks_bytes: 256 << 10,
+        }
+    }
+}
+
+impl SectionOptions {
+    /// The same for the bottom level, which is rewritten seldom: smaller blocks and filters for more work.
+    #[must_use]
+    pub fn bottom(&self) -> Self {
+        let compression = if self.compression == Compression::Lz4 { Compression::Zstd } else { self.compression };
+        Self { compression, filter: FilterKind::Fuse, ..self.clone() }
     }
 }
 
@@ -118,9 +141,11 @@ pub struct EncodedSection {
     pub(crate) pieces: Vec<Bytes>,
     pub(crate) length: u64,
     pub(crate) meta_offset: u64,
+    pub(crate) directory_length: u32,
     pub(crate) checksum: u32,
-    pub(crate) meta: Arc<SectionMeta>,
-    /// Offset in the section and uncompressed body of every block, when they are no more than was to be kept.
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) parts: Vec<Arc<Part>>,
+    /// Offset in the section and uncompressed body of the first blocks, as many as were to be kept.
     pub(crate) kept_blocks: Vec<(u64, Bytes)>,
 }
 
@@ -140,7 +165,7 @@ impl EncodedSection {
     /// How many entries.
     #[must_use]
     pub fn entries(&self) -> u64 {
-        self.meta.entries()
+        self.directory.entries()
     }
 
     /// How many bytes it has in the bundle.
@@ -152,7 +177,9 @@ impl EncodedSection {
     /// Bytes of memory that it holds.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        self.length + self.meta.memory_bytes() as u64 + self.kept_bytes() + self.kept_blocks.len() as u64 * 48
+        let parts: usize = self.parts.iter().map(|p| p.memory_bytes()).sum();
+        let meta = (parts + self.directory.memory_bytes()) as u64;
+        self.length + meta + self.kept_bytes() + self.kept_blocks.len() as u64 * 48
     }
 
     /// Bytes of the blocks that it keeps for the caches.

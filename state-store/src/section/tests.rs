@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use millstream_cache::CacheBlock;
 use millstream_common::{Epoch, ErrorKind, KeyGroupRanges};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -15,21 +16,53 @@ fn bytes_of(section: &EncodedSection) -> Vec<u8> {
     section.pieces.concat()
 }
 
+/// What the version says of where the index stands.
+#[derive(Clone, Copy)]
+struct Place {
+    meta_offset: usize,
+    directory_length: usize,
+    checksum: u32,
+}
+
+fn place(section: &EncodedSection) -> Place {
+    let EncodedSection { meta_offset, directory_length, checksum, .. } = *section;
+    Place { meta_offset: meta_offset as usize, directory_length: directory_length as usize, checksum }
+}
+
+/// The directory and parts of a section, read back from its bytes.
+fn index_of(stored: &[u8], place: Place) -> (Directory, Vec<Part>) {
+    let directory = Directory::decode(&stored[stored.len() - place.directory_length..], place.checksum).unwrap();
+    let part = |info: &PartInfo| {
+        let start = place.meta_offset + info.at as usize;
+        Part::decode(&Bytes::copy_from_slice(&stored[start..start + info.length as usize]), info).unwrap()
+    };
+    let parts = directory.parts().iter().map(part).collect();
+    (directory, parts)
+}
+
 /// All entries of a section, read back from its bytes: key to entries, newest first.
-fn read_back(stored: &[u8], meta_offset: usize, checksum: u32) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
-    let meta = SectionMeta::decode(&Bytes::copy_from_slice(&stored[meta_offset..]), checksum).unwrap();
+fn read_back(stored: &[u8], place: Place) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
     let mut all: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
-    for (i, info) in meta.blocks().iter().enumerate() {
-        let bytes = &stored[info.offset as usize..][..info.length as usize];
-        let block = Block::open(decode_stored(bytes, info.checksum).unwrap()).unwrap();
-        assert_eq!(block.len(), info.entries as usize);
-        for e in 0..block.len() {
-            let key = [block.prefix(), block.suffix(e)].concat();
-            assert!(meta.first_key(i) <= key.as_slice() && key.as_slice() <= meta.last_key(i));
-            assert!(meta.may_hold(millstream_common::hash::stable_hash(&key)));
-            assert_eq!(meta.seek(0, &key), i);
-            assert!(block.is_key(block.lower_bound(0, &key), &key));
-            all.entry(key).or_default().push(block.entry(e).to_vec());
+    let (directory, parts) = index_of(stored, place);
+    for (part, of) in parts.iter().zip(directory.parts()) {
+        assert_eq!((part.first_key(), part.last_key()), (of.first_key.as_slice(), of.last_key.as_slice()));
+        assert_eq!(part.blocks().iter().map(|b| u64::from(b.entries)).sum::<u64>(), of.entries);
+        for (i, info) in part.blocks().iter().enumerate() {
+            let bytes = &stored[info.offset as usize..][..info.length as usize];
+            let block = decode_stored(bytes, info.checksum).unwrap();
+            assert_eq!(block.len(), info.entries as usize);
+            let block = block.indexed();
+            for e in 0..block.len() {
+                let key = [block.prefix(), block.suffix(e)].concat();
+                assert!(part.compare_first(i, &key).is_le() && of.first_key <= key && key <= of.last_key);
+                let hash = millstream_common::hash::stable_hash(&key);
+                assert!(part.filter().may_hold(hash));
+                assert_eq!(part.seek(0, &key), i);
+                let first = block.lower_bound(0, &key);
+                assert!(block.is_key(first, &key));
+                assert_eq!(block.find(hash, &key), Some(first));
+                all.entry(key).or_default().push(block.entry(e).to_vec());
+            }
         }
     }
     all
@@ -37,8 +70,17 @@ fn read_back(stored: &[u8], meta_offset: usize, checksum: u32) -> BTreeMap<Vec<u
 
 fn random_section(seed: u64, keys: usize) -> (EncodedSection, BTreeMap<Vec<u8>, Vec<Vec<u8>>>) {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let options =
-        SectionOptions { block_bytes: rng.random_range(1..400), keep_blocks_bytes: 1000, ..SectionOptions::default() };
+    let mut options = SectionOptions {
+        block_bytes: rng.random_range(1..400),
+        part_bytes: rng.random_range(1..5000),
+        keep_blocks_bytes: 1000,
+        ..SectionOptions::default()
+    };
+    match rng.random_range(0..3) {
+        0 => options = options.bottom(),
+        1 => options.compression = Compression::None,
+        _ => {}
+    }
     let mut writer = SectionWriter::new(TASK);
     let mut expected: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
     for _ in 0..keys * 2 {
@@ -75,15 +117,16 @@ fn what_was_written_is_read() {
         let (section, expected) = random_section(seed, 1 + seed as usize * 3);
         let bytes = bytes_of(&section);
         assert_eq!((bytes.len() as u64, crc32c::crc32c(&bytes)), (section.length, section.checksum));
-        assert_eq!(read_back(&bytes, section.meta_offset as usize, section.checksum), expected);
+        assert_eq!(read_back(&bytes, place(&section)), expected);
         assert_eq!(section.entries(), expected.values().map(|c| c.len() as u64).sum::<u64>());
-        let by_state: u64 = section.meta.states().iter().map(|s| s.entries).sum();
+        let by_state: u64 = section.directory.states().iter().map(|s| s.entries).sum();
         assert_eq!(by_state, section.entries());
-        assert!(section.meta.states().iter().all(|s| s.times.is_some() == (s.state == TIMED)));
+        assert!(section.directory.states().iter().all(|s| s.times.is_some() == (s.state == TIMED)));
         for (offset, body) in &section.kept_blocks {
-            let info = section.meta.blocks().iter().find(|b| b.offset == *offset).unwrap();
+            let mut blocks = section.parts.iter().flat_map(|p| p.blocks());
+            let info = blocks.find(|b| b.offset == *offset).unwrap();
             let stored = &bytes[*offset as usize..][..info.length as usize];
-            assert_eq!(decode_stored(stored, info.checksum).unwrap(), body);
+            assert_eq!(SharedBlock::from(decode_stored(stored, info.checksum).unwrap()).body(), body);
         }
     }
 }
@@ -93,8 +136,7 @@ fn an_empty_section_is_a_section() {
     let section = SectionBuilder::new(TASK, &SectionOptions::default(), &layouts())
         .finish(KeyGroupRanges::all(), Interval::of(Epoch(1), 0));
     let bytes = bytes_of(&section);
-    assert!(read_back(&bytes, section.meta_offset as usize, section.checksum).is_empty());
-    assert!(!section.meta.may_hold(5));
+    assert!(read_back(&bytes, place(&section)).is_empty());
 }
 
 #[test]
@@ -115,7 +157,21 @@ fn a_large_section_is_cut_into_pieces() {
     assert!(section.pieces.len() > 2);
     assert!((200 << 10..=256 << 10).contains(&section.kept_bytes()), "as much as was to be kept");
     let bytes = bytes_of(&section);
-    assert_eq!(read_back(&bytes, section.meta_offset as usize, section.checksum), expected);
+    assert_eq!(read_back(&bytes, place(&section)), expected);
+}
+
+#[test]
+fn blocks_and_parts_are_found_by_keys_that_are_not_there() {
+    let (section, expected) = random_section(5, 300);
+    let (_, parts) = index_of(&bytes_of(&section), place(&section));
+    let keys: Vec<&Vec<u8>> = expected.keys().collect();
+    for probe in keys.iter().flat_map(|k| [[&k[..], &[0]].concat(), k[..k.len() - 1].to_vec()]) {
+        for part in &parts {
+            let i = part.seek(0, &probe);
+            assert!(i == 0 || part.compare_first(i, &probe).is_le());
+            assert!(i + 1 == part.blocks().len() || part.compare_first(i + 1, &probe).is_gt(), "{i} {probe:?}");
+        }
+    }
 }
 
 #[test]
@@ -133,23 +189,36 @@ fn entries_out_of_order_are_refused() {
 fn damaged_sections_are_errors() {
     let (section, _) = random_section(7, 40);
     let bytes = bytes_of(&section);
-    let meta = Bytes::copy_from_slice(&bytes[section.meta_offset as usize..]);
+    let meta = &bytes[section.meta_offset as usize..];
+    let directory = &bytes[bytes.len() - section.directory_length as usize..];
     let corrupt = |r: millstream_common::Result<()>| assert_eq!(r.unwrap_err().kind(), ErrorKind::Corrupt);
-    for cut in 0..meta.len() {
-        corrupt(SectionMeta::decode(&meta.slice(..cut), section.checksum).map(drop));
+    for cut in 0..directory.len() {
+        corrupt(Directory::decode(&directory[..cut], section.checksum).map(drop));
     }
-    for at in 0..meta.len() {
-        let mut damaged = meta.to_vec();
+    for at in 0..directory.len() {
+        let mut damaged = directory.to_vec();
         damaged[at] ^= 1 << (at % 8);
-        corrupt(SectionMeta::decode(&damaged.into(), section.checksum).map(drop));
+        corrupt(Directory::decode(&damaged, section.checksum).map(drop));
     }
-    // Another section's meta part is whole, and still not this one's.
+    // Another section's directory is whole, and still not this one's.
     let (other, _) = random_section(8, 40);
-    let other_meta = Bytes::from(bytes_of(&other)).slice(other.meta_offset as usize..);
-    let error = SectionMeta::decode(&other_meta, section.checksum).unwrap_err();
+    let other_bytes = bytes_of(&other);
+    let other_directory = &other_bytes[other_bytes.len() - other.directory_length as usize..];
+    let error = Directory::decode(other_directory, section.checksum).unwrap_err();
     assert!(error.what().contains("checksum"), "{error}");
 
-    let info = &section.meta.blocks()[0];
+    let part = &section.directory.parts()[0];
+    let stored = &meta[part.at as usize..][..part.length as usize];
+    for cut in 0..stored.len() {
+        corrupt(Part::decode(&Bytes::copy_from_slice(&stored[..cut]), part).map(drop));
+    }
+    for at in 0..stored.len() {
+        let mut damaged = stored.to_vec();
+        damaged[at] ^= 1 << (at % 8);
+        corrupt(Part::decode(&damaged.into(), part).map(drop));
+    }
+
+    let info = &section.parts[0].blocks()[0];
     let stored = &bytes[..info.length as usize];
     for cut in 0..stored.len() {
         corrupt(decode_stored(&stored[..cut], info.checksum).map(drop));
@@ -167,6 +236,7 @@ fn garbage_with_a_right_checksum_never_panics() {
     let (section, _) = random_section(7, 60);
     let bytes = bytes_of(&section);
     let meta = &bytes[section.meta_offset as usize..];
+    let directory = &bytes[bytes.len() - section.directory_length as usize..];
     let damage = |bytes: &[u8], rng: &mut SmallRng| {
         let mut bytes = bytes.to_vec();
         for _ in 0..rng.random_range(1..4) {
@@ -178,32 +248,36 @@ fn garbage_with_a_right_checksum_never_panics() {
         }
         bytes
     };
-    let mut survived = 0;
+    let mut survived = [0; 3];
     for _ in 0..4000 {
-        let damaged = damage(meta, &mut rng);
-        // With a checksum of the whole that fits, whatever it says of the blocks.
+        let damaged = damage(directory, &mut rng);
+        // With a checksum of the whole that fits, whatever it says of what stands before.
         let claims = damaged.get(8..12).map_or(0, |b| u32::from_le_bytes(b.try_into().unwrap()));
         let whole = crc32c::crc32c_combine(claims, crc32c::crc32c(&damaged), damaged.len());
-        if let Ok(meta) = SectionMeta::decode(&damaged.into(), whole) {
-            survived += 1;
-            for i in 0..meta.blocks().len() {
-                let _ = (meta.first_key(i), meta.last_key(i), meta.seek(i, b"key"), meta.may_hold(rng.random()));
-            }
-        }
-        for info in section.meta.blocks() {
-            let stored = &bytes[info.offset as usize..][..info.length as usize];
-            let damaged = damage(stored, &mut rng);
-            if let Ok(body) = decode_stored(&damaged, crc32c::crc32c(&damaged)) {
-                survived += 1;
-                let block = Block::open(body).unwrap();
-                for i in 0..block.len() {
-                    let _ = (block.suffix(i), EntryRef::decode(block.entry(i)), block.compare(i, b"key"));
+        survived[0] += u32::from(Directory::decode(&damaged, whole).is_ok());
+        for (info, part) in section.directory.parts().iter().zip(&section.parts) {
+            let damaged = damage(&meta[info.at as usize..][..info.length as usize], &mut rng);
+            let info = PartInfo { checksum: crc32c::crc32c(&damaged), ..info.clone() };
+            if let Ok(part) = Part::decode(&damaged.into(), &info) {
+                survived[1] += 1;
+                for i in 0..part.blocks().len() {
+                    let _ = (part.compare_first(i, b"key"), part.seek(i, b"key"), part.filter().may_hold(rng.random()));
                 }
-                let _ = block.lower_bound(0, b"key");
+            }
+            for info in part.blocks() {
+                let damaged = damage(&bytes[info.offset as usize..][..info.length as usize], &mut rng);
+                if let Ok(block) = decode_stored(&damaged, crc32c::crc32c(&damaged)) {
+                    survived[2] += 1;
+                    let block = block.indexed();
+                    for i in 0..block.len() {
+                        let _ = (block.suffix(i), EntryRef::decode(block.entry(i)), block.is_key(i, b"key"));
+                    }
+                    let _ = (block.lower_bound(0, b"key"), block.find(rng.random(), b"key"));
+                }
             }
         }
     }
-    assert!(survived > 100);
+    assert!(survived.iter().all(|n| *n > 100), "{survived:?}");
 }
 
 #[test]
@@ -234,7 +308,7 @@ fn entries_are_as_released() {
 /// The section of the golden file. LZ4's output may differ between its releases, so the file is read, not compared;
 /// with nothing in it, the test leaves what it should hold.
 #[test]
-fn sections_of_format_1_can_be_read() {
+fn sections_of_format_2_can_be_read() {
     let mut writer = SectionWriter::new(TASK);
     let mut expected = BTreeMap::new();
     for i in 0..40 {
@@ -245,21 +319,27 @@ fn sections_of_format_1_can_be_read() {
             expected.insert(key.to_vec(), vec![entry]);
         }
     }
-    let options = SectionOptions { block_bytes: 500, ..SectionOptions::default() };
-    let section = writer.encode(&options, &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
-    let bytes = bytes_of(&section);
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/section-1.txt");
-    if !std::path::Path::new(file).exists() {
-        let mut golden = Golden::default();
-        golden.bytes("section", &bytes);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/section-2.txt");
+    let options = SectionOptions { block_bytes: 500, part_bytes: 1500, ..SectionOptions::default() };
+    let mut golden = Golden::default();
+    for (name, options) in [("section", options.clone()), ("bottom section", options.bottom())] {
+        let section = writer.clone().encode(&options, &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
+        golden.bytes(name, &bytes_of(&section));
+        let place = [section.meta_offset, section.directory_length.into(), section.checksum.into()];
         golden.bytes(
-            "meta offset, checksum",
-            &[section.meta_offset.to_le_bytes(), u64::from(section.checksum).to_le_bytes()].concat(),
+            &format!("{name}: offset of the index, length of the directory, checksum"),
+            &place.map(u64::to_le_bytes).concat(),
         );
-        golden.compare("section-1.txt");
     }
-    let numbers = Golden::read("section-1.txt", "meta offset, checksum");
-    let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().unwrap());
-    let stored = Golden::read("section-1.txt", "section");
-    assert_eq!(read_back(&stored, number(0) as usize, number(8) as u32), expected);
+    if !std::path::Path::new(file).exists() {
+        golden.compare("section-2.txt");
+    }
+    for name in ["section", "bottom section"] {
+        let numbers =
+            Golden::read("section-2.txt", &format!("{name}: offset of the index, length of the directory, checksum"));
+        let number = |at: usize| u64::from_le_bytes(numbers[at * 8..at * 8 + 8].try_into().unwrap());
+        let place =
+            Place { meta_offset: number(0) as usize, directory_length: number(1) as usize, checksum: number(2) as u32 };
+        assert_eq!(read_back(&Golden::read("section-2.txt", name), place), expected);
+    }
 }

@@ -1,5 +1,6 @@
 //! Collects the entries of a flush in an arena and sorts them when it is encoded.
 
+use millstream_common::prefetch::prefetch;
 use millstream_common::{Error, KeyGroupRanges, Result, TaskId};
 
 use super::block::common_prefix;
@@ -9,9 +10,12 @@ use crate::entry::{EntryRef, Expiry, ends_chain};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const FIRST_CHUNK_BYTES: usize = 16 << 10;
+/// Memory is asked for so many entries ahead.
+const AHEAD: usize = 8;
 
 /// Collects the entries of one task for one (epoch, flush), unsorted, in an arena. A later write to a key comes after
 /// the earlier ones.
+#[derive(Clone)]
 pub struct SectionWriter {
     task: TaskId,
     chunks: Vec<Vec<u8>>,
@@ -129,7 +133,14 @@ impl SectionWriter {
         let mut builder = SectionBuilder::new(self.task, options, layouts);
         let order = self.sorted();
         let mut done: Option<&[u8]> = None;
-        for item in &order {
+        for (i, item) in order.iter().enumerate() {
+            // In the order of keys every slot and every entry lies somewhere else.
+            if let Some(later) = order.get(i + 2 * AHEAD) {
+                prefetch(&self.slots, later.slot as usize);
+            }
+            if let Some(later) = order.get(i + AHEAD) {
+                self.prefetch(&self.slots[later.slot as usize]);
+            }
             let slot = &self.slots[item.slot as usize];
             let key = self.key(slot);
             if done == Some(key) {
@@ -140,6 +151,13 @@ impl SectionWriter {
             done = ends_chain(entry).then_some(key);
         }
         Ok(builder.finish(ranges, interval))
+    }
+
+    fn prefetch(&self, slot: &Slot) {
+        let (chunk, at) = (&self.chunks[slot.chunk as usize], slot.at as usize);
+        prefetch(chunk, at);
+        prefetch(chunk, at + 64);
+        prefetch(chunk, at + (slot.key_len + slot.entry_len) as usize);
     }
 
     fn key(&self, slot: &Slot) -> &[u8] {

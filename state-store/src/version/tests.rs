@@ -44,6 +44,7 @@ fn full_record() -> VersionRecord {
         entries: 77,
         states: vec![proto::RunState { state_id: 1, time_min: -5, time_max: 5, entries: 77 }],
         object_bytes: 2000,
+        directory_length: 0,
     };
     let state = proto::StateEntry {
         state_id: 1,

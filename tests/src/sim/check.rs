@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use millstream_cache::Caches;
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRanges, Result, StateId, TaskId, VersionNumber};
 use millstream_engine::element::{RowKind, WATERMARK_MAX};
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
+use millstream_state_store::Caches;
 use millstream_state_store::entry::MergeOperators;
 use millstream_state_store::key::{split_point_key, state_end, state_start};
 use millstream_state_store::tree::Tree;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millstream_cache::Caches;
 use millstream_common::{Env, Lane, Result};
 use millstream_engine::coordinator::{CoordinatorOptions, run_coordinator};
 use millstream_engine::settings::Settings;
@@ -14,6 +13,7 @@ use millstream_engine::worker::stores::TaskMemory;
 use millstream_engine::worker::{Stores, WorkerOptions, run_worker};
 use millstream_objects::{FaultyStore, Meter, Store};
 use millstream_proto::control::ProcessUsage;
+use millstream_state_store::Caches;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
