@@ -26,12 +26,14 @@ mod plan;
 mod report;
 mod run;
 mod scan;
+pub mod schema;
 pub mod section;
 mod store;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]
 mod testing;
+mod touched;
 pub mod tree;
 pub mod version;
 mod view;
@@ -44,6 +46,7 @@ pub use run::{Run, object_path, ranges_from_proto, ranges_to_proto};
 pub use scan::ScanPiece;
 pub use section::{EncodedSection, Interval, SectionWriter, Sequence};
 pub use store::{StateStore, StateStoreOptions, WriterName};
+pub use touched::KeyPiece;
 pub use tree::Tree;
 pub use view::View;
 pub use warm::WarmUp;
