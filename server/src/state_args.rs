@@ -57,10 +57,10 @@ pub struct GetArgs {
     #[arg(value_name = "OPERATOR/STATE")]
     pub which: String,
     /// Keys: JSON of the key's columns, as '{"auction":1000}'; a single column's value may stand alone.
-    #[arg(value_name = "KEY", required = true)]
+    #[arg(value_name = "KEY", required = true, allow_negative_numbers = true)]
     pub keys: Vec<String>,
     /// Of time-ordered states: the time of the entries, as '2026-01-01 00:00:09.999' or in milliseconds since 1970.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time, allow_negative_numbers = true)]
     pub time: Option<i64>,
     /// Bytes as hexadecimal digits.
     #[arg(long)]
@@ -80,10 +80,10 @@ pub struct ScanArgs {
     #[arg(value_name = "OPERATOR/STATE")]
     pub which: String,
     /// The key to begin at: JSON of the key's columns. Keys are in the order of their key groups.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_negative_numbers = true)]
     pub from: Option<String>,
     /// Of time-ordered states: the time to begin at.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time, allow_negative_numbers = true)]
     pub time: Option<i64>,
     /// So many entries at most.
     #[arg(long, value_name = "N")]

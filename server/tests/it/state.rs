@@ -62,7 +62,7 @@ fn the_state_of_a_job_is_shown_by_its_columns() {
     assert_eq!(keys, (-1..500).collect());
     assert!(scanned.iter().all(|r| r["value"]["count"] == 3 || r["key"]["key"] == -1));
 
-    let got = look(&url, "keyed-count", &["get", counts, "--", "-1", "{\"key\":7}", "500"]).ok().out;
+    let got = look(&url, "keyed-count", &["get", counts, "-1", "{\"key\":7}", "500"]).ok().out;
     let lines: Vec<&str> = got.lines().collect();
     assert!(lines[0].starts_with(r#"{"key":{"key":-1},"value":{"count":1500,"#), "{got}");
     assert!(lines[1].starts_with(r#"{"key":{"key":7},"value":{"count":3,"bytes":"0x"#), "{got}");
