@@ -213,7 +213,7 @@ fn both_sides_of_a_join_are_upgraded_and_in_order_again() {
         };
         vec![
             Program { make: Box::new(move || join(narrow(), &["gone", "small"])), convert: to_narrow },
-            Program { make: Box::new(move || join(wide(), &["small", "more"])), convert: to_wide },
+            Program { make: Box::new(move || join(wide(), &["small", "more", "text"])), convert: to_wide },
         ]
     };
     let shape = Shape { inputs: 2, rows: 800, ..SHAPE };
@@ -225,7 +225,7 @@ fn both_sides_of_a_join_are_upgraded_and_in_order_again() {
                 groups.entry((row.cells[KEY].clone(), end)).or_default()[row.input].push(row);
             }
         }
-        // Both releases emit rows of three columns; a window with rows of the second was fired by it.
+        // A window with rows of the second release was fired by it.
         let (mut sure, mut shown) = (Vec::new(), Vec::new());
         for ((key, _), [left, right]) in &groups {
             let both = left.iter().chain(right);
@@ -233,20 +233,23 @@ fn both_sides_of_a_join_are_upgraded_and_in_order_again() {
                 continue;
             }
             for row in right {
-                let cells =
-                    if row.program == 1 { row.cells[4..6].to_vec() } else { vec![row.cells[4].clone(), Cell::Null] };
+                let cells = if row.program == 1 {
+                    row.cells[4..7].to_vec()
+                } else {
+                    vec![row.cells[4].clone(), Cell::Null, Cell::Null]
+                };
                 mixed.set(mixed.get() + usize::from(row.program == 0));
                 sure.push([vec![key.clone()], cells].concat());
             }
         }
-        // The others are those of windows that only the first release has seen, whoever fired them.
+        // The others are those of windows that only the first release has seen, whoever fired them: its rows are shorter.
         for ((key, _), [left, right]) in &groups {
             if left.is_empty() || left.iter().chain(right).any(|r| r.program == 1) {
                 continue;
             }
             for row in right {
                 let old = vec![key.clone(), row.cells[5].clone(), row.cells[4].clone()];
-                let new = vec![key.clone(), row.cells[4].clone(), Cell::Null];
+                let new = vec![key.clone(), row.cells[4].clone(), Cell::Null, Cell::Null];
                 shown.push((old, new));
             }
         }
@@ -256,7 +259,7 @@ fn both_sides_of_a_join_are_upgraded_and_in_order_again() {
             left_over.swap_remove(at);
         }
         for (old, new) in shown {
-            let at = left_over.iter().position(|r| *r == old || *r == new);
+            let at = left_over.iter().position(|r| *r == old).or_else(|| left_over.iter().position(|r| *r == new));
             left_over.swap_remove(at.unwrap_or_else(|| panic!("{old:?} is missing")));
         }
         assert!(left_over.is_empty(), "{left_over:?}");
@@ -316,7 +319,7 @@ fn expires_as_told(clock: TtlClock, duration_ms: i64) {
         assert_eq!(inserts, started);
         again.set(again.get() + started - keys.len());
     });
-    assert!(again.get() > 500, "{}", again.get());
+    assert!(again.get() > 150, "{}", again.get());
 }
 
 #[test]
