@@ -5,9 +5,9 @@
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
-    Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
-    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
+    Date32Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type, Float16Type, Float32Type, Float64Type,
+    Int8Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType, TimestampMillisecondType,
+    TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef, BooleanArray, LargeStringArray, RecordBatch, StringArray};
 use arrow_buffer::NullBuffer;
@@ -72,6 +72,66 @@ impl JsonRows {
         }
         Ok(())
     }
+}
+
+/// Appends one value as JSON, as [`JsonRows`] prints it. What has no text there: bytes as hexadecimal digits behind `0x`,
+/// lengths of time and times of day as numbers of their unit, wide decimals as the others. Time stamps with a zone print
+/// as UTC. An error for what is none of these.
+pub fn push_value(array: &ArrayRef, row: usize, out: &mut Vec<u8>) -> Result<()> {
+    if array.is_null(row) {
+        out.extend_from_slice(b"null");
+        return Ok(());
+    }
+    let hex = |bytes: &[u8], out: &mut Vec<u8>| {
+        let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        push_string(&format!("0x{digits}"), out);
+    };
+    match array.data_type() {
+        DataType::Binary => hex(array.as_binary::<i32>().value(row), out),
+        DataType::LargeBinary => hex(array.as_binary::<i64>().value(row), out),
+        DataType::BinaryView => hex(array.as_binary_view().value(row), out),
+        DataType::FixedSizeBinary(_) => hex(array.as_fixed_size_binary().value(row), out),
+        DataType::Utf8View => push_string(array.as_string_view().value(row), out),
+        DataType::Float16 => {
+            let value = array.as_primitive::<Float16Type>().value(row).to_f32();
+            push_float(value.is_finite(), value, out);
+        }
+        DataType::Decimal32(_, scale) => {
+            push_decimal(array.as_primitive::<Decimal32Type>().value(row).into(), checked_scale(*scale)?, out);
+        }
+        DataType::Decimal64(_, scale) => {
+            push_decimal(array.as_primitive::<Decimal64Type>().value(row).into(), checked_scale(*scale)?, out);
+        }
+        DataType::Decimal256(_, scale) => {
+            let value = array.as_primitive::<Decimal256Type>().value(row);
+            push_digits(value.is_negative(), value.to_string().trim_start_matches('-'), checked_scale(*scale)?, out);
+        }
+        DataType::Timestamp(unit, Some(_)) => {
+            let data = array.to_data().into_builder().data_type(DataType::Timestamp(*unit, None)).build();
+            let plain = data.map_err(|e| Error::internal("a time stamp that has no other zone").source(e))?;
+            push_value(&arrow_array::make_array(plain), row, out)?;
+        }
+        DataType::Date64 | DataType::Time64(_) | DataType::Duration(_) => {
+            push_integer(number_at::<i64>(array, row), out);
+        }
+        DataType::Time32(_) => push_integer(number_at::<i32>(array, row), out),
+        kind if printable(kind) => Column::of(array, false)?.push(row, &mut TimestampText::default(), out)?,
+        kind => {
+            return Err(Error::config(format!("a value of type {kind} cannot be printed as JSON")).code(1310));
+        }
+    }
+    Ok(())
+}
+
+/// The number that stands in row `row`, whatever it means.
+fn number_at<T: arrow_buffer::ArrowNativeType>(array: &ArrayRef, row: usize) -> T {
+    let data = array.to_data();
+    data.buffer::<T>(0)[row]
+}
+
+fn checked_scale(scale: i8) -> Result<usize> {
+    usize::try_from(scale)
+        .map_err(|_| Error::config(format!("a decimal of scale {scale} cannot be printed as JSON")).code(1310))
 }
 
 fn printable(kind: &DataType) -> bool {
@@ -217,11 +277,14 @@ fn push_float(finite: bool, value: impl std::fmt::Debug, out: &mut Vec<u8>) {
 
 /// All `scale` digits behind the point, also when they are zeros.
 fn push_decimal(value: i128, scale: usize, out: &mut Vec<u8>) {
-    if value < 0 {
+    push_digits(value < 0, itoa::Buffer::new().format(value.unsigned_abs()), scale, out);
+}
+
+fn push_digits(negative: bool, digits: &str, scale: usize, out: &mut Vec<u8>) {
+    if negative {
         out.push(b'-');
     }
-    let mut buffer = itoa::Buffer::new();
-    let digits = buffer.format(value.unsigned_abs()).as_bytes();
+    let digits = digits.as_bytes();
     if digits.len() > scale {
         out.extend_from_slice(&digits[..digits.len() - scale]);
     } else {
@@ -280,7 +343,8 @@ mod tests {
     use std::sync::Arc;
 
     use arrow_array::{
-        Date32Array, Decimal128Array, Float64Array, Int64Array, NullArray, TimestampMillisecondArray, UInt8Array,
+        BinaryArray, Date32Array, Decimal64Array, Decimal128Array, Decimal256Array, DurationSecondArray, Float64Array,
+        Int64Array, NullArray, StringViewArray, Time32SecondArray, TimestampMillisecondArray, UInt8Array,
     };
     use arrow_schema::Field;
 
@@ -327,6 +391,32 @@ mod tests {
         assert!(lines[0].contains(r#"\u0007\b\t\n\u000b\f\r\u000e"#) && lines[0].contains(r#"[\\]^_`a"#));
         assert!(lines[0].ends_with("}~\u{7f}é\u{2028}🦀\"}"));
         assert_eq!(lines[1], r#"{"a\"b":""}"#);
+    }
+
+    #[test]
+    fn single_values_print_also_where_columns_do_not() {
+        let one = |array: ArrayRef| {
+            let mut out = Vec::new();
+            push_value(&array, array.len() - 1, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let at = TimestampMillisecondArray::from(vec![1, 1_767_225_604_330]);
+        assert_eq!(one(Arc::new(at.clone())), r#""2026-01-01 00:00:04.330""#);
+        assert_eq!(one(Arc::new(at.with_timezone("+02:00"))), r#""2026-01-01 00:00:04.330""#);
+        assert_eq!(one(Arc::new(BinaryArray::from_vec(vec![b"a", b"\0\xff"]))), r#""0x00ff""#);
+        assert_eq!(one(Arc::new(StringViewArray::from(vec!["a", "b\"c"]))), r#""b\"c""#);
+        assert_eq!(one(Arc::new(DurationSecondArray::from(vec![5, -7]))), "-7");
+        assert_eq!(one(Arc::new(Time32SecondArray::from(vec![5, 7]).slice(0, 1))), "5");
+        let small = Decimal64Array::from(vec![-140]).with_precision_and_scale(9, 3).unwrap();
+        assert_eq!(one(Arc::new(small)), "-0.140");
+        let wide = Decimal256Array::from(vec![arrow_buffer::i256::MIN]).with_precision_and_scale(76, 2).unwrap();
+        assert!(
+            one(Arc::new(wide))
+                .starts_with("-5789604461865809771178549250434395392663499233282028201972879200395656481")
+        );
+        assert_eq!(one(Arc::new(Int64Array::from(vec![Some(1), None]))), "null");
+        let months = arrow_array::IntervalYearMonthArray::from(vec![1]);
+        assert_eq!(push_value(&(Arc::new(months) as ArrayRef), 0, &mut Vec::new()).unwrap_err().number(), 1310);
     }
 
     #[test]

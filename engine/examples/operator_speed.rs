@@ -47,7 +47,7 @@ fn main() -> Result<()> {
 }
 
 fn call(function: AggregateFunction, input: Option<usize>, filter: Option<usize>, name: &str) -> AggregateCall {
-    AggregateCall { function, input, filter, name: name.into() }
+    AggregateCall { function, input, filter, name: name.into(), state_id: None }
 }
 
 fn seven() -> Vec<AggregateCall> {

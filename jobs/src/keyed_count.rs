@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, cast::AsArray};
-use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use arrow_schema::{DataType, Field as Column, Schema, SchemaRef};
 use millstream_common::{Error, Result};
 use millstream_connectors::keyed_count::{max_event_time, value_bytes};
 use millstream_engine::dataflow::{Dataflow, JobContext, JobDefinition};
@@ -20,6 +20,7 @@ use millstream_engine::source::WatermarkStrategy;
 use millstream_engine::state::value::{put_i64, take_i64};
 use millstream_engine::state::{KeyedState, SlotId, StateSet, StateValue, TimedState};
 use millstream_state_store::key::decode_keys;
+use millstream_state_store::schema::{Field, Form};
 
 use crate::args::KeyedCountArgs;
 
@@ -66,7 +67,7 @@ fn build(args: &KeyedCountArgs) -> Result<JobGraph> {
 }
 
 fn key_and(name: &str) -> SchemaRef {
-    Arc::new(Schema::new(vec![Field::new("key", DataType::Int64, false), Field::new(name, DataType::Int64, false)]))
+    Arc::new(Schema::new(vec![Column::new("key", DataType::Int64, false), Column::new(name, DataType::Int64, false)]))
 }
 
 fn rows(schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
@@ -113,7 +114,10 @@ impl KeyedCount {
     fn new(value_bytes: usize) -> Self {
         Self {
             value_bytes,
-            counts: KeyedState::new("counts", "varint count, bytes"),
+            counts: KeyedState::new("counts", "varint count, bytes").described(Form::Record {
+                kind: String::new(),
+                fields: vec![Field::new("count", Form::Integer), Field::new("bytes", Form::Rest)],
+            }),
             // Nothing is due before the end: one scan looks at everything.
             results: TimedState::new("results", "", i64::MAX),
         }

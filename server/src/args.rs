@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::address;
+use crate::state_args::StateArgs;
 
 /// A stream processor whose keyed state lives in object storage.
 #[derive(Debug, Parser)]
@@ -51,6 +52,8 @@ pub enum Command {
     Fsck(FsckArgs),
     /// The committed versions of a job.
     Versions(VersionsArgs),
+    /// A look into the state of a job, as it is or was at a version.
+    State(StateArgs),
     /// All settings, with default, unit and meaning.
     Settings(SettingsArgs),
     /// Not built yet.

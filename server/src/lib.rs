@@ -37,6 +37,8 @@ pub mod people;
 pub mod process;
 pub mod progress;
 pub mod signals;
+pub mod state;
+pub mod state_args;
 pub mod stores;
 pub mod table;
 pub mod usage;

@@ -17,6 +17,16 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes lines that end in a line feed each; false when nobody reads any more.
+pub fn lines(lines: &[u8]) -> Result<bool> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(lines).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Error::unavailable("stdout cannot be written").code(2200).source(e)),
+    }
+}
+
 /// Writes a JSON document.
 pub fn print_json(document: &serde_json::Value) -> Result<()> {
     print(&document.to_string())

@@ -117,6 +117,23 @@ pub fn versions(doc: &Value) -> String {
     table.render()
 }
 
+/// A `state ls` document.
+#[must_use]
+pub fn states(doc: &Value) -> String {
+    let mut table = Table::new(&["state", "layout", "entries", "bytes", "runs", "schema"]);
+    for state in items(doc) {
+        table.row(vec![
+            text(&state["state"]),
+            text(&state["layout"]),
+            count(&state["entries"]),
+            size(&state["bytes"]),
+            count(&state["runs"]),
+            text(&state["schema"]),
+        ]);
+    }
+    table.render()
+}
+
 /// A `jobs` document.
 #[must_use]
 pub fn jobs(doc: &Value) -> String {

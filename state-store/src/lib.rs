@@ -27,12 +27,14 @@ mod report;
 mod requests;
 mod run;
 mod scan;
+pub mod schema;
 pub mod section;
 mod store;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]
 mod testing;
+mod touched;
 pub mod tree;
 pub mod version;
 mod view;
@@ -46,6 +48,7 @@ pub use run::{Run, object_path, ranges_from_proto, ranges_to_proto};
 pub use scan::ScanPiece;
 pub use section::{EncodedSection, Interval, SectionWriter, Sequence, SharedBlock};
 pub use store::{StateStore, StateStoreOptions, WriterName};
+pub use touched::KeyPiece;
 pub use tree::Tree;
 pub use view::View;
 pub use warm::WarmUp;

@@ -9,6 +9,7 @@ use millstream_proto::version as proto;
 
 use crate::layout::{Layout, Layouts, StateLayout};
 use crate::run::{Run, bad_record, small};
+use crate::schema::{Schema, schema_from_proto, schema_to_proto};
 
 /// A task of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,9 @@ pub struct StateEntry {
     pub merge_operator: String,
     /// How its values are encoded, in words.
     pub value_schema: String,
+    /// The schemas that its entries have had, oldest first; the last one is the present one. Empty where no program that
+    /// knows of them has opened the state.
+    pub schemas: Vec<Schema>,
 }
 
 /// The tasks, states and live runs of a job. Cheap to clone but for the lists.
@@ -83,8 +87,7 @@ impl Tree {
         Ok(id)
     }
 
-    /// The id of a state, allotted when it is new. A known state with another task, layout, operator or schema is
-    /// refused with both shown.
+    /// The id of a state without a described schema, allotted when it is new. See [`Tree::add_described_state`].
     pub fn add_state(
         &mut self,
         task: TaskId,
@@ -93,33 +96,44 @@ impl Tree {
         layout: StateLayout,
         value_schema: &str,
     ) -> Result<StateId> {
+        self.add_described_state(task, operator_uid, name, layout, (value_schema, None))
+    }
+
+    /// The id of a state, allotted when it is new. A known state with another task, layout or operator is refused with
+    /// both shown, and so is one whose values cannot become those of the program's schema; if they can, the schema joins
+    /// the history. `values` say how values are encoded, in words and as a schema.
+    pub fn add_described_state(
+        &mut self,
+        task: TaskId,
+        operator_uid: &str,
+        name: &str,
+        layout: StateLayout,
+        values: (&str, Option<Schema>),
+    ) -> Result<StateId> {
         let StateLayout { layout, merge_operator } = layout;
-        let wanted = |id| StateEntry {
-            id,
+        let (value_schema, schema) = values;
+        if let Some(schema) = &schema {
+            let place = || format!("state '{name}' of operator '{operator_uid}'");
+            schema.check().map_err(|e| e.at(place()))?;
+        }
+        let mut wanted = StateEntry {
+            id: StateId(0),
             task,
             operator_uid: operator_uid.to_owned(),
             name: name.to_owned(),
             layout,
-            merge_operator: merge_operator.clone(),
+            merge_operator,
             value_schema: value_schema.to_owned(),
+            schemas: schema.into_iter().collect(),
         };
-        if let Some(known) = self.states.iter().find(|s| s.operator_uid == operator_uid && s.name == name) {
-            if *known == wanted(known.id) {
-                return Ok(known.id);
-            }
-            let show = |s: &StateEntry| {
-                format!("{:?} '{}' merged by '{}' in task {}", s.layout, s.value_schema, s.merge_operator, s.task)
-            };
-            return Err(Error::config(format!(
-                "state '{name}' of operator '{operator_uid}' is stored as {}, the program wants {}",
-                show(known),
-                show(&wanted(known.id))
-            ))
-            .code(1202)
-            .next("go back to the program that wrote it, or give the new state another name"));
+        if let Some(known) = self.states.iter_mut().find(|s| s.operator_uid == operator_uid && s.name == name) {
+            wanted.id = known.id;
+            known.evolve(&wanted)?;
+            return Ok(known.id);
         }
-        let id = StateId(allot(&mut self.next_state_id, "states")?);
-        self.states.push(wanted(id));
+        wanted.id = StateId(allot(&mut self.next_state_id, "states")?);
+        let id = wanted.id;
+        self.states.push(wanted);
         Ok(id)
     }
 
@@ -188,6 +202,7 @@ impl Tree {
             layout: layout(s.layout).into(),
             merge_operator: s.merge_operator.clone(),
             value_schema: s.value_schema.clone(),
+            schemas: s.schemas.iter().map(schema_to_proto).collect(),
         };
         proto::Tree {
             tasks: self.tasks.iter().map(|t| proto::TaskEntry { task_id: t.id.0.into(), uid: t.uid.clone() }).collect(),
@@ -241,7 +256,8 @@ impl Tree {
 /// some that were, or was committed in between: of an epoch above `committed.0`, up to `committed.1`.
 pub fn check_successor(old: &Tree, new: &Tree, committed: (Epoch, Epoch)) -> Result<()> {
     new.check()?;
-    let kept = old.tasks.iter().all(|t| new.tasks.contains(t)) && old.states.iter().all(|s| new.states.contains(s));
+    let kept = old.tasks.iter().all(|t| new.tasks.contains(t))
+        && old.states.iter().all(|s| new.states.iter().any(|n| n.may_follow(s)));
     if !kept || new.next_task_id < old.next_task_id || new.next_state_id < old.next_state_id {
         return Err(broken("a task or state of its predecessor is gone or has changed"));
     }
@@ -327,6 +343,7 @@ fn state_from_proto(s: &proto::StateEntry) -> Result<StateEntry> {
         layout,
         merge_operator: s.merge_operator.clone(),
         value_schema: s.value_schema.clone(),
+        schemas: s.schemas.iter().map(schema_from_proto).collect::<Result<_>>()?,
     })
 }
 

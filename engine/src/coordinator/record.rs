@@ -116,8 +116,9 @@ pub fn take_over(
 ) -> Result<VersionRecord> {
     let mut record = base.cloned().unwrap_or_default();
     let mut tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
-    for task in graph.tasks.iter().filter(|t| matches!(t.head, Head::Exchange)) {
+    for (index, task) in graph.tasks.iter().enumerate().filter(|(_, t)| matches!(t.head, Head::Exchange)) {
         let id = tree.add_task(&task.uid)?;
+        let key = graph.key_of(index);
         let mut operator = (task.nodes[0].make)()?;
         for state in operator.states() {
             let d = state.descriptor();
@@ -126,7 +127,8 @@ pub fn take_over(
                 StateLayout::TimeOrdered => millstream_state_store::Layout::TimeOrdered,
             };
             let layout = millstream_state_store::StateLayout { layout, merge_operator: String::new() };
-            tree.add_state(id, &task.nodes[0].uid, &d.name, layout, &d.value_schema)?;
+            let values = (&*d.value_schema, Some(d.schema(key.clone())));
+            tree.add_described_state(id, &task.nodes[0].uid, &d.name, layout, values)?;
         }
     }
     record.tree = Some(tree.to_proto());

@@ -1,6 +1,7 @@
 //! Aggregates: what is kept of many rows of a key.
 
 use millstream_common::Result;
+use millstream_state_store::schema::field_id;
 
 use super::plan::column_index;
 use crate::operators::aggregate::{AggregateCall, AggregateFunction};
@@ -14,12 +15,13 @@ pub struct Aggregate {
     input: Option<String>,
     filter: Option<String>,
     name: String,
+    state_id: Option<u32>,
 }
 
 /// How many rows there are.
 #[must_use]
 pub fn count() -> Aggregate {
-    Aggregate { function: AggregateFunction::Count, input: None, filter: None, name: "count".into() }
+    Aggregate { function: AggregateFunction::Count, input: None, filter: None, name: "count".into(), state_id: None }
 }
 
 /// The sum of a column.
@@ -48,13 +50,26 @@ pub fn avg(column: &str) -> Aggregate {
 
 impl Aggregate {
     fn over(function: AggregateFunction, word: &str, column: &str) -> Self {
-        Self { function, input: Some(column.into()), filter: None, name: format!("{word}_{column}") }
+        Self { function, input: Some(column.into()), filter: None, name: format!("{word}_{column}"), state_id: None }
     }
 
     /// Names its column. Without it: `count`, `sum_price` and the like.
     #[must_use]
     pub fn as_(mut self, name: &str) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// What it was called when the state was written that the job goes on from: its numbers are those.
+    #[must_use]
+    pub fn renamed_from(self, name: &str) -> Self {
+        self.state_id(field_id(name))
+    }
+
+    /// The id of its numbers in the state, which stays when its name changes. Without it: that of its name.
+    #[must_use]
+    pub fn state_id(mut self, id: u32) -> Self {
+        self.state_id = Some(id);
         self
     }
 
@@ -85,6 +100,7 @@ impl Aggregate {
             input: index(&self.input)?,
             filter: index(&self.filter)?,
             name: self.name.clone(),
+            state_id: self.state_id,
         })
     }
 }

@@ -1,9 +1,11 @@
 //! Streams by key, their windows and joins: what begins a task of its own behind an exchange.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow_schema::SchemaRef;
 use millstream_common::{Error, Result};
+use millstream_state_store::schema::{Ttl, TtlClock};
 
 use super::aggregate::Aggregate;
 use super::plan::{Body, Input, Node, code, column_index, place};
@@ -22,6 +24,8 @@ use crate::operators::window::WindowAggregate;
 pub struct KeyedStream {
     pub(super) stream: Stream,
     pub(super) keys: Vec<String>,
+    /// How long the state of a key counts, and by which clock.
+    pub(super) ttl: Option<(Duration, TtlClock)>,
 }
 
 /// An operator that was made from the plan: the columns that it emits, and how to make it again.
@@ -31,6 +35,16 @@ struct Made {
 }
 
 impl KeyedStream {
+    /// Lets the state of a key expire when the key has had no row for `ttl` (whole milliseconds): by the watermark, or by
+    /// the clock of the machine. For [`KeyedStream::aggregate`]: the next row of the key begins anew, as an insert, and no
+    /// delete is sent before. Windows and joins keep nothing longer than their windows are open, so they take none.
+    ///
+    /// By event time, what is written before the first watermark expires only after it was written again.
+    #[must_use]
+    pub fn state_ttl(&self, ttl: Duration, clock: TtlClock) -> KeyedStream {
+        KeyedStream { ttl: Some((ttl, clock)), ..self.clone() }
+    }
+
     /// Puts the rows of each key into windows of event time.
     #[must_use]
     pub fn window(&self, window: Window) -> WindowedStream {
@@ -42,10 +56,17 @@ impl KeyedStream {
     pub fn aggregate(&self, name: &str, aggregates: impl IntoIterator<Item = Aggregate>) -> Stream {
         let aggregates: Vec<Aggregate> = aggregates.into_iter().collect();
         let place = place("aggregate", name);
-        self.keyed("aggregate", name, describe_all(&aggregates), &place, reads(&aggregates), |input| {
+        let ttl = match self.ttl(&place) {
+            Ok(ttl) => ttl,
+            Err(e) => return self.stream.fail(e),
+        };
+        let expires = ttl.map(|t| format!(", expires after {t}")).unwrap_or_default();
+        let detail = format!("{}{expires}", describe_all(&aggregates));
+        self.keyed("aggregate", name, detail, &place, reads(&aggregates), |input| {
             let (schema, keys) = (input.stream.schema.clone(), input.key_indices(&place)?);
             let calls = aggregates.iter().map(|a| a.call(&schema, &place)).collect::<Result<Vec<_>>>()?;
-            made(move || RunningAggregate::new(&schema, &keys, calls.clone()), RunningAggregate::schema)
+            let make = move || Ok(RunningAggregate::new(&schema, &keys, calls.clone())?.with_ttl(ttl));
+            made(make, RunningAggregate::schema)
         })
     }
 
@@ -72,6 +93,20 @@ impl KeyedStream {
         JoinedStreams { left: self.clone(), right: other.clone() }
     }
 
+    /// The TTL as states want it.
+    fn ttl(&self, operator: &str) -> Result<Option<Ttl>> {
+        let Some((duration, clock)) = self.ttl else { return Ok(None) };
+        match i64::try_from(duration.as_millis()) {
+            Ok(ms) if ms > 0 && Duration::from_millis(ms.unsigned_abs()) == duration => {
+                Ok(Some(Ttl { duration_ms: ms, clock }))
+            }
+            _ => Err(Error::config(format!("the TTL of its state is {duration:?}"))
+                .code(code::BAD_SETTING)
+                .at(operator)
+                .next("it has to be a whole number of milliseconds above 0")),
+        }
+    }
+
     fn key_indices(&self, operator: &str) -> Result<Vec<usize>> {
         if self.keys.is_empty() {
             return Err(Error::config("the key has no column").code(code::BAD_SETTING).at(operator));
@@ -87,7 +122,7 @@ impl KeyedStream {
         if columns.len() == self.stream.schema.fields().len() {
             return self.clone();
         }
-        KeyedStream { stream: self.stream.select_as("project", name, &columns), keys: self.keys.clone() }
+        KeyedStream { stream: self.stream.select_as("project", name, &columns), keys: self.keys.clone(), ttl: self.ttl }
     }
 
     /// A keyed operator with one input: checks the columns that it reads, projects, builds.
@@ -119,6 +154,12 @@ impl KeyedStream {
     fn add(&self, kind: &'static str, name: &str, detail: String, inputs: &[&KeyedStream], made: Made) -> Stream {
         let operator = place(kind, name);
         let mut nodes = Vec::new();
+        if kind != "aggregate" && inputs.iter().any(|i| i.ttl.is_some()) {
+            let what = "a TTL of state is for aggregates without windows";
+            return self.stream.fail(Error::config(what).code(code::BAD_SETTING).at(operator).next(
+                "leave `.state_ttl` away: windows bound their state; in an operator of your own, set it on the state",
+            ));
+        }
         for input in inputs {
             let Some(node) = input.stream.node else { return self.stream.broken() };
             if !std::rc::Rc::ptr_eq(&input.stream.plan, &self.stream.plan) {
@@ -225,7 +266,7 @@ impl WindowedStream {
             Ok(f) => stream.map_as("local-top", name, format!("greatest {column} by {end}"), stream.schema.clone(), f),
             Err(e) => return stream.fail(e),
         };
-        let input = KeyedStream { stream: local, keys: self.keyed.keys.clone() };
+        let input = KeyedStream { stream: local, keys: self.keyed.keys.clone(), ttl: self.keyed.ttl };
         input.keyed("window-top", name, detail, place, self.all_columns(), |input| {
             let schema = input.stream.schema.clone();
             let (end, value) = (column_index(&schema, end, place)?, column_index(&schema, column, place)?);

@@ -100,6 +100,8 @@ mod window;
 mod tests;
 
 pub use aggregate::{Aggregate, avg, count, max, min, sum};
+pub use millstream_state_store::schema::TtlClock;
+
 pub use flow::{DEFAULT_BATCH_ROWS, Dataflow, SourceStream};
 pub use keyed::{ConnectedStreams, JoinColumns, JoinedStreams, KeyedStream, WindowedJoin, WindowedStream};
 pub use registry::{

@@ -145,7 +145,7 @@ impl Stream {
 
     /// Rows with the same values in `columns` meet in one subtask. What follows has state by that key.
     pub fn key_by<S: Into<String>>(&self, columns: impl IntoIterator<Item = S>) -> KeyedStream {
-        KeyedStream { stream: self.clone(), keys: columns.into_iter().map(Into::into).collect() }
+        KeyedStream { stream: self.clone(), keys: columns.into_iter().map(Into::into).collect(), ttl: None }
     }
 
     /// Hands all rows to `sink`. Its committables are known by an id derived from the plan; [`Stream::sink_with_uid`]

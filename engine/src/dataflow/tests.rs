@@ -335,3 +335,34 @@ fn a_registry_builds_jobs_by_name() {
     assert_eq!((error.kind(), error.number()), (ErrorKind::Config, JOB_USAGE));
     assert!(registry.absolutise("visits", &[], Path::new("/")).unwrap().is_empty());
 }
+
+#[test]
+fn states_are_described_by_the_plan_and_may_expire() {
+    let flow = Dataflow::new();
+    let keyed = orders(&flow).key_by(["shop", "time"]).state_ttl(60 * SECOND, TtlClock::EventTime);
+    let aggregates = [count(), sum("amount").renamed_from("total")];
+    keyed.aggregate("n", aggregates).sink("out", out());
+    let graph = flow.build().unwrap();
+    let node = &graph.tasks[1].nodes[0];
+    assert!(node.detail.ends_with("as sum_amount, expires after 60000 ms of event time"), "{}", node.detail);
+    let mut operator = (node.make)().unwrap();
+    let schema = operator.states()[0].descriptor().schema(graph.key_of(1));
+    assert_eq!(
+        schema.to_string(),
+        "key (shop: utf8, time: timestamp_ms), value aggregates (count: integer, sum_amount: sum (sum: integer, values: \
+         integer)), expires after 60000 ms of event time"
+    );
+    let ids = match &schema.value {
+        millstream_state_store::schema::Form::Record { fields, .. } => fields.iter().map(|f| f.id).collect::<Vec<_>>(),
+        other => panic!("{other}"),
+    };
+    let id = millstream_state_store::schema::field_id;
+    assert_eq!(ids, [id("count"), id("total")]);
+    assert!(graph.key_of(0).is_empty());
+
+    let with_ttl = |s: &Stream, ttl| s.key_by(["shop"]).state_ttl(ttl, TtlClock::ProcessingTime);
+    must_say(&error_of(|s| with_ttl(s, Duration::from_micros(1_500)).aggregate("n", [count()])), &["TTL", "\"n\""]);
+    let windowed = |s: &Stream| with_ttl(s, SECOND).window(Tumbling::of(SECOND).on("time")).aggregate("w", [count()]);
+    must_say(&error_of(windowed), &["TTL", "window-aggregate \"w\"", "state_ttl"]);
+    must_say(&error_of(|s| with_ttl(s, SECOND).process("p", s.schema().clone(), || Same)), &["process \"p\""]);
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
 use millstream_common::Result;
+use millstream_state_store::schema::KeyColumn;
 
 use crate::operator::Operator;
 use crate::sink::Sink;
@@ -22,6 +23,14 @@ pub struct JobGraph {
 }
 
 impl JobGraph {
+    /// The key columns of a task behind an exchange, as its states are described by them; empty for others.
+    #[must_use]
+    pub fn key_of(&self, task: usize) -> Vec<KeyColumn> {
+        let edge = self.edges.iter().find(|e| e.to == task && e.input == 0);
+        let column = |e: &EdgePlan, i: usize| KeyColumn::of(e.schema.field(i));
+        edge.map(|e| e.key_columns.iter().map(|&i| column(e, i)).collect()).unwrap_or_default()
+    }
+
     /// Sets the idle time-out of sources that have none of their own.
     pub fn default_idle_timeout(&mut self, timeout: Option<std::time::Duration>) {
         for task in &mut self.tasks {

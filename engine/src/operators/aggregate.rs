@@ -11,6 +11,7 @@ use arrow_array::{Array, ArrayRef, Int64Array, RecordBatch};
 use arrow_buffer::{BooleanBuffer, NullBufferBuilder};
 use arrow_schema::{DataType, Field, FieldRef, Schema};
 use millstream_common::{Error, Result};
+use millstream_state_store::schema::{Field as StateField, Form};
 use smallvec::SmallVec;
 
 use super::keys::{check_int64, check_type, field, int64, wrong_column};
@@ -43,6 +44,8 @@ pub struct AggregateCall {
     pub filter: Option<usize>,
     /// The name of the result's column.
     pub name: String,
+    /// What its numbers are called in the state, whatever its name; `None`: what goes with the name.
+    pub state_id: Option<u32>,
 }
 
 impl AggregateFunction {
@@ -152,6 +155,29 @@ impl AggregateSet {
     pub(super) fn value_schema(&self) -> String {
         let words: Vec<_> = self.calls.iter().map(|c| c.call.function.word()).collect();
         format!("accumulators/1 ({})", words.join(", "))
+    }
+
+    /// What rows of accumulators are made of; `kind` says whose they are.
+    pub(super) fn form(&self, kind: String) -> Form {
+        let field = |c: &Placed| {
+            let numbers = |kind: &str| {
+                let fields = [kind, "values"].map(|name| StateField::new(name, Form::Integer)).to_vec();
+                Form::Record { kind: kind.to_owned(), fields }
+            };
+            let form = match c.call.function {
+                AggregateFunction::Count => Form::Integer,
+                // An average is kept as what it is made of.
+                AggregateFunction::Sum | AggregateFunction::Avg => numbers("sum"),
+                AggregateFunction::Min => numbers("min"),
+                AggregateFunction::Max => numbers("max"),
+            };
+            let field = StateField::new(&c.call.name, form);
+            match c.call.state_id {
+                Some(id) => field.with_id(id),
+                None => field,
+            }
+        };
+        Form::Record { kind, fields: self.calls.iter().map(field).collect() }
     }
 
     /// The accumulators of no row.
@@ -311,7 +337,7 @@ mod tests {
     use super::*;
 
     fn call(function: AggregateFunction, input: Option<usize>, filter: Option<usize>) -> AggregateCall {
-        AggregateCall { function, input, filter, name: format!("{function:?}") }
+        AggregateCall { function, input, filter, name: format!("{function:?}"), state_id: None }
     }
 
     fn all() -> [AggregateFunction; 5] {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, TimestampMillisecondArray};
 use arrow_schema::SchemaRef;
 use millstream_common::Result;
+use millstream_state_store::schema::{Field as StateField, Form};
 
 use super::EMIT_ROWS;
 use super::due::{Firing, Next, next_due};
@@ -84,6 +85,14 @@ impl StateValue for Pair {
     fn heap_bytes(&self) -> usize {
         self.0[0].heap_bytes() + self.0[1].heap_bytes()
     }
+
+    fn after_upgrade(&mut self) {
+        // Rows of another form may be in another order.
+        for side in &mut self.0 {
+            side.rows.sort_unstable();
+            side.bytes = side.rows.iter().map(|r| r.len()).sum();
+        }
+    }
 }
 
 struct Side {
@@ -127,15 +136,11 @@ impl WindowJoin {
         let value_schema = format!("size {size_ms}; {value_schema}");
         let [left, right] = <[Side; 2]>::try_from(sides)
             .map_err(|_| millstream_common::Error::internal("a join has two sides").code(9123))?;
-        Ok(Self {
-            sides: [left, right],
-            size_ms,
-            columns,
-            schema,
-            state: TimedState::new("pairs", &value_schema, size_ms),
-            lasts: Vec::new(),
-            firing: None,
-        })
+        let rows = |name: &str, side: &Side| StateField::new(name, side.codec.list_form(side.distinct));
+        let fields = vec![rows("left", &left), rows("right", &right)];
+        let form = Form::Record { kind: format!("pairs in windows of {size_ms} ms"), fields };
+        let state = TimedState::new("pairs", &value_schema, size_ms).described(form);
+        Ok(Self { sides: [left, right], size_ms, columns, schema, state, lasts: Vec::new(), firing: None })
     }
 
     /// The columns that it emits.

@@ -17,6 +17,8 @@
 
 pub mod aggregate;
 mod due;
+#[cfg(test)]
+mod evolution_tests;
 pub mod join;
 mod keys;
 pub mod map;

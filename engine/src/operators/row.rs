@@ -11,20 +11,22 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, BooleanArray, RecordBatch, make_array};
 use arrow_buffer::{Buffer, NullBuffer, NullBufferBuilder};
 use arrow_data::ArrayData;
-use arrow_schema::{DataType, Schema};
+use arrow_schema::{DataType, FieldRef, Schema};
 use millstream_common::{Error, Result};
+use millstream_state_store::schema::{COLUMN_NULL, COLUMN_VALUE, DISTINCT_ROW, Field as StateField, Form};
 
 use super::keys::{field, wrong_column};
 use crate::state::value::{damaged, put_bytes, take_bytes};
 
-const NULL: u8 = 0;
-const VALUE: u8 = 1;
+const NULL: u8 = COLUMN_NULL;
+const VALUE: u8 = COLUMN_VALUE;
 
 /// How rows of some columns are written.
 #[derive(Debug)]
 pub(super) struct RowCodec {
     columns: Vec<usize>,
     types: Vec<DataType>,
+    fields: Vec<FieldRef>,
 }
 
 /// The columns of a batch, to be written row by row.
@@ -71,6 +73,7 @@ impl RowCodec {
     /// Rows of `columns` of batches of `schema`.
     pub(super) fn new(schema: &Schema, columns: Vec<usize>) -> Result<Self> {
         let mut types = Vec::with_capacity(columns.len());
+        let mut fields = Vec::with_capacity(columns.len());
         for &i in &columns {
             let field = field(schema, i)?;
             let ty = field.data_type();
@@ -84,14 +87,22 @@ impl RowCodec {
                     .next("leave it out by a select or a map before"));
             }
             types.push(ty.clone());
+            fields.push(field.clone());
         }
-        Ok(Self { columns, types })
+        Ok(Self { columns, types, fields })
     }
 
     /// How rows are encoded, in words.
     pub(super) fn value_schema(&self) -> String {
         let words: Vec<_> = self.types.iter().map(ToString::to_string).collect();
         format!("row/1 ({})", words.join(", "))
+    }
+
+    /// What a list of rows is made of, each with its length in front. `distinct`: the list holds a row once.
+    pub(super) fn list_form(&self, distinct: bool) -> Form {
+        let kind = if distinct { DISTINCT_ROW } else { "row" }.to_owned();
+        let fields = self.fields.iter().map(|f| StateField::column(f)).collect();
+        Form::List(Box::new(Form::Framed(Box::new(Form::Record { kind, fields }))))
     }
 
     pub(super) fn bind<'a>(&self, batch: &'a RecordBatch) -> Result<BoundRows<'a>> {

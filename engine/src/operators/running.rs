@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, UInt8Array};
 use arrow_schema::{DataType, Field, FieldRef, SchemaRef};
 use millstream_common::Result;
+use millstream_state_store::schema::Ttl;
 
 use super::EMIT_ROWS;
 use super::aggregate::{Accumulators, AggregateCall, AggregateSet, Bound, Results};
@@ -38,8 +39,16 @@ impl RunningAggregate {
         let kind = Arc::new(Field::new(ROW_KIND_COLUMN, DataType::UInt8, false)) as FieldRef;
         let fields = [kind].into_iter().chain(keys.fields.iter().cloned()).chain(aggregates.fields());
         let schema = output_schema(fields.collect())?;
-        let state = KeyedState::new("aggregates", &aggregates.value_schema());
+        let state = KeyedState::new("aggregates", &aggregates.value_schema())
+            .described(aggregates.form("aggregates".to_owned()));
         Ok(Self { keys, aggregates, schema, state, before: Vec::new(), existed: Vec::new() })
+    }
+
+    /// Lets the aggregates of a key expire some time after its last row: the next row begins anew, as an insert.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Option<Ttl>) -> Self {
+        self.state = self.state.with_ttl(ttl);
+        self
     }
 
     /// The columns that it emits.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use arrow_array::{ArrayRef, TimestampMillisecondArray};
 use arrow_schema::SchemaRef;
 use millstream_common::Result;
+use millstream_state_store::schema::{Field, Form};
 use smallvec::SmallVec;
 
 use super::EMIT_ROWS;
@@ -147,7 +148,7 @@ impl SessionAggregate {
             keys,
             time_column,
             gap_ms,
-            sessions: KeyedState::new("sessions", &value_schema),
+            sessions: KeyedState::new("sessions", &value_schema).described(sessions_form(gap_ms, &aggregates)),
             timers: TimedState::new("timers", "", gap_ms),
             aggregates,
             columns,
@@ -237,6 +238,19 @@ impl SessionAggregate {
         out.emit(output(&self.schema, columns)?);
         Ok(())
     }
+}
+
+/// What [`Sessions`] are made of.
+fn sessions_form(gap_ms: i64, aggregates: &AggregateSet) -> Form {
+    let numbers = Form::Framed(Box::new(aggregates.form("aggregates".to_owned())));
+    let session = vec![
+        Field::new("start", Form::Integer),
+        Field::new("length", Form::Integer),
+        Field::new("aggregates", numbers),
+    ];
+    let session = Form::Record { kind: "session".to_owned(), fields: session };
+    let fields = vec![Field::new("timer", Form::Integer), Field::new("sessions", Form::List(Box::new(session)))];
+    Form::Record { kind: format!("sessions with a gap of {gap_ms} ms"), fields }
 }
 
 fn no_sessions() -> Sessions {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Int64Type, TimestampMillisecondType, UInt8Type};
+use arrow_array::types::{Int32Type, Int64Type, TimestampMillisecondType, UInt8Type};
 use arrow_array::{Array, ArrayRef, RecordBatch, UInt32Array};
 use arrow_schema::DataType;
 use arrow_select::take::take_record_batch;
@@ -21,7 +21,8 @@ use millstream_state_store::Caches;
 use millstream_state_store::key::{KeyBuffer, encode_keys, timed_key};
 use millstream_state_store::section::{EncodedSection, Interval, SectionOptions, SectionWriter};
 use millstream_state_store::{
-    Layout, Layouts, MergeOperators, ReadTime, Run, StateStore, StateStoreOptions, View, WriterName,
+    Layout, Layouts, MergeOperators, ReadTime, Run, StateLayout as StoredLayout, StateStore, StateStoreOptions, Tree,
+    View, WriterName,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -50,6 +51,7 @@ fn cell(array: &ArrayRef, row: usize) -> Cell {
     }
     match array.data_type() {
         DataType::Int64 => Cell::Int(array.as_primitive::<Int64Type>().value(row)),
+        DataType::Int32 => Cell::Int(array.as_primitive::<Int32Type>().value(row).into()),
         DataType::UInt8 => Cell::Int(array.as_primitive::<UInt8Type>().value(row).into()),
         DataType::Timestamp(..) => Cell::Int(array.as_primitive::<TimestampMillisecondType>().value(row)),
         DataType::Boolean => Cell::Int(array.as_boolean().value(row).into()),
@@ -72,6 +74,10 @@ pub(super) struct Logged {
     pub(super) cells: Vec<Cell>,
     /// Up to where its key group had fired.
     pub(super) fired: TimestampMs,
+    /// The clock of the machine.
+    pub(super) wall: i64,
+    /// Which release of the program processed it.
+    pub(super) program: usize,
 }
 
 /// What a run has led to.
@@ -125,9 +131,17 @@ struct Subtask {
     flush: u32,
 }
 
+/// One release of the program.
+pub(super) struct Program {
+    pub(super) make: Box<dyn Fn() -> Box<dyn Operator>>,
+    /// What becomes of the rows before it reads them.
+    pub(super) convert: fn(&RecordBatch) -> RecordBatch,
+}
+
 /// What a test gives.
 pub(super) struct Setup {
-    pub(super) make: Box<dyn Fn() -> Box<dyn Operator>>,
+    /// A restore may go on with the next one.
+    pub(super) programs: Vec<Program>,
     /// By input.
     pub(super) key_columns: Vec<Vec<usize>>,
     pub(super) events: Vec<Event>,
@@ -139,6 +153,10 @@ struct Cluster<'a> {
     runtime: tokio::runtime::Runtime,
     store: StateStore,
     layouts: Layouts,
+    /// The table of states of the newest version.
+    tree: Tree,
+    program: usize,
+    wall: i64,
     epoch: Epoch,
     subtasks: Vec<Subtask>,
     at: usize,
@@ -156,7 +174,7 @@ pub(super) fn run(seed: u64, setup: &Setup) -> Outcome {
             400..980 => cluster.step(),
             980..990 => cluster.checkpoint(),
             990..995 => cluster.rescale(),
-            995..998 if restores < 4 => {
+            995..998 if restores < 4 + setup.programs.len() => {
                 restores += 1;
                 cluster.restore();
             }
@@ -181,7 +199,7 @@ impl<'a> Cluster<'a> {
             let caches = Caches::in_memory(1 << 20, 1 << 20);
             StateStore::new(objects, caches, StateStoreOptions::default(), env, MergeOperators::default())
         });
-        let mut operator = (setup.make)();
+        let mut operator = (setup.programs[0].make)();
         let layout = |(i, s): (usize, &mut dyn crate::state::StateSet)| {
             let layout = match s.descriptor().layout {
                 StateLayout::Point => Layout::Point,
@@ -198,6 +216,9 @@ impl<'a> Cluster<'a> {
             runtime,
             store,
             layouts,
+            tree: Tree::default(),
+            program: 0,
+            wall: 1_000,
             epoch: Epoch(1),
             subtasks: Vec::new(),
             at: 0,
@@ -221,6 +242,15 @@ impl<'a> Cluster<'a> {
     /// New subtasks from what was saved.
     fn open_all(&mut self, parallelism: usize) {
         self.subtasks.clear();
+        // The take-over of a leader with this program.
+        let task = self.tree.add_task("task").unwrap();
+        let mut operator = (self.setup.programs[self.program].make)();
+        for state in operator.states() {
+            let d = state.descriptor();
+            let layout = StoredLayout { layout: Layout::Point, merge_operator: String::new() };
+            let values = (&*d.value_schema, Some(d.schema(Vec::new())));
+            self.tree.add_described_state(task, "task", &d.name, layout, values).unwrap();
+        }
         for ranges in self.random_ranges(parallelism) {
             let subtask = self.new_subtask(ranges);
             self.subtasks.push(subtask);
@@ -236,10 +266,12 @@ impl<'a> Cluster<'a> {
     }
 
     fn new_subtask(&mut self, ranges: KeyGroupRanges) -> Subtask {
-        let mut operator = (self.setup.make)();
+        let mut operator = (self.setup.programs[self.program].make)();
         let view = self.store.view(self.saved.runs.clone(), ranges.clone(), self.layouts.clone());
         for (i, state) in operator.states().into_iter().enumerate() {
             let id = StateId(i as u16 + 3);
+            let known = self.tree.states().iter().find(|s| s.name == state.descriptor().name).unwrap();
+            state.set_history(&known.schemas).unwrap();
             state.open(id, ranges.clone(), !view.may_hold(id, None) && self.rng.random_bool(0.7));
         }
         Subtask {
@@ -272,6 +304,7 @@ impl<'a> Cluster<'a> {
                 }
             }
             Event::Rows(input, batch) => {
+                let batch = &(self.setup.programs[self.program].convert)(batch);
                 let keys = self.keys(*input, batch);
                 for i in 0..self.subtasks.len() {
                     let mine = (0..keys.len()).filter(|&row| self.subtasks[i].ranges.contains(keys.group(row)));
@@ -300,13 +333,14 @@ impl<'a> Cluster<'a> {
         let s = &mut self.subtasks[i];
         s.operator.name_reads(input, &batch).unwrap();
         s.operator.states().into_iter().for_each(|state| state.end_group());
-        s.gather();
+        s.gather(self.wall);
         s.queue.push_back(Item::Batch { input, batch, reads: s.asked });
     }
 
     /// Something happens in a subtask.
     fn step(&mut self) {
         let i = self.rng.random_range(0..self.subtasks.len());
+        self.wall += self.rng.random_range(0..3);
         match self.rng.random_range(0..20) {
             0..6 => self.answer(i),
             6..14 => self.process(i),
@@ -358,6 +392,8 @@ impl<'a> Cluster<'a> {
 
     fn process(&mut self, i: usize) {
         let s = &mut self.subtasks[i];
+        let time = s.out.time().clone();
+        s.operator.states().into_iter().for_each(|state| state.set_clock(&time, self.wall));
         match s.queue.front() {
             None => {}
             Some(Item::Batch { reads, .. }) if *reads > s.answered => {}
@@ -365,7 +401,7 @@ impl<'a> Cluster<'a> {
                 let Some(Item::Batch { input, batch, .. }) = s.queue.pop_front() else { return };
                 for (row, cells) in cells(&batch.records).into_iter().enumerate() {
                     let fired = s.out.fired(batch.keys.group(row));
-                    self.outcome.log.push(Logged { input, cells, fired });
+                    self.outcome.log.push(Logged { input, cells, fired, wall: self.wall, program: self.program });
                 }
                 s.operator.process(input, &batch, &mut s.out).unwrap();
                 s.operator.states().into_iter().for_each(|state| state.release_group());
@@ -378,8 +414,8 @@ impl<'a> Cluster<'a> {
                     match s.operator.advance(w, &mut s.out).unwrap() {
                         Progress::More => {}
                         Progress::NeedsState => {
-                            s.gather();
-                            s.scan();
+                            s.gather(self.wall);
+                            s.scan(self.wall);
                             assert!(s.asked > s.answered, "it waits for nothing");
                             s.waits = s.asked;
                         }
@@ -469,6 +505,9 @@ impl<'a> Cluster<'a> {
         self.outcome = self.saved.outcome.clone();
         self.epoch = self.epoch.next();
         let parallelism = self.rng.random_range(1..5);
+        if self.program + 1 < self.setup.programs.len() && self.rng.random_bool(0.7) {
+            self.program += 1;
+        }
         self.open_all(parallelism);
     }
 
@@ -503,25 +542,25 @@ impl<'a> Cluster<'a> {
 }
 
 impl Subtask {
-    fn read(&mut self, what: Asked) {
-        let time = ReadTime { event_time_ms: self.out.fired_min(), processing_time_ms: 0 };
+    fn read(&mut self, what: Asked, wall: i64) {
+        let time = ReadTime { event_time_ms: self.out.fired_min(), processing_time_ms: wall };
         self.reads.push_back(Read { view: self.view.clone(), time, what });
         self.asked += 1;
     }
 
-    fn gather(&mut self) {
+    fn gather(&mut self, wall: i64) {
         let mut missing = Vec::new();
         self.operator.states().into_iter().for_each(|state| state.take_missing(&mut missing));
         if !missing.is_empty() {
-            self.read(Asked::Keys(missing));
+            self.read(Asked::Keys(missing), wall);
         }
     }
 
-    fn scan(&mut self) {
+    fn scan(&mut self, wall: i64) {
         let scans: Vec<_> = self.operator.states().into_iter().map(|state| state.take_scan()).enumerate().collect();
         for (state, scan) in scans {
             if let Some(scan) = scan {
-                self.read(Asked::Scan(state, scan));
+                self.read(Asked::Scan(state, scan), wall);
             }
         }
     }

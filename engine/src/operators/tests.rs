@@ -12,19 +12,19 @@ use super::aggregate::{AggregateCall, AggregateFunction};
 use super::join::{JoinSide, WindowJoin};
 use super::running::RunningAggregate;
 use super::session::SessionAggregate;
-use super::testing::{Cell, Event, Logged, Outcome, Setup, run};
+use super::testing::{Cell, Event, Logged, Outcome, Program, Setup, run};
 use super::top::{WindowTop, local_top};
 use super::window::{WindowAggregate, WindowColumns, WindowSpec};
 use crate::element::RowKind;
 use crate::operator::Operator;
 
 /// Columns of the input.
-const KEY: usize = 0;
-const TIME: usize = 1;
-const VALUE: usize = 2;
-const FLAG: usize = 3;
+pub(super) const KEY: usize = 0;
+pub(super) const TIME: usize = 1;
+pub(super) const VALUE: usize = 2;
+pub(super) const FLAG: usize = 3;
 
-fn schema() -> SchemaRef {
+pub(super) fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("key", DataType::Utf8, true),
         Field::new("time", DataType::Timestamp(TimeUnit::Millisecond, None), false),
@@ -33,12 +33,12 @@ fn schema() -> SchemaRef {
     ]))
 }
 
-struct Shape {
-    inputs: usize,
-    keys: u64,
-    rows: usize,
+pub(super) struct Shape {
+    pub(super) inputs: usize,
+    pub(super) keys: u64,
+    pub(super) rows: usize,
     /// How far times lie behind the greatest at most.
-    disorder: i64,
+    pub(super) disorder: i64,
 }
 
 /// Random rows with watermarks that are sometimes too eager.
@@ -77,13 +77,14 @@ fn events(seed: u64, shape: &Shape) -> Vec<Event> {
     events
 }
 
-fn calls() -> Vec<AggregateCall> {
+pub(super) fn calls() -> Vec<AggregateCall> {
     use AggregateFunction::*;
     let call = |function, input, filter: Option<usize>, name: &str| AggregateCall {
         function,
         input,
         filter,
         name: name.into(),
+        state_id: None,
     };
     vec![
         call(Count, None, None, "rows"),
@@ -96,7 +97,7 @@ fn calls() -> Vec<AggregateCall> {
 }
 
 /// The results of [`calls`], by plain means.
-fn aggregate(rows: &[&Logged]) -> Vec<Cell> {
+pub(super) fn aggregate(rows: &[&Logged]) -> Vec<Cell> {
     let flagged = |row: &&&Logged| row.cells[FLAG] == Cell::Int(1);
     let value = |row: &&Logged| if let Cell::Int(v) = row.cells[VALUE] { Some(v) } else { None };
     let all: Vec<i64> = rows.iter().filter_map(value).collect();
@@ -118,7 +119,7 @@ fn time(row: &Logged) -> i64 {
 }
 
 /// Both hold the same rows, in whatever order.
-fn same(output: &[Vec<Cell>], expected: Vec<Vec<Cell>>) {
+pub(super) fn same(output: &[Vec<Cell>], expected: Vec<Vec<Cell>>) {
     let mut counts: BTreeMap<&[Cell], i64> = BTreeMap::new();
     output.iter().for_each(|row| *counts.entry(row).or_default() += 1);
     expected.iter().for_each(|row| *counts.entry(row).or_default() -= 1);
@@ -131,7 +132,7 @@ fn both() -> WindowColumns {
 }
 
 /// The ends of the windows of a row that have not fired.
-fn open_ends(row: &Logged, size: i64, slide: i64) -> Vec<i64> {
+pub(super) fn open_ends(row: &Logged, size: i64, slide: i64) -> Vec<i64> {
     let first = (time(row) - size).div_euclid(slide) + 1;
     (first..)
         .map(|k| k * slide)
@@ -150,10 +151,22 @@ fn try_all(
     make: impl Fn() -> Box<dyn Operator> + Clone + 'static,
     check: impl Fn(&Outcome),
 ) -> (usize, u64) {
+    let programs = || vec![Program { make: Box::new(make.clone()), convert: RecordBatch::clone }];
+    try_programs(seeds, shape, key_columns, programs, check)
+}
+
+/// The same with several releases of a program, of which restores may choose the next.
+pub(super) fn try_programs(
+    seeds: u64,
+    shape: &Shape,
+    key_columns: &[usize],
+    programs: impl Fn() -> Vec<Program>,
+    check: impl Fn(&Outcome),
+) -> (usize, u64) {
     let (mut out, mut late) = (0, 0);
     for seed in 0..seeds {
         let setup = Setup {
-            make: Box::new(make.clone()),
+            programs: programs(),
             key_columns: vec![key_columns.to_vec(); shape.inputs],
             events: events(seed, shape),
         };
@@ -165,7 +178,7 @@ fn try_all(
     (out, late)
 }
 
-const SHAPE: Shape = Shape { inputs: 1, keys: 12, rows: 500, disorder: 30 };
+pub(super) const SHAPE: Shape = Shape { inputs: 1, keys: 12, rows: 500, disorder: 30 };
 
 fn windows_are_right(size: i64, slide: i64) {
     let make = move || -> Box<dyn Operator> {
@@ -346,8 +359,10 @@ fn a_local_top_keeps_what_can_be_greatest() {
     for seed in 0..50 {
         for event in events(seed, &Shape { disorder: 60, ..SHAPE }) {
             let Event::Rows(_, batch) = event else { continue };
-            let logged: Vec<Logged> =
-                super::testing::cells(&batch).into_iter().map(|cells| Logged { input: 0, cells, fired: 0 }).collect();
+            let logged: Vec<Logged> = super::testing::cells(&batch)
+                .into_iter()
+                .map(|cells| Logged { input: 0, cells, fired: 0, wall: 0, program: 0 })
+                .collect();
             let mut groups: BTreeMap<(Cell, i64), Vec<&Logged>> = BTreeMap::new();
             for row in logged.iter().filter(|r| r.cells[VALUE] != Cell::Null) {
                 groups.entry((Cell::Null, time(row))).or_default().push(row);

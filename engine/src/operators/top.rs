@@ -6,6 +6,7 @@ use arrow_array::{Array, BooleanArray, RecordBatch, TimestampMillisecondArray};
 use arrow_schema::{FieldRef, SchemaRef};
 use arrow_select::filter::filter_record_batch;
 use millstream_common::{Error, Result};
+use millstream_state_store::schema::{Field, Form};
 
 use super::EMIT_ROWS;
 use super::due::{Firing, Next, next_due};
@@ -130,8 +131,10 @@ impl WindowTop {
         let codec = RowCodec::new(input, (0..input.fields().len()).collect())?;
         let fields: Vec<FieldRef> = input.fields().iter().cloned().chain(columns.fields()).collect();
         let schema = output_schema(fields)?;
-        let state =
-            TimedState::new("greatest", &format!("greatest value and its rows: {}", codec.value_schema()), ahead);
+        let fields = vec![Field::new("greatest", Form::Integer), Field::new("rows", codec.list_form(false))];
+        let form = Form::Record { kind: "greatest".to_owned(), fields };
+        let words = format!("greatest value and its rows: {}", codec.value_schema());
+        let state = TimedState::new("greatest", &words, ahead).described(form);
         Ok(Self { window, value, columns, codec, schema, state, lasts: Vec::new(), firing: None })
     }
 

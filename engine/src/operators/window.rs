@@ -102,7 +102,8 @@ impl WindowAggregate {
         let fields = keys.fields.iter().cloned().chain(aggregates.fields()).chain(columns.fields());
         let schema = output_schema(fields.collect())?;
         let value_schema = format!("size {} slide {}: {}", window.size_ms, window.slide_ms, aggregates.value_schema());
-        let state = TimedState::new("panes", &value_schema, window.slide_ms);
+        let form = aggregates.form(format!("panes of windows of {} ms every {} ms", window.size_ms, window.slide_ms));
+        let state = TimedState::new("panes", &value_schema, window.slide_ms).described(form);
         Ok(Self {
             keys,
             time_column,

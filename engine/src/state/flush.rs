@@ -160,8 +160,8 @@ impl<V: StateValue> WorkingSet<V> {
             Some(value) => {
                 slot.flags |= STORED;
                 self.buffer.clear();
-                value.encode(&mut self.buffer);
-                let expiry = if self.timed { Expiry::EventTime(slot.time) } else { Expiry::Never };
+                self.stored.encode(value, slot.stamp, &mut self.buffer);
+                let expiry = if self.timed { Expiry::EventTime(slot.time) } else { self.stored.expiry(slot.stamp) };
                 sink.put(&key, &self.buffer, expiry);
             }
             None if slot.is(STORED) => {

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use millstream_common::{KeyGroup, KeyGroupRanges, Result, StateId};
 use millstream_state_store::key::KeyBuffer;
+use millstream_state_store::schema::{Form, Schema, Ttl};
 use millstream_state_store::section::SectionWriter;
 
 use super::working_set::{NO_TIME, WorkingSet};
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
+use crate::operator::SubtaskTime;
 
 /// One value per key, paged in by batch.
 ///
@@ -53,9 +55,24 @@ impl<V: StateValue> KeyedState<V> {
     /// A state without entries. `name` is unique in its operator; `value_schema` says how values are encoded.
     #[must_use]
     pub fn new(name: &str, value_schema: &str) -> Self {
-        let descriptor =
-            StateDescriptor { name: name.into(), layout: StateLayout::Point, value_schema: value_schema.into() };
+        let descriptor = StateDescriptor::new(name, StateLayout::Point, value_schema);
         Self { descriptor, set: WorkingSet::new(false), opened: false }
+    }
+
+    /// Says what values are made of: then they can be shown, and may change from one release of the program to the next
+    /// as [`millstream_state_store::schema::Upgrade`] allows. The values must encode exactly that.
+    #[must_use]
+    pub fn described(mut self, form: Form) -> Self {
+        self.descriptor.form = form;
+        self
+    }
+
+    /// Lets values expire some time after they were last written; `None`: never. From then on they read as absent.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Option<Ttl>) -> Self {
+        self.descriptor.ttl = ttl;
+        self.set.stored.set_ttl(ttl);
+        self
     }
 
     /// Names what a batch will read: the key of each row. Its slots come from [`KeyedState::take_rows`].
@@ -129,6 +146,14 @@ impl<V: StateValue> KeyedState<V> {
 impl<V: StateValue> StateSet for KeyedState<V> {
     fn descriptor(&self) -> &StateDescriptor {
         &self.descriptor
+    }
+
+    fn set_history(&mut self, history: &[Schema]) -> Result<()> {
+        self.set.stored.set_history(history)
+    }
+
+    fn set_clock(&mut self, time: &SubtaskTime, processing_ms: i64) {
+        self.set.stored.set_clock(time, processing_ms);
     }
 
     fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool) {

@@ -5,9 +5,11 @@
 
 use bytes::Bytes;
 use millstream_common::{KeyGroupRanges, Result, StateId};
+use millstream_state_store::schema::{Form, KeyColumn, Schema, Ttl};
 use millstream_state_store::section::SectionWriter;
 
 use crate::element::TimestampMs;
+use crate::operator::SubtaskTime;
 
 mod evict;
 mod flush;
@@ -15,7 +17,10 @@ mod keyed;
 #[cfg(test)]
 mod model_tests;
 mod slab;
+mod stored;
 mod timed;
+#[cfg(test)]
+mod ttl_tests;
 pub mod value;
 mod working_set;
 
@@ -44,8 +49,27 @@ pub struct StateDescriptor {
     pub name: String,
     /// How its entries are ordered.
     pub layout: StateLayout,
-    /// How values are encoded, in words, for example `i64 count, i64 sum`. Another text is another schema: refused.
+    /// How values are encoded, in words, for example `i64 count, i64 sum`.
     pub value_schema: String,
+    /// What values are made of. [`Form::Opaque`] when only the words tell: then other words are refused.
+    pub form: Form,
+    /// How long values count after they were last written; `None`: for ever, or as long as their time says.
+    pub ttl: Option<Ttl>,
+}
+
+impl StateDescriptor {
+    /// A state of which only words tell. Without words there are no values.
+    #[must_use]
+    pub fn new(name: &str, layout: StateLayout, value_schema: &str) -> Self {
+        let form = if value_schema.is_empty() { Form::Nothing } else { Form::Opaque(value_schema.to_owned()) };
+        Self { name: name.to_owned(), layout, value_schema: value_schema.to_owned(), form, ttl: None }
+    }
+
+    /// The schema of its entries under a key of these columns.
+    #[must_use]
+    pub fn schema(&self, key: Vec<KeyColumn>) -> Schema {
+        Schema { key, value: self.form.clone(), ttl: self.ttl }
+    }
 }
 
 /// How the entries of a state are ordered in the tree.
@@ -64,6 +88,14 @@ pub enum StateLayout {
 pub trait StateSet: Send {
     /// What it is.
     fn descriptor(&self) -> &StateDescriptor;
+
+    /// The schemas that the stored entries may have, oldest first; the last one is that of the descriptor. Called before
+    /// [`StateSet::open`], or never when there was only that one.
+    fn set_history(&mut self, history: &[Schema]) -> Result<()>;
+
+    /// What time it is: up to where the key groups have fired, and the clock of the machine in milliseconds since 1970.
+    /// Called before every batch and every `advance`, so that nothing expires amid one. Only states with a TTL listen.
+    fn set_clock(&mut self, time: &SubtaskTime, processing_ms: i64);
 
     /// Called once before anything else, and again when a rescale changes the ranges (`retain` follows then).
     /// `complete`: the store holds nothing of this state that is not resident, so an absent key is absent.

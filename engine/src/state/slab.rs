@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use millstream_common::KeyGroup;
+use millstream_state_store::schema::NEVER_EXPIRES;
 use smallvec::SmallVec;
 
 /// The bytes of a key; short ones stand in the slot itself.
@@ -36,13 +37,25 @@ pub(super) struct Slot<V> {
     /// Position in the list of its time; in a free slot: the next free one.
     pub(super) position: u32,
     pub(super) flags: u8,
+    /// When the value expires, by the clock of the state's TTL.
+    pub(super) stamp: i64,
     /// `None`: absent, deleted, or not known yet.
     pub(super) value: Option<V>,
 }
 
 impl<V> Slot<V> {
     fn free(next: u32) -> Self {
-        Self { hash: 0, time: 0, named: 0, key: SlotKey::new(), written: 0, position: next, flags: 0, value: None }
+        Self {
+            hash: 0,
+            time: 0,
+            named: 0,
+            key: SlotKey::new(),
+            written: 0,
+            position: next,
+            flags: 0,
+            stamp: NEVER_EXPIRES,
+            value: None,
+        }
     }
 
     #[inline]

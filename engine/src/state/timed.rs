@@ -14,12 +14,14 @@ use std::ops::Bound;
 use bytes::Bytes;
 use millstream_common::{KeyGroup, KeyGroupRanges, Result, StateId};
 use millstream_state_store::key::KeyBuffer;
+use millstream_state_store::schema::{Form, Schema};
 use millstream_state_store::section::SectionWriter;
 
 use super::slab::{PENDING, STORED};
 use super::working_set::WorkingSet;
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
 use crate::element::TimestampMs;
+use crate::operator::SubtaskTime;
 
 /// How far a scan goes when the one before it brought nothing: this much farther each time.
 const STEP_GROWTH: i64 = 4;
@@ -90,8 +92,7 @@ impl<V: StateValue> TimedState<V> {
     /// what is due looks `ahead_ms` (at least 1) beyond it, so that not every step of the watermark needs one.
     #[must_use]
     pub fn new(name: &str, value_schema: &str, ahead_ms: i64) -> Self {
-        let descriptor =
-            StateDescriptor { name: name.into(), layout: StateLayout::TimeOrdered, value_schema: value_schema.into() };
+        let descriptor = StateDescriptor::new(name, StateLayout::TimeOrdered, value_schema);
         let ahead_ms = ahead_ms.max(1);
         Self {
             descriptor,
@@ -102,6 +103,14 @@ impl<V: StateValue> TimedState<V> {
             wanted: None,
             brought: 0,
         }
+    }
+
+    /// Says what values are made of: then they can be shown, and may change from one release of the program to the next
+    /// as [`millstream_state_store::schema::Upgrade`] allows. The values must encode exactly that.
+    #[must_use]
+    pub fn described(mut self, form: Form) -> Self {
+        self.descriptor.form = form;
+        self
     }
 
     /// Names what a batch will read: for each row its key, at the row's time. Its slots come from
@@ -300,6 +309,14 @@ impl<V: StateValue> WorkingSet<V> {
 impl<V: StateValue> StateSet for TimedState<V> {
     fn descriptor(&self) -> &StateDescriptor {
         &self.descriptor
+    }
+
+    fn set_history(&mut self, history: &[Schema]) -> Result<()> {
+        self.set.stored.set_history(history)
+    }
+
+    fn set_clock(&mut self, time: &SubtaskTime, processing_ms: i64) {
+        self.set.stored.set_clock(time, processing_ms);
     }
 
     fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool) {

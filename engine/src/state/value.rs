@@ -1,9 +1,12 @@
 //! What can stand in a state: values that encode themselves, and the small number codec that they share.
 
 use bytes::Bytes;
-use millstream_common::{Error, Result};
+use millstream_common::Result;
+pub(crate) use millstream_state_store::schema::damaged;
+pub use millstream_state_store::schema::{put_bytes, put_i64, put_u64, take_bytes, take_i64, take_u64};
 
-/// A value of a state. Its encoding is durable: another meaning of the same bytes needs another `value_schema`.
+/// A value of a state. Its encoding is durable: what stands in it is told by the state's descriptor, and another meaning
+/// of the same bytes needs another one.
 pub trait StateValue: Send + Sized + 'static {
     /// Whether [`StateValue::heap_bytes`] stays the same while the value lives; accounting is cheaper then.
     const FIXED: bool = false;
@@ -16,11 +19,10 @@ pub trait StateValue: Send + Sized + 'static {
 
     /// Bytes that it holds on the heap, about.
     fn heap_bytes(&self) -> usize;
-}
 
-/// The error for a stored value that cannot be read.
-pub(crate) fn damaged(what: &str) -> Error {
-    Error::corrupt(format!("a stored value cannot be read: {what}")).code(4010)
+    /// Called once for a value that was stored with an older schema, after it was upgraded and decoded: puts right what
+    /// the bytes of single fields cannot, an order by them, say.
+    fn after_upgrade(&mut self) {}
 }
 
 impl StateValue for () {
@@ -82,60 +84,6 @@ impl StateValue for Bytes {
     fn heap_bytes(&self) -> usize {
         self.len()
     }
-}
-
-/// Appends an unsigned number, seven bits a byte, lowest first.
-#[inline]
-pub fn put_u64(mut n: u64, into: &mut Vec<u8>) {
-    while n >= 0x80 {
-        into.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    into.push(n as u8);
-}
-
-/// Takes a number that [`put_u64`] wrote off the front of `bytes`.
-#[inline]
-pub fn take_u64(bytes: &mut &[u8]) -> Result<u64> {
-    let mut n = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first().ok_or_else(|| damaged("a number is cut short"))?;
-        *bytes = rest;
-        n |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Ok(n);
-        }
-    }
-    Err(damaged("a number is too long"))
-}
-
-/// Appends a signed number: small ones of either sign are short.
-#[inline]
-pub fn put_i64(n: i64, into: &mut Vec<u8>) {
-    put_u64((n << 1 ^ n >> 63) as u64, into);
-}
-
-/// Takes a number that [`put_i64`] wrote off the front of `bytes`.
-#[inline]
-pub fn take_i64(bytes: &mut &[u8]) -> Result<i64> {
-    let n = take_u64(bytes)?;
-    Ok((n >> 1) as i64 ^ -((n & 1) as i64))
-}
-
-/// Appends a byte string with its length.
-pub fn put_bytes(bytes: &[u8], into: &mut Vec<u8>) {
-    put_u64(bytes.len() as u64, into);
-    into.extend_from_slice(bytes);
-}
-
-/// Takes a byte string that [`put_bytes`] wrote off the front of `bytes`.
-pub fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8]> {
-    let length = take_u64(bytes)?;
-    let length = usize::try_from(length).ok().filter(|l| *l <= bytes.len());
-    let length = length.ok_or_else(|| damaged("a byte string is cut short"))?;
-    let (taken, rest) = bytes.split_at(length);
-    *bytes = rest;
-    Ok(taken)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use smallvec::SmallVec;
 
 use super::flush::{Frozen, Generation};
 use super::slab::{PENDING, REFERENCED, STORED, Slab, SlotKey, TRASHED, UNENCODED};
+use super::stored::Stored;
 use super::{Rows, SlotId, StateValue};
 
 /// The time of every entry of a point state.
@@ -81,6 +82,8 @@ pub(super) struct WorkingSet<V> {
     pub(super) stuck: Option<(u32, u64)>,
     pub(super) buffer: Vec<u8>,
     pub(super) key_buffer: Vec<u8>,
+    /// How values stand in the store, and when they expire.
+    pub(super) stored: Stored,
 }
 
 /// What goes into the table for a key.
@@ -126,6 +129,7 @@ impl<V: StateValue> WorkingSet<V> {
             stuck: None,
             buffer: Vec::new(),
             key_buffer: Vec::new(),
+            stored: Stored::new(),
         }
     }
 
@@ -322,11 +326,14 @@ impl<V: StateValue> WorkingSet<V> {
 
     /// The store's answer for a slot that waits for it.
     fn resolve(&mut self, i: u32, value: Option<&[u8]>) -> Result<()> {
-        let value = value.map(V::decode).transpose()?;
+        let value = value.map(|v| self.stored.decode(v)).transpose()?;
         self.pending -= 1;
         self.slots[i].flags &= !PENDING;
         match value {
-            Some(v) => self.set_value(i, v),
+            Some((v, stamp)) => {
+                self.slots[i].stamp = stamp;
+                self.set_value(i, v);
+            }
             None => self.slots[i].flags &= !STORED,
         }
         Ok(())
@@ -343,9 +350,10 @@ impl<V: StateValue> WorkingSet<V> {
             Some(i) if self.slots[i].is(PENDING) => self.resolve(i, Some(value)),
             Some(_) => Ok(()),
             None => {
-                let value = V::decode(value)?;
+                let (value, stamp) = self.stored.decode(value)?;
                 let i = self.add(hash, time, key);
                 self.slots[i].flags |= STORED | REFERENCED;
+                self.slots[i].stamp = stamp;
                 self.set_value(i, value);
                 Ok(())
             }
@@ -354,11 +362,19 @@ impl<V: StateValue> WorkingSet<V> {
 
     // ---- writes
 
-    /// The value of a slot. `None` for absent ones; asking for one that is not resident yet is a mistake of the caller.
+    /// Whether the value of a slot has expired: it counts as absent. Its copy in the store, which has the same stamp or
+    /// is older than what is about to be written, needs no tombstone.
+    #[inline]
+    fn has_lapsed(&self, i: u32) -> bool {
+        let slot = &self.slots[i];
+        self.stored.has_lapsed(slot.stamp, slot.group())
+    }
+
+    /// The value of a slot. `None` for absent ones and for those that have expired; asking for one that is not resident yet is a mistake of the caller.
     #[inline]
     pub(super) fn get(&self, i: u32) -> Option<&V> {
         debug_assert!(!self.slots[i].is(PENDING), "read before it is resident");
-        self.slots[i].value.as_ref()
+        if self.has_lapsed(i) { None } else { self.slots[i].value.as_ref() }
     }
 
     /// Marks a slot as written in the open flush; what an earlier flush still needs is encoded first.
@@ -402,11 +418,22 @@ impl<V: StateValue> WorkingSet<V> {
         &mut self.generations[last]
     }
 
+    /// Drops the value of a slot that is about to be written, if it has expired, and stamps what is written.
+    #[inline]
+    fn renew(&mut self, i: u32) {
+        if self.has_lapsed(i) {
+            let old = self.take_value(i);
+            self.open_generation().bytes -= old.as_ref().map_or(0, V::heap_bytes);
+        }
+        self.slots[i].stamp = self.stored.stamp(self.slots[i].group());
+    }
+
     /// Changes a value, after `init` when there is none.
     #[inline]
     pub(super) fn update<R>(&mut self, i: u32, init: impl FnOnce() -> V, change: impl FnOnce(&mut V) -> R) -> R {
         debug_assert!(!self.slots[i].is(PENDING), "changed before it is resident");
         self.touch(i);
+        self.renew(i);
         if self.slots[i].value.is_none() {
             let value = init();
             let heap = value.heap_bytes();
@@ -429,6 +456,7 @@ impl<V: StateValue> WorkingSet<V> {
     /// Sets a value, whatever was there.
     pub(super) fn put(&mut self, i: u32, value: V) {
         self.touch(i);
+        self.renew(i);
         let before = self.slots[i].value.as_ref().map_or(0, V::heap_bytes);
         let after = value.heap_bytes();
         if self.slots[i].value.is_some() {
@@ -446,12 +474,13 @@ impl<V: StateValue> WorkingSet<V> {
         if self.slots[i].value.is_none() && !self.slots[i].is(PENDING) {
             return None;
         }
+        let lapsed = self.has_lapsed(i);
         self.touch(i);
         let old = self.take_value(i);
         let heap = old.as_ref().map_or(0, V::heap_bytes);
         self.open_generation().bytes -= heap;
         self.throw(i, self.open_flush);
-        old
+        old.filter(|_| !lapsed)
     }
 
     /// Drops an entry that is dead by its time: nothing is written, the store's copy expires by itself.

@@ -123,6 +123,8 @@ pub(crate) struct KeyedTask {
     metrics: Arc<TaskMetrics>,
     queue: VecDeque<Item>,
     queued_rows: usize,
+    /// Whether a state has a TTL: then states are told what time it is.
+    keeps_time: bool,
     epoch: Epoch,
     flush: u32,
     ranges: KeyGroupRanges,
@@ -157,7 +159,8 @@ pub(crate) async fn run(parts: KeyedTaskParts) {
 }
 
 impl KeyedTask {
-    fn new(p: KeyedTaskParts) -> Self {
+    fn new(mut p: KeyedTaskParts) -> Self {
+        let keeps_time = p.chain.head().operator.states().into_iter().any(|s| s.descriptor().ttl.is_some());
         let view = p.store.view(Vec::new(), KeyGroupRanges::empty(), Layouts::default());
         let waiting = match &p.start {
             Start::When(id) => Some(*id),
@@ -178,6 +181,7 @@ impl KeyedTask {
             metrics: p.metrics,
             queue: VecDeque::new(),
             queued_rows: 0,
+            keeps_time,
             epoch: p.epoch,
             flush: 0,
             ranges: KeyGroupRanges::empty(),
@@ -392,6 +396,7 @@ impl KeyedTask {
     async fn process_batch(&mut self) -> Result<()> {
         let Some(Item::Batch { input, batch, .. }) = self.queue.pop_front() else { return Ok(()) };
         self.queued_rows -= batch.records.num_rows();
+        self.tell_time();
         let node = self.chain.head();
         node.operator.process(input, &batch, &mut node.collector)?;
         for state in node.operator.states() {
@@ -401,6 +406,16 @@ impl KeyedTask {
         self.last_rows = self.env.now();
         self.say_serving(true).await?;
         self.tend_memory().await
+    }
+
+    /// One time for all rows of a batch: what expires does so between batches.
+    fn tell_time(&mut self) {
+        if self.keeps_time {
+            let now = self.env.wall_ms();
+            for state in self.chain.head().operator.states() {
+                state.set_clock(&self.time, now);
+            }
+        }
     }
 
     /// Tells, once, that what a rescale brought is served, and for how long nothing was processed: until a row was just
@@ -425,6 +440,7 @@ impl KeyedTask {
         }
         self.advancing = None;
         if w > self.time.min() {
+            self.tell_time();
             let node = self.chain.head();
             let progress = node.operator.advance(w, &mut node.collector)?;
             self.chain.deliver_head().await?;

@@ -254,7 +254,9 @@ fn ids_of(d: &Deployment, plan: &TaskPlan, chain: &mut Chain) -> Result<(TaskId,
         let name = &state.descriptor().name;
         let known =
             |s: &&millstream_state_store::tree::StateEntry| s.operator_uid == plan.nodes[0].uid && s.name == *name;
-        ids.push(tree.states().iter().find(known).ok_or_else(|| absent(name))?.id);
+        let entry = tree.states().iter().find(known).ok_or_else(|| absent(name))?;
+        state.set_history(&entry.schemas)?;
+        ids.push(entry.id);
     }
     Ok((task, ids))
 }

@@ -3,7 +3,8 @@
 //! - [`run`]: a whole cluster in this process.
 //! - [`serve`]: `coordinator` and `worker`.
 //! - [`ask`]: what a client asks of a coordinator.
-//! - [`offline`]: what can be read from a place of state without a cluster.
+//! - [`state`]: a look into the state of a job, without a cluster.
+//! - [`offline`]: what else can be read from a place of state without a cluster.
 //!
 //! Each reads what was typed, refuses what cannot be before anything starts, and prints its result once at the end.
 
@@ -23,6 +24,7 @@ mod ask;
 mod offline;
 mod run;
 mod serve;
+mod state;
 
 /// Carries out what was typed.
 pub fn carry_out(cli: Cli, registry: Arc<JobRegistry>, environment: Environment) -> Result<()> {
@@ -45,6 +47,7 @@ pub fn carry_out(cli: Cli, registry: Arc<JobRegistry>, environment: Environment)
         Command::Rescale(args) => ask::rescale(&args, json, environment),
         Command::Cancel(args) => ask::cancel(&args, json, environment),
         Command::Stop(args) => ask::stop(&args, json, environment),
+        Command::State(args) => state::carry_out(&args.command, json, environment),
         Command::Fsck(args) => offline::fsck(&args, json, environment),
         Command::Jobs => show(json, &jobs(&registry), people::jobs),
         Command::Settings(args) => settings(&args, json),

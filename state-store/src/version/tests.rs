@@ -54,6 +54,7 @@ fn full_record() -> VersionRecord {
         layout: proto::state_entry::Layout::TimeOrdered.into(),
         merge_operator: "add-i64".to_owned(),
         value_schema: "i64 count".to_owned(),
+        schemas: Vec::new(),
     };
     VersionRecord {
         committed_ms: 1_767_225_600_000,

@@ -1,0 +1,223 @@
+//! The entries of one state of a version, as they were then: values of the newest schema that the version knows, what
+//! had expired or fired left out.
+
+use bytes::Bytes;
+use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result};
+use millstream_state_store::key::{point_key, split_point_key, split_timed_key, state_end, state_start, timed_key};
+use millstream_state_store::schema::{
+    Form, KeyColumn, NEVER_EXPIRES, Newest, Schema, TtlClock, UpgradeBuffers, take_i64,
+};
+use millstream_state_store::tree::StateEntry;
+use millstream_state_store::{Layout, ReadTime, View};
+
+use super::text::{hex, push_key, push_label, push_stored, push_time};
+use super::version::{Fired, OpenVersion};
+
+/// A state that cannot be shown as JSON.
+pub const NO_SCHEMA: u16 = 1432;
+/// An option that does not fit the state.
+pub const BAD_LOOK: u16 = 1433;
+
+/// Keys and values of one page of a scan, bytes.
+const PAGE_BYTES: usize = 256 << 10;
+
+/// Reads one state of one version.
+pub struct StateReader {
+    /// What it is.
+    pub entry: StateEntry,
+    view: View,
+    ranges: KeyGroupRanges,
+    fired: Fired,
+    time: ReadTime,
+    newest: Newest,
+    buffers: UpgradeBuffers,
+    raw: bool,
+}
+
+/// An entry as it stands in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its whole key.
+    pub store_key: Bytes,
+    /// Its value, without its tag and stamp, of the newest schema; with `raw`, as it stands there.
+    pub value: Vec<u8>,
+    /// When it expires.
+    pub expires_ms: Option<i64>,
+}
+
+/// A page of a scan.
+pub struct Page {
+    /// In key order.
+    pub entries: Vec<Entry>,
+    /// Where the next page begins.
+    pub next: Option<Bytes>,
+}
+
+impl StateReader {
+    /// Of the state `entry` as it is in `version`, in the key groups of `ranges`; `known` is a version that knows the
+    /// state (`version` may be older). `raw`: values as they stand there.
+    pub fn new(
+        version: &OpenVersion,
+        known: &OpenVersion,
+        entry: &StateEntry,
+        ranges: &KeyGroupRanges,
+        raw: bool,
+    ) -> Result<Self> {
+        if !raw && entry.schemas.last().is_none_or(|s| s.key.is_empty()) {
+            return Err(Error::config(format!(
+                "state '{}/{}' has no schema: the release that wrote it did not describe its keys and values",
+                entry.operator_uid, entry.name
+            ))
+            .code(NO_SCHEMA)
+            .next("start the job once with this release, which adds it, or give --raw to see the bytes"));
+        }
+        Ok(Self {
+            view: version.view(entry.task, ranges, &known.tree.layouts()),
+            ranges: ranges.clone(),
+            fired: version.fired(entry.task),
+            time: version.time(entry.task),
+            newest: Newest::new(&entry.schemas)?,
+            buffers: UpgradeBuffers::default(),
+            raw,
+            entry: entry.clone(),
+        })
+    }
+
+    /// The present schema, when there is one.
+    fn schema(&self) -> Option<&Schema> {
+        self.entry.schemas.last()
+    }
+
+    /// The columns of its key.
+    #[must_use]
+    pub fn key_columns(&self) -> &[KeyColumn] {
+        self.schema().map_or(&[], |s| &s.key)
+    }
+
+    /// Whether entries go without being deleted.
+    #[must_use]
+    pub fn expires(&self) -> bool {
+        self.entry.layout == Layout::TimeOrdered || self.entry.schemas.iter().any(|s| s.ttl.is_some())
+    }
+
+    /// Where the state begins in the key groups that are read.
+    #[must_use]
+    pub fn start(&self) -> Bytes {
+        let first = self.ranges.iter().next().map_or(0, |r| r.start);
+        if self.entry.layout == Layout::TimeOrdered {
+            return state_start(self.entry.id).into();
+        }
+        let mut key = Vec::new();
+        point_key(self.entry.id, KeyGroup(first as u16), &[], &mut key);
+        key.into()
+    }
+
+    /// Where the entries of a time-ordered state begin that have this time or a later one.
+    pub fn start_at(&self, time_ms: i64) -> Result<Bytes> {
+        if self.entry.layout == Layout::Point {
+            return Err(Error::config("this state has no times").code(BAD_LOOK).next("leave --time away"));
+        }
+        let mut key = Vec::new();
+        timed_key(self.entry.id, time_ms, KeyGroup(0), &[], &mut key);
+        Ok(key.into())
+    }
+
+    /// The whole key of an entry; a time is wanted of time-ordered states alone.
+    pub fn store_key(&self, hash: u64, key: &[u8], time_ms: Option<i64>) -> Result<Bytes> {
+        let (group, mut out) = (KeyGroup::of_hash(hash), Vec::new());
+        let refuse = |what: &str, next: &str| Err(Error::config(what).code(BAD_LOOK).next(next));
+        match (self.entry.layout, time_ms) {
+            (Layout::Point, None) => point_key(self.entry.id, group, key, &mut out),
+            (Layout::TimeOrdered, Some(time)) => timed_key(self.entry.id, time, group, key, &mut out),
+            (Layout::Point, Some(_)) => return refuse("this state has no times", "leave --time away"),
+            (Layout::TimeOrdered, None) => {
+                let next = "give --time: the end of the window, less a millisecond, or the time of the timer";
+                return refuse("the entries of this state have a time beside their key", next);
+            }
+        }
+        Ok(out.into())
+    }
+
+    /// The values of some keys.
+    pub async fn get(&mut self, keys: &[Bytes]) -> Result<Vec<Option<Entry>>> {
+        let (values, _) = self.view.multi_get(keys, &self.time).await?;
+        std::iter::zip(keys, values).map(|(k, v)| v.map_or(Ok(None), |v| self.entry(k, &v))).collect()
+    }
+
+    /// The entries from `from` on.
+    pub async fn page(&mut self, from: &[u8]) -> Result<Page> {
+        let end = state_end(self.entry.id);
+        let piece = self.view.scan(from, &end, PAGE_BYTES, &self.time).await?;
+        let mut entries = Vec::with_capacity(piece.entries.len());
+        for (key, value) in &piece.entries {
+            entries.extend(self.entry(key, value)?);
+        }
+        Ok(Page { entries, next: piece.next })
+    }
+
+    /// An entry, unless it had fired or expired in its own key group.
+    fn entry(&mut self, store_key: &Bytes, value: &[u8]) -> Result<Option<Entry>> {
+        let Some((time, group, _)) = split(self.entry.layout, store_key) else { return Ok(None) };
+        if time.is_some_and(|t| t <= self.fired.of(group)) {
+            return Ok(None);
+        }
+        let ttl = self.entry.schemas.last().and_then(|s| s.ttl);
+        let (mut bytes, _) = self.newest.read(value, &mut self.buffers)?;
+        let stamp = if ttl.is_some() { take_i64(&mut bytes)? } else { NEVER_EXPIRES };
+        let by_event_time = ttl.is_some_and(|t| t.clock == TtlClock::EventTime);
+        if by_event_time && stamp != NEVER_EXPIRES && stamp <= self.fired.of(group) {
+            return Ok(None);
+        }
+        let expires_ms = Some(stamp).filter(|s| *s != NEVER_EXPIRES);
+        let value = if self.raw { value.to_vec() } else { bytes.to_vec() };
+        Ok(Some(Entry { store_key: store_key.clone(), value, expires_ms }))
+    }
+
+    /// Appends `"key":{..},"time":".."`: what an entry stands under.
+    pub fn push_place(&self, store_key: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let Some((time, _, key)) = split(self.entry.layout, store_key) else { return Ok(()) };
+        push_label("key", 0, out);
+        if self.key_columns().is_empty() {
+            out.extend_from_slice(format!("\"{}\"", hex(key)).as_bytes());
+        } else {
+            push_key(key, self.key_columns(), out)?;
+        }
+        if let Some(time) = time {
+            push_label("time", 1, out);
+            push_time(time, out);
+        }
+        Ok(())
+    }
+
+    /// Appends a value.
+    pub fn push_value(&self, value: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        if self.raw {
+            out.extend_from_slice(format!("\"{}\"", hex(value)).as_bytes());
+            return Ok(());
+        }
+        let opaque = Form::Rest;
+        push_stored(self.schema().map_or(&opaque, |s| &s.value), value, out)
+    }
+
+    /// Appends an entry as a JSON line.
+    pub fn push_line(&self, entry: &Entry, out: &mut Vec<u8>) -> Result<()> {
+        out.push(b'{');
+        self.push_place(&entry.store_key, out)?;
+        push_label("value", 1, out);
+        self.push_value(&entry.value, out)?;
+        if let Some(expires) = entry.expires_ms {
+            push_label("expires", 1, out);
+            push_time(expires, out);
+        }
+        out.extend_from_slice(b"}\n");
+        Ok(())
+    }
+}
+
+/// Time (of time-ordered states), key group and key of a store key.
+fn split(layout: Layout, store_key: &[u8]) -> Option<(Option<i64>, KeyGroup, &[u8])> {
+    match layout {
+        Layout::Point => split_point_key(store_key).map(|(_, group, key)| (None, group, key)),
+        Layout::TimeOrdered => split_timed_key(store_key).map(|(_, time, group, key)| (Some(time), group, key)),
+    }
+}

@@ -1,0 +1,95 @@
+//! How the schema of a state may change when a program opens it.
+
+use millstream_common::{Error, Result};
+
+use super::{Form, Schema, Upgrade};
+use crate::tree::StateEntry;
+
+impl StateEntry {
+    /// Makes this the entry of a program that wants `wanted`. Refused, with both shown, when the values that are stored
+    /// cannot become what the program wants.
+    pub(crate) fn evolve(&mut self, wanted: &Self) -> Result<()> {
+        let place = |e: &Self| (e.task, e.layout, e.merge_operator.clone());
+        if place(self) != place(wanted) {
+            return Err(self.refuse(wanted, "its task, layout or merge operator differs"));
+        }
+        let Some(new) = wanted.schemas.last() else {
+            let same = self.value_schema == wanted.value_schema;
+            return if same { Ok(()) } else { Err(self.refuse(wanted, "its values are encoded otherwise")) };
+        };
+        let Some(old) = self.schemas.last().cloned() else {
+            // All that is known of its values is a text: if that is the same, so are they.
+            if self.value_schema != wanted.value_schema {
+                return Err(self.refuse(wanted, "an earlier release wrote it, which did not describe its values"));
+            }
+            self.schemas = vec![new.clone()];
+            return Ok(());
+        };
+        if let Form::Opaque(text) = &old.value
+            && *text == wanted.value_schema
+            && old.ttl.is_some() == new.ttl.is_some()
+        {
+            // The same words: the program only says more of the same bytes.
+            self.schemas = vec![new.clone()];
+            return Ok(());
+        }
+        let upgrade = Upgrade::new(&old, new).map_err(|why| self.refuse(wanted, &why))?;
+        let key = if new.key.is_empty() { old.key.clone() } else { new.key.clone() };
+        if !upgrade.is_same() {
+            self.schemas.push(Schema { key, ..new.clone() });
+            // A program that knows of no tags compares the words: it must not take this state for the one it knew.
+            self.value_schema = format!("{} @{}", wanted.value_schema, self.schemas.len());
+            return Ok(());
+        }
+        // Only names differ, or the length of the TTL. What was added before has the default that it had then.
+        let mut renamed = Schema { key, ..new.clone() };
+        keep_defaults(&old.value, &mut renamed.value);
+        if let Some(last) = self.schemas.last_mut() {
+            *last = renamed;
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, wanted: &Self, why: &str) -> Error {
+        let show = |s: &Self| {
+            let schema = s.schemas.last().map_or_else(|| format!("'{}'", s.value_schema), ToString::to_string);
+            format!("{:?} {schema} merged by '{}' in task {}", s.layout, s.merge_operator, s.task)
+        };
+        Error::config(format!(
+            "state '{}' of operator '{}' is stored as {}, the program wants {}: {why}",
+            self.name,
+            self.operator_uid,
+            show(self),
+            show(wanted)
+        ))
+        .code(1202)
+        .next("go back to the program that wrote it, or give the new state another name")
+    }
+
+    /// Whether this may stand in a version where `old` stood in the one before: the same state, whose schemas are still
+    /// known. (The last one may have got other names.)
+    pub(crate) fn may_follow(&self, old: &Self) -> bool {
+        let place =
+            |e: &Self| (e.id, e.task, e.operator_uid.clone(), e.name.clone(), e.layout, e.merge_operator.clone());
+        let last = old.schemas.len().saturating_sub(1);
+        let described = !self.schemas.is_empty() || self.value_schema == old.value_schema;
+        place(self) == place(old)
+            && described
+            && self.schemas.len() >= old.schemas.len()
+            && self.schemas[..last] == old.schemas[..last]
+    }
+}
+
+/// Gives the fields of `new` the defaults that they have in `old`; both have the same bytes.
+fn keep_defaults(old: &Form, new: &mut Form) {
+    match (old, new) {
+        (Form::Record { fields: old, .. }, Form::Record { fields: new, .. }) => {
+            for (old, new) in old.iter().zip(new) {
+                new.default.clone_from(&old.default);
+                keep_defaults(&old.form, &mut new.form);
+            }
+        }
+        (Form::List(old), Form::List(new)) | (Form::Framed(old), Form::Framed(new)) => keep_defaults(old, new),
+        _ => {}
+    }
+}

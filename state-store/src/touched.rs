@@ -1,0 +1,52 @@
+//! Which keys some runs say anything of: for comparing two versions by what one has and the other has not.
+
+use bytes::Bytes;
+use millstream_common::{Result, StateId};
+use millstream_objects::Purpose;
+
+use crate::cursor::{Chain, Cursors, ReadMode, Step};
+use crate::key;
+use crate::view::View;
+
+/// A piece of a walk over keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyPiece {
+    /// Store keys, in order.
+    pub keys: Vec<Bytes>,
+    /// Where the next piece begins; `None` when this was the last.
+    pub next: Option<Bytes>,
+}
+
+impl View {
+    /// The keys of a state, from `from` (inclusive), of which the view's runs hold any entry: those that it deletes and
+    /// those that have expired, too. A piece ends once it holds `max_bytes` of keys; go on at `next`.
+    pub async fn touched_keys(&self, state: StateId, from: &[u8], max_bytes: usize) -> Result<KeyPiece> {
+        let mut report = crate::ReadReport::default();
+        let runs: Vec<_> = self.runs().iter().enumerate().filter(|(_, r)| r.may_hold(state, None)).collect();
+        let only: Vec<_> = runs.iter().map(|(_, run)| *run).collect();
+        let metas = self.store.metas(&only, Purpose::State, &mut report).await?;
+        let runs = runs.into_iter().map(|(i, run)| (run, self.clip(i).clone())).collect();
+        let mode = ReadMode { purpose: Purpose::State, ahead_bytes: self.store.options().read_ahead_bytes };
+        let to = key::state_end(state);
+        let mut cursors = Cursors::new(&self.store, self.layouts(), runs, metas, (from, Some(&to)), mode);
+        let (mut chain, mut piece, mut bytes) = (Chain::default(), KeyPiece::default(), 0);
+        loop {
+            match cursors.next_chain(&mut chain)? {
+                Step::End => break,
+                Step::Dry => cursors.fill(&mut report).await?,
+                Step::Chain => {
+                    bytes += chain.key.len();
+                    piece.keys.push(Bytes::copy_from_slice(&chain.key));
+                    if bytes >= max_bytes {
+                        chain.key.push(0);
+                        piece.next = Some(Bytes::copy_from_slice(&chain.key));
+                        cursors.keep_rest();
+                        break;
+                    }
+                }
+            }
+        }
+        self.store.add_to_totals(&report);
+        Ok(piece)
+    }
+}
