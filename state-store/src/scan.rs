@@ -10,6 +10,7 @@ use millstream_objects::Purpose;
 use crate::Layout;
 use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::entry::ReadTime;
+use crate::fetch::PartOf;
 use crate::fold::{Resolved, resolve};
 use crate::key;
 use crate::report::ReadReport;
@@ -65,15 +66,14 @@ impl View {
         result.map(|()| piece)
     }
 
-    async fn scan_piece(
+    /// The parts that a walk through ranges (sorted, disjoint) looks into, newest run first, and the clip of each run.
+    pub(crate) async fn parts_in(
         &self,
         ranges: &[KeyRange],
-        max_bytes: usize,
-        time: &ReadTime,
-        piece: &mut ScanPiece,
-    ) -> Result<()> {
+        report: &mut ReadReport,
+    ) -> Result<(Vec<PartOf<'_>>, Vec<KeyGroupRanges>)> {
         let (Some(first), Some(last)) = (ranges.first(), ranges.last().and_then(|r| r.to.as_ref())) else {
-            return Ok(());
+            return Ok((Vec::new(), Vec::new()));
         };
         let relevant: Vec<usize> =
             (0..self.runs().len()).filter(|&r| self.run_in(&self.runs()[r], &first.from, last)).collect();
@@ -84,10 +84,21 @@ impl View {
             ranges.get(first).is_some_and(|r| r.meets(part))
         };
         let wanted = |r: usize, part: &PartInfo| part.overlaps(&clips[r]) && meets(part);
-        let parts = self.store.parts(&runs, |_| false, wanted, Purpose::State, &mut piece.report).await?;
+        let parts = self.store.parts(&runs, |_| false, wanted, Purpose::State, report).await?;
+        Ok((parts, clips))
+    }
+
+    async fn scan_piece(
+        &self,
+        ranges: &[KeyRange],
+        max_bytes: usize,
+        time: &ReadTime,
+        piece: &mut ScanPiece,
+    ) -> Result<()> {
+        let (parts, clips) = self.parts_in(ranges, &mut piece.report).await?;
         let ahead_bytes = (max_bytes as u64).max(LEAST_AHEAD_BYTES).min(self.store.options().read_ahead_bytes);
         let mode = ReadMode { purpose: Purpose::State, ahead_bytes };
-        let mut cursors = Cursors::new(&self.store, self.layouts(), clips.clone(), &parts, ranges, mode);
+        let mut cursors = Cursors::new(&self.store, self.layouts(), clips, &parts, ranges, mode);
         let mut chain = Chain::default();
         // Keys and values, one after the other, and where each ends: one allocation for the whole piece.
         let mut arena = Vec::new();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use millstream_common::{Result, StateId};
 use millstream_objects::Purpose;
 
-use crate::cursor::{Chain, Cursors, ReadMode, Step};
+use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::key;
 use crate::view::View;
 
@@ -22,13 +22,11 @@ impl View {
     /// those that have expired, too. A piece ends once it holds `max_bytes` of keys; go on at `next`.
     pub async fn touched_keys(&self, state: StateId, from: &[u8], max_bytes: usize) -> Result<KeyPiece> {
         let mut report = crate::ReadReport::default();
-        let runs: Vec<_> = self.runs().iter().enumerate().filter(|(_, r)| r.may_hold(state, None)).collect();
-        let only: Vec<_> = runs.iter().map(|(_, run)| *run).collect();
-        let metas = self.store.metas(&only, Purpose::State, &mut report).await?;
-        let runs = runs.into_iter().map(|(i, run)| (run, self.clip(i).clone())).collect();
+        let range = KeyRange { from: Bytes::copy_from_slice(from), to: Some(key::state_end(state).into()) };
+        let ranges = [range];
+        let (parts, clips) = self.parts_in(&ranges, &mut report).await?;
         let mode = ReadMode { purpose: Purpose::State, ahead_bytes: self.store.options().read_ahead_bytes };
-        let to = key::state_end(state);
-        let mut cursors = Cursors::new(&self.store, self.layouts(), runs, metas, (from, Some(&to)), mode);
+        let mut cursors = Cursors::new(&self.store, self.layouts(), clips, &parts, &ranges, mode);
         let (mut chain, mut piece, mut bytes) = (Chain::default(), KeyPiece::default(), 0);
         loop {
             match cursors.next_chain(&mut chain)? {

@@ -141,7 +141,7 @@ impl StateReader {
     /// The values of some keys.
     pub async fn get(&mut self, keys: &[Bytes]) -> Result<Vec<Option<Entry>>> {
         let (values, _) = self.view.multi_get(keys, &self.time).await?;
-        std::iter::zip(keys, values).map(|(k, v)| v.map_or(Ok(None), |v| self.entry(k, &v))).collect()
+        std::iter::zip(keys, values.iter()).map(|(k, v)| v.map_or(Ok(None), |v| self.entry(k, v))).collect()
     }
 
     /// The entries from `from` on.

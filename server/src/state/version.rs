@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use millstream_cache::Caches;
 use millstream_common::{Env, Error, KeyGroup, KeyGroupRange, KeyGroupRanges, Result, TaskId, VersionNumber};
 use millstream_objects::Store;
 use millstream_proto::version::VersionRecord;
+use millstream_state_store::Caches;
 use millstream_state_store::tree::StateEntry;
 use millstream_state_store::version::VersionLog;
 use millstream_state_store::{
