@@ -17,8 +17,8 @@ TEXT
 }
 
 name=seaweedfs
-process=weed
 version=4.48
+process=weed-$version
 cache=${MILLSTREAM_CACHE:-${HOME:?}/.cache/millstream}/seaweedfs
 binary=$cache/weed-$version
 user=millstream

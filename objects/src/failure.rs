@@ -185,7 +185,8 @@ fn generic(error: &object_store::Error, cause: Cause, scheme: Scheme, place: &st
         Some(404) => Failure::Final(absent_bucket(place, &cause.to_string())),
         Some(400) if cause.names_the_bucket() => Failure::Final(absent_bucket(place, &cause.to_string())),
         Some(400) if cause.names_the_credentials() => Failure::Final(denied(scheme, place, &cause)),
-        Some(408) => again(),
+        // 423: WebDAV's word for a folder or object that another request is busy with.
+        Some(408 | 423) => again(),
         Some(300..=499 | 501) => Failure::Final(refused(place, &cause.to_string())),
         _ if cause.message.contains("redirect without LOCATION") => Failure::Final(
             Error::config(format!("the bucket is in another region ({})", cause.message))
@@ -349,6 +350,7 @@ mod tests {
         assert!(matches!(of("status code: 416 Range Not Satisfiable"), Failure::BeyondEnd(_)));
         assert!(matches!(of("status code: 400 Bad: <Code>RequestTimeout</Code>"), Failure::Again(_)));
         assert!(matches!(of("status code: 405 Method Not Allowed"), Failure::Final(_)));
+        assert!(matches!(of("status code: 423 Locked"), Failure::Again(_)));
         assert!(matches!(of("words never seen"), Failure::Again(_)));
         match of("status code: 400 Bad: <Code>InvalidBucketName</Code>") {
             Failure::Final(e) => assert_eq!(e.number(), 1104),
@@ -377,6 +379,24 @@ mod tests {
         assert!(matches!(classify(&absent("<Code>NoSuchKey</Code>"), Scheme::S3, "s3://b"), Failure::Absent));
         match classify(&absent("<Code>NoSuchBucket</Code>"), Scheme::S3, "s3://b") {
             Failure::Final(e) => assert!(e.to_string().contains("s3://b") && e.number() == 1104),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_kinds_of_opendal_lead_to_the_right_next_step() {
+        use opendal::ErrorKind as K;
+        let of = |kind| {
+            let inner = opendal::Error::new(kind, "words");
+            let error = object_store::Error::Generic { store: "opendal", source: Box::new(inner) };
+            classify(&error, Scheme::Bridged("oss"), "oss://b")
+        };
+        assert!(matches!(of(K::RateLimited), Failure::Again(Trouble { pressure: Pressure::Throttled, .. })));
+        assert!(matches!(of(K::RangeNotSatisfied), Failure::BeyondEnd(_)));
+        assert!(matches!(of(K::ConditionNotMatch), Failure::Exists));
+        assert!(matches!(of(K::Unexpected), Failure::Again(_)));
+        match of(K::PermissionDenied) {
+            Failure::Final(e) => assert!(e.number() == 1103 && e.advice().contains("object-stores.md"), "{e}"),
             other => panic!("{other:?}"),
         }
     }
