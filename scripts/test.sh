@@ -9,8 +9,19 @@ cd "$(dirname "$0")/.."
 log=$(mktemp)
 work=$(mktemp -d)
 servers=(minio seaweedfs azurite)
-declare -A features=([minio]=millstream-tests/s3 [seaweedfs]=millstream-objects/seaweedfs [azurite]=millstream-objects/azurite)
-declare -A needs=([minio]="Go" [seaweedfs]="Python with pip" [azurite]="Node.js with npm")
+feature() { # feature SERVER: what builds its tests
+    case $1 in
+    minio) echo millstream-tests/s3 ;;
+    *) echo "millstream-objects/$1" ;;
+    esac
+}
+needs() {
+    case $1 in
+    minio) echo "Go" ;;
+    seaweedfs) echo "Python with pip" ;;
+    azurite) echo "Node.js with npm" ;;
+    esac
+}
 cleanup() {
     local server
     wait
@@ -28,19 +39,19 @@ for server in "${servers[@]}"; do
     command=install
     [ "$server" = minio ] && command=build
     if "./scripts/$server.sh" "$command" >/dev/null; then
-        wanted+=("${features[$server]}")
+        wanted+=("$(feature "$server")")
         ("./scripts/$server.sh" start "$work/$server" >"$work/$server.env" 2>"$work/$server.err" || echo failed >"$work/$server.failed") &
     elif [ "${MILLSTREAM_REQUIRE_S3:-0}" = 1 ]; then
         echo "no $server is to be had here, and its tests were asked for" >&2
         exit 1
     else
-        left_out+=("the tests on $server (--features ${features[$server]}): install ${needs[$server]}")
+        left_out+=("the tests on $server (--features $(feature "$server")): install $(needs "$server")")
     fi
 done
 flags=()
 [ ${#wanted[@]} -eq 0 ] || flags=(--features "$(IFS=,; echo "${wanted[*]}")")
 
-cargo test --workspace --locked "${flags[@]}" --no-run --quiet
+cargo test --workspace --locked ${flags[@]+"${flags[@]}"} --no-run --quiet
 
 wait
 for server in "${servers[@]}"; do
@@ -57,7 +68,7 @@ done
 set +a
 
 status=0
-cargo test --workspace --locked "${flags[@]}" -- --quiet 2>&1 | tee "$log" || status=$?
+cargo test --workspace --locked ${flags[@]+"${flags[@]}"} -- --quiet 2>&1 | tee "$log" || status=$?
 
 # One line for all test binaries.
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
@@ -65,5 +76,5 @@ awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
     echo "no test was run" >&2
     exit 1
 }
-for line in "${left_out[@]}"; do echo "left out: $line"; done
+for line in ${left_out[@]+"${left_out[@]}"}; do echo "left out: $line"; done
 exit "$status"

@@ -3,7 +3,7 @@
 //! There is no limit until the store refuses more than one request in twenty; fewer are mishaps, which repetition mends.
 //! Then reads and writes each have one of their own (stores count them apart): it falls to seven tenths of what was being
 //! sent (multiplicative decrease), and grows by a twentieth of that each second in which somebody had to wait (additive
-//! increase). Answers to requests that were sent before a decrease say nothing about the new limit. A limit that nobody
+//! increase), by a fifth when nothing was refused for five seconds: the trouble is over. Answers to requests that were sent before a decrease say nothing about the new limit. A limit that nobody
 //! has met for a minute goes away.
 //!
 //! Requests wait for a turn, in the order in which they came; a decrease gives new turns to all who wait. What is urgent
@@ -23,6 +23,9 @@ use crate::meter::Operation;
 const DECREASE: f64 = 0.7;
 /// A limit grows by this share of its last fallen value each second.
 const INCREASE: f64 = 0.05;
+/// When the store has refused nothing for this long, a limit grows by this share of itself each second.
+const CALM: Duration = Duration::from_secs(5);
+const INCREASE_CALM: f64 = 0.2;
 /// A limit falls when this share of the answers were refusals.
 const REFUSED: f64 = 0.05;
 /// The weight of one answer in that share: it is about the last hundred.
@@ -111,6 +114,8 @@ struct Class {
     grown: Moment,
     /// When somebody last had to wait.
     held: Moment,
+    /// When the store last refused.
+    refused_at: Moment,
     /// The share of refusals among the last answers, since the last decrease.
     refused: f64,
     /// The start of the second that is being counted, what was sent in it, and the rate of the one before.
@@ -167,7 +172,8 @@ impl Limiter {
         }
         c.grown = now;
         if now.since(c.held) < SECOND * 2 {
-            c.limit = Some(limit + (c.fallen * INCREASE).max(0.5));
+            let calm = now.since(c.refused_at) >= CALM;
+            c.limit = Some(limit + if calm { limit * INCREASE_CALM } else { (c.fallen * INCREASE).max(0.5) });
         } else if now.since(c.decreased.max(c.held)) >= FORGET {
             c.limit = None;
         } else {
@@ -189,6 +195,7 @@ impl Limiter {
             return None;
         }
         c.refused += WEIGHT * (1.0 - c.refused);
+        c.refused_at = now;
         if c.refused <= REFUSED {
             return None;
         }
@@ -273,13 +280,14 @@ mod tests {
     fn it_grows_slowly_while_somebody_waits_and_is_forgotten_when_nobody_does() {
         let limiter = limited();
         let mut grown = Vec::new();
-        for second in 0..20 {
+        for second in 0..12 {
             let now = at(11_000 + second * 1_000);
             while limiter.turn(READ, now).wait.is_zero() {}
             grown.extend(limiter.served(READ, now).and_then(|c| c.per_s));
         }
-        assert!(grown.is_sorted() && grown.len() >= 18, "{grown:?}");
-        assert!((125.0..145.0).contains(grown.last().unwrap()), "twenty seconds double it: {grown:?}");
+        assert!(grown.is_sorted() && grown.len() == 11, "{grown:?}");
+        assert!((80.0..90.0).contains(&grown[3]), "a twentieth each second: {grown:?}");
+        assert!((200.0..350.0).contains(&grown[10]), "then a fifth: {grown:?}");
         assert_eq!(limiter.served(READ, at(60_000)), None);
         assert_eq!(limiter.served(READ, at(95_000)), Some(Changed { per_s: None, first: false }));
         assert!(limiter.turn(READ, at(95_000)).wait.is_zero());
