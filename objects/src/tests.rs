@@ -368,7 +368,7 @@ async fn other_stores_open_from_their_variables_and_say_what_they_cannot() {
     assert!(e.number() == 1108 && e.to_string().contains("OS_STORAGE_URL"), "{e}");
 }
 
-/// A server that answers each connection with the next of `answers` and closes it.
+/// A server that answers each connection with the next of `answers` and closes it; gives the heads of the requests.
 async fn server(answers: Vec<&'static str>) -> (String, tokio::sync::mpsc::Receiver<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -378,7 +378,7 @@ async fn server(answers: Vec<&'static str>) -> (String, tokio::sync::mpsc::Recei
             let (mut connection, _) = listener.accept().await.unwrap();
             let mut head = vec![0; 8_192];
             let n = connection.read(&mut head).await.unwrap();
-            tx.send(String::from_utf8_lossy(&head[..n]).lines().next().unwrap_or_default().to_owned()).await.unwrap();
+            tx.send(String::from_utf8_lossy(&head[..n]).into_owned()).await.unwrap();
             let _ = connection.write_all(answer.as_bytes()).await;
         }
     });
@@ -414,7 +414,7 @@ async fn s3_answers_lead_to_the_right_outcome() {
     assert_eq!(store.get("x", P).await.unwrap().as_deref(), Some(b"hello".as_slice()));
     let m = store.meter().snapshot();
     assert_eq!((m.get, m.retries, m.bytes_read), (4, 3, 5));
-    assert_eq!(asked.recv().await.unwrap(), "GET /bucket/p/x HTTP/1.1");
+    assert!(asked.recv().await.unwrap().starts_with("GET /bucket/p/x HTTP/1.1\r\n"));
 
     let (url, _asked) = server(vec![CONFLICT, EXISTS, SLOW_DOWN]).await;
     let store = s3(&url, &env, &StoreOptions::default());
@@ -432,6 +432,38 @@ async fn s3_answers_lead_to_the_right_outcome() {
     let absent = store.get("x", P).await.unwrap_err();
     assert_eq!((absent.kind(), absent.number()), (ErrorKind::Config, 1104), "{absent}");
     assert_eq!(store.meter().snapshot().retries, 0);
+}
+
+#[tokio::test]
+async fn a_create_carries_the_condition_of_each_cloud_and_reads_its_refusal() {
+    let env = Env::test(1);
+    let taken = "HTTP/1.1 409 The specified blob already exists.\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: \"e\"\r\nConnection: close\r\n\r\n";
+    let key = ("AZURE_STORAGE_ACCOUNT_KEY", "a2V5");
+    let clouds = [
+        ("gs://bucket/p", vec![], EXISTS, "PUT /bucket/p/v ", "x-goog-if-generation-match: 0"),
+        (
+            "az://bucket/p",
+            vec![("AZURE_STORAGE_ACCOUNT_NAME", "a"), key],
+            taken,
+            "PUT /a/bucket/p/v ",
+            "if-none-match: *",
+        ),
+        ("abfss://bucket@a.dfs.core.windows.net/p", vec![key], taken, "PUT /a/bucket/p/v ", "if-none-match: *"),
+    ];
+    for (place, mut variables, refusal, line, condition) in clouds {
+        let (url, mut asked) = server(vec![created, refusal, refusal]).await;
+        let azure = format!("{url}/a");
+        variables.push(("STORAGE_EMULATOR_HOST", &url));
+        variables.push(("AZURE_ENDPOINT", &azure));
+        let variables = variables.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let store = Store::open(place, &StoreOptions::default(), &variables, &env).unwrap();
+        assert_eq!(store.create("v", Bytes::from_static(b"1"), P).await.unwrap(), Created::Now, "{place}");
+        let head = asked.recv().await.unwrap().to_ascii_lowercase();
+        assert!(head.starts_with(&line.to_ascii_lowercase()) && head.contains(condition), "{place}: {head}");
+        assert_eq!(store.create("v", Bytes::new(), P).await.unwrap(), Created::AlreadyExists, "{place}");
+        assert_eq!(store.fencing().await.unwrap(), crate::Fencing::Kept, "{place}");
+    }
 }
 
 #[tokio::test]
