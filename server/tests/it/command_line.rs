@@ -79,8 +79,7 @@ fn a_store_that_cannot_fence_holds_no_cluster() {
     // A single process may use it, and is told what that means.
     let words = ["run", "nexmark-q0", "--state", "webdav://127.0.0.1:1/state", "-D", "object-store.retry-timeout=1s"];
     let rest = ["--", "--events", "10", "--output", "blackhole"];
-    let done = millstream(&[&words[..], &rest[..]].concat());
-    done.refused(1, &["MS2300"]);
+    let done = millstream(&[&words[..], &rest[..]].concat()).refused(1, &["MS2300"]);
     assert!(done.err.contains("warning") && done.err.contains("create-if-absent"), "{}", done.err);
 }
 
