@@ -66,14 +66,7 @@ pub(crate) fn google(
 ) -> object_store::Result<Client> {
     let (client, retry) = once(options);
     let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client).with_retry(retry);
-    // The variable of Google's own libraries for an emulator, which asks for no credentials.
-    if let Some(host) = variables.get("STORAGE_EMULATOR_HOST") {
-        let url = if host.contains("://") { host.clone() } else { format!("http://{host}") };
-        builder = builder.with_base_url(&url).with_skip_signature(true);
-    }
-    if is_plain(first(variables, &["STORAGE_EMULATOR_HOST", "GOOGLE_BASE_URL"]))
-        || variables.get("STORAGE_EMULATOR_HOST").is_some_and(|host| !host.contains("://"))
-    {
+    if is_plain(variables.get("GOOGLE_BASE_URL")) {
         builder = builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
     }
     for (key, value) in keys::<GoogleConfigKey>("GOOGLE_", variables) {

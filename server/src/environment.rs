@@ -18,7 +18,7 @@ pub struct Environment {
 }
 
 /// Variables with these beginnings are kept; no other part of the environment is looked at.
-const PREFIXES: [&str; 24] = [
+const PREFIXES: [&str; 23] = [
     "MILLSTREAM_",
     "NO_COLOR",
     "SSL_CERT_",
@@ -27,7 +27,6 @@ const PREFIXES: [&str; 24] = [
     // Of object stores: docs/object-stores.md.
     "AWS_",
     "GOOGLE_",
-    "STORAGE_EMULATOR_HOST",
     "AZURE_",
     "IDENTITY_ENDPOINT",
     "OSS_",
