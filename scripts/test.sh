@@ -1,32 +1,74 @@
 #!/usr/bin/env bash
-# Runs all tests: units, models, 50 simulation seeds, the binary as a black box, and, on a real MinIO, the S3 tests.
-# MinIO is built once with Go into ~/.cache/millstream and runs for the time of the tests. Without Go the S3 tests are
-# left out, and the last lines say so; with MILLSTREAM_REQUIRE_S3=1 that is a failure.
+# Runs all tests: units, models, 50 simulation seeds, the binary as a black box, and tests on real servers: MinIO (S3),
+# SeaweedFS (S3 and WebDAV) and Azurite (Azure). The servers are built or fetched once into ~/.cache/millstream and run for
+# the time of the tests; they start while the tests are built. A server that is not to be had here (no Go, Python or
+# Node.js) leaves its tests out, and the last lines say so; with MILLSTREAM_REQUIRE_S3=1 that is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 log=$(mktemp)
 work=$(mktemp -d)
-cleanup() { ./scripts/minio.sh stop "$work/minio" >/dev/null 2>&1 || true; rm -rf "$work" "$log"; }
+servers=(minio seaweedfs azurite)
+feature() { # feature SERVER: what builds its tests
+    case $1 in
+    minio) echo millstream-tests/s3 ;;
+    *) echo "millstream-objects/$1" ;;
+    esac
+}
+needs() {
+    case $1 in
+    minio) echo "Go" ;;
+    seaweedfs) echo "Python with pip" ;;
+    azurite) echo "Node.js with npm" ;;
+    esac
+}
+cleanup() {
+    local server
+    wait
+    for server in "${servers[@]}"; do
+        "./scripts/$server.sh" stop "$work/$server" >/dev/null 2>&1 || true
+    done
+    rm -rf "$work" "$log"
+}
 trap cleanup EXIT
 
-features=()
-left_out=""
-if env_lines=$(./scripts/minio.sh start "$work/minio"); then
-    set -a
-    eval "$env_lines"
-    set +a
-    export MILLSTREAM_TEST_S3="$AWS_ENDPOINT_URL"
-    features=(--features millstream-tests/s3)
-elif [ "${MILLSTREAM_REQUIRE_S3:-0}" = 1 ]; then
-    echo "no MinIO could be started, and the S3 tests were asked for" >&2
-    exit 1
-else
-    left_out="the S3 tests (millstream-tests with --features s3): no MinIO could be started; install Go or Docker"
-fi
+# A server is there when its script can install it; it then starts while the tests are built.
+wanted=()
+left_out=()
+for server in "${servers[@]}"; do
+    command=install
+    [ "$server" = minio ] && command=build
+    if "./scripts/$server.sh" "$command" >/dev/null; then
+        wanted+=("$(feature "$server")")
+        ("./scripts/$server.sh" start "$work/$server" >"$work/$server.env" 2>"$work/$server.err" || echo failed >"$work/$server.failed") &
+    elif [ "${MILLSTREAM_REQUIRE_S3:-0}" = 1 ]; then
+        echo "no $server is to be had here, and its tests were asked for" >&2
+        exit 1
+    else
+        left_out+=("the tests on $server (--features $(feature "$server")): install $(needs "$server")")
+    fi
+done
+flags=()
+[ ${#wanted[@]} -eq 0 ] || flags=(--features "$(IFS=,; echo "${wanted[*]}")")
+
+cargo test --workspace --locked ${flags[@]+"${flags[@]}"} --no-run --quiet
+
+wait
+for server in "${servers[@]}"; do
+    if [ -e "$work/$server.failed" ]; then
+        cat "$work/$server.err" >&2
+        exit 1
+    fi
+done
+set -a
+# MinIO last: the AWS_* variables that everything else reads are its.
+for server in azurite seaweedfs minio; do
+    if [ -e "$work/$server.env" ]; then eval "$(cat "$work/$server.env")"; fi
+done
+set +a
 
 status=0
-cargo test --workspace --locked "${features[@]}" -- --quiet 2>&1 | tee "$log" || status=$?
+cargo test --workspace --locked ${flags[@]+"${flags[@]}"} -- --quiet 2>&1 | tee "$log" || status=$?
 
 # One line for all test binaries.
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
@@ -34,5 +76,5 @@ awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
     echo "no test was run" >&2
     exit 1
 }
-[ -z "$left_out" ] || echo "left out: $left_out"
+for line in ${left_out[@]+"${left_out[@]}"}; do echo "left out: $line"; done
 exit "$status"

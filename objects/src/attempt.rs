@@ -1,9 +1,10 @@
 //! One attempt at a request, and the loop that repeats it.
 //!
-//! Order of events of an attempt: wait while the store asks for quiet, wait the injected latency, count the request,
-//! send it, give it up after the request time-out. A repetition waits first: exponential back-off with jitter, four
-//! times as long when the store throttles. All time and randomness come from [`Env`], so that a simulation repeats
-//! what production does.
+//! Order of events of an attempt: wait for a turn of the limiter when the store throttles, wait the injected latency,
+//! count the request, send it, give it up after the request time-out, tell the limiter what the answer says. A
+//! repetition waits first: exponential back-off with jitter, four times as long when the store throttles. Time spent
+//! waiting for turns does not count against the retry time-out: it is ours, not the store's. All time and randomness
+//! come from [`Env`], so that a simulation repeats what production does.
 //!
 //! It never repeats what a person must repair, nor a conditional write: that loop belongs to its caller, who knows what
 //! an ambiguous result means.
@@ -14,12 +15,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use millstream_common::env::{BoxFuture, Moment};
+use millstream_common::env::BoxFuture;
 use millstream_common::{Env, Error, Lane, Result};
+use object_store::multipart::MultipartStore;
 use object_store::{GetResult, GetResultPayload, ObjectStore};
-use parking_lot::Mutex;
 
 use crate::failure::{Failure, Scheme, Trouble, classify};
+use crate::latency::LatencyClass;
+use crate::limiter::{Changed, Limiter, Pressure, RequestClass};
 use crate::meter::{Meter, Operation, Purpose};
 use crate::options::StoreOptions;
 
@@ -36,7 +39,11 @@ pub(crate) struct Backend {
     pub(crate) scheme: Scheme,
     pub(crate) options: StoreOptions,
     pub(crate) env: Env,
-    quiet_until: Mutex<Moment>,
+    /// Uploads in parts, where the store has them apart from whole writes.
+    pub(crate) uploads: Option<Arc<dyn MultipartStore>>,
+    /// Whether the store says that it honours create-if-absent.
+    pub(crate) creates_if_absent: bool,
+    limiter: Limiter,
 }
 
 /// What a request is, for its account and for messages.
@@ -49,6 +56,8 @@ pub(crate) struct Request<'a> {
     pub(crate) at: &'a str,
     /// The body to be sent.
     pub(crate) bytes: u64,
+    /// What it is compared with when its time is taken.
+    pub(crate) latency: LatencyClass,
 }
 
 /// What a repeated request came to.
@@ -89,7 +98,8 @@ impl Backend {
         options: StoreOptions,
         env: Env,
     ) -> Self {
-        Self { store, url, scheme, options, env, quiet_until: Mutex::new(Moment::default()) }
+        let limiter = Limiter::default();
+        Self { store, url, scheme, options, env, uploads: None, creates_if_absent: true, limiter }
     }
 
     /// Makes one attempt.
@@ -98,25 +108,47 @@ impl Backend {
         request: Request<'_>,
         attempt: Attempt<T>,
     ) -> Result<T, Failure> {
-        self.wait_for_quiet().await;
+        self.wait_for_turn(request).await;
+        self.send(request, attempt).await
+    }
+
+    /// Sends an attempt whose turn it is.
+    async fn send<T: Send + 'static>(&self, request: Request<'_>, attempt: Attempt<T>) -> Result<T, Failure> {
         self.wait_injected().await;
+        let class = RequestClass::of(request.operation);
         request.meter.count_requests(request.operation, request.purpose, 1);
         if request.operation == Operation::Put {
             request.meter.count_bytes(request.operation, request.purpose, request.bytes);
         }
+        let sent_at = self.env.now();
+        self.limiter.sent(class, sent_at);
         let result = match self.scheme {
             // No network: nothing to gain from another thread.
             Scheme::Memory | Scheme::File | Scheme::Other => attempt.await,
             // Connections live where their requests are first polled: never on a thread that computes.
             _ => self.env.run(Lane::Io, "object request", attempt).await.unwrap_or_else(|e| Err(AttemptError::Gone(e))),
         };
-        result.map_err(|e| {
-            let failure = self.judge(e);
-            if matches!(&failure, Failure::Again(t) if t.throttled) {
-                self.ask_for_quiet();
-            }
-            failure
-        })
+        let now = self.env.now();
+        let result = result.map_err(|e| self.judge(e));
+        let pressure = match &result {
+            Err(Failure::Again(trouble)) => trouble.pressure,
+            _ => Pressure::None,
+        };
+        if result.is_ok() {
+            request.meter.count_latency(request.latency, now.since(sent_at));
+        }
+        if pressure == Pressure::Throttled {
+            request.meter.count_throttled();
+        }
+        let changed = match (&result, pressure) {
+            (Err(Failure::Again(_)), Pressure::None) => None,
+            (_, Pressure::None) => self.limiter.served(class, now),
+            _ => self.limiter.refused(class, sent_at, now, self.quiet()),
+        };
+        if let Some(changed) = changed {
+            self.tell(class, changed, request.meter);
+        }
+        result
     }
 
     /// Makes attempts until one succeeds, a person must repair something, or the retry time-out ends.
@@ -127,9 +159,11 @@ impl Backend {
     ) -> Result<Reply<T>> {
         let start = self.env.now();
         let (mut attempts, mut maybe, mut warn_after) = (0_u32, false, WARN_AFTER);
+        let mut in_row = Duration::ZERO;
         loop {
             attempts += 1;
-            let trouble = match self.once(request, attempt()).await {
+            in_row += self.wait_for_turn(request).await;
+            let trouble = match self.send(request, attempt()).await {
                 Ok(done) => return Ok(Reply::Done(done)),
                 Err(Failure::Absent) => return Ok(Reply::Absent),
                 Err(Failure::BeyondEnd(text)) => return Ok(Reply::BeyondEnd(text)),
@@ -139,12 +173,14 @@ impl Backend {
                 Err(Failure::Again(trouble)) => trouble,
             };
             maybe |= trouble.sent;
-            let waited = self.env.now().since(start);
+            let waited = self.env.now().since(start).saturating_sub(in_row);
             if waited >= self.options.retry_timeout {
                 return Err(self.gave_up(request, attempts, waited, &trouble, maybe));
             }
             // The last attempt is made when the time is over.
-            let wait = self.backoff(attempts, trouble.throttled).min(self.options.retry_timeout - waited);
+            let wait = self
+                .backoff(attempts, trouble.pressure == Pressure::Throttled)
+                .min(self.options.retry_timeout - waited);
             if waited >= warn_after {
                 warn_after = waited * 2;
                 tracing::warn!(at = request.at, attempts, cause = %trouble.cause, "the object store is in trouble, trying again");
@@ -188,7 +224,14 @@ impl Backend {
         }
     }
 
-    fn gave_up(&self, request: Request<'_>, attempts: u32, waited: Duration, trouble: &Trouble, maybe: bool) -> Error {
+    pub(crate) fn gave_up(
+        &self,
+        request: Request<'_>,
+        attempts: u32,
+        waited: Duration,
+        trouble: &Trouble,
+        maybe: bool,
+    ) -> Error {
         let e = Error::unavailable(format!(
             "the object store did not serve a {} request in {attempts} attempts over {:.1} s; the last one: {}",
             request.operation.name(),
@@ -199,6 +242,11 @@ impl Backend {
         .at(request.at)
         .next("check that the store can be reached; object-store.retry-timeout sets how long to try");
         if maybe { e.maybe_applied() } else { e }
+    }
+
+    /// Waits before the repetition number `attempts` of something that is more than one request.
+    pub(crate) async fn pause(&self, attempts: u32) {
+        self.env.sleep(self.backoff(attempts, false)).await;
     }
 
     /// Doubles from one attempt to the next; the upper half is random, so that clients do not come back together.
@@ -217,18 +265,46 @@ impl Backend {
         least + Duration::from_nanos(self.env.random_below(spread.as_nanos() as u64 + 1))
     }
 
-    /// The store throttles: nobody sends anything for a moment.
-    fn ask_for_quiet(&self) {
-        let until = self.env.now() + self.options.backoff_initial.saturating_mul(2).min(self.options.backoff_max);
-        let mut quiet_until = self.quiet_until.lock();
-        *quiet_until = until.max(*quiet_until);
+    /// For how long nobody sends anything when a limit has fallen.
+    fn quiet(&self) -> Duration {
+        self.options.backoff_initial.saturating_mul(2).min(self.options.backoff_max)
     }
 
-    async fn wait_for_quiet(&self) {
-        let now = self.env.now();
-        let left = self.quiet_until.lock().since(now);
-        if !left.is_zero() {
-            self.env.sleep(self.jitter(left, left)).await;
+    /// Waits until the limiter lets the request go; says for how long.
+    async fn wait_for_turn(&self, request: Request<'_>) -> Duration {
+        if request.purpose.is_urgent() {
+            return Duration::ZERO;
+        }
+        let class = RequestClass::of(request.operation);
+        let mut waited = Duration::ZERO;
+        loop {
+            let turn = self.limiter.turn(class, self.env.now());
+            request.meter.show_limit(class, turn.limit);
+            if turn.wait.is_zero() {
+                break;
+            }
+            waited += turn.wait;
+            self.env.sleep(turn.wait).await;
+            if self.limiter.holds(class, turn) {
+                break;
+            }
+        }
+        if !waited.is_zero() {
+            request.meter.count_wait(waited);
+        }
+        waited
+    }
+
+    /// Shows a changed limit. A first one is a warning, the steps between are for those who look closely.
+    fn tell(&self, class: RequestClass, changed: Changed, meter: &Meter) {
+        meter.show_limit(class, changed.per_s);
+        let (at, what) = (self.url.as_str(), class.name());
+        match changed.per_s {
+            Some(per_s) if changed.first => {
+                tracing::warn!(at, "the object store throttles: {what} are limited to {per_s:.0} a second for now");
+            }
+            Some(per_s) => tracing::debug!(at, "{what} are limited to {per_s:.0} a second"),
+            None => tracing::info!(at, "the object store no longer throttles: {what} go without a limit"),
         }
     }
 

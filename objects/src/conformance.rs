@@ -1,11 +1,12 @@
-//! The exam that every backend passes. It leaves its objects behind, below a name of its own.
+//! The exam that every backend passes that serves a cluster; [`without_create`] is what one for a single process passes.
+//! It leaves its objects behind, below a name of its own.
 //!
 //! A failure is an `Internal` error that says which promise the backend broke.
 
 use bytes::Bytes;
 use millstream_common::{Env, Error, ErrorKind, Lane, Result};
 
-use crate::{Created, Listed, Operation, Purpose, Store};
+use crate::{Created, Fencing, Listed, Operation, Purpose, Store};
 
 const P: Purpose = Purpose::Check;
 /// Writers that want the same name at once.
@@ -13,17 +14,30 @@ const WRITERS: usize = 8;
 
 /// Runs all parts on a new place below `store`.
 pub async fn run(store: &Store, env: &Env) -> Result<()> {
+    without_create(store, env).await?;
+    let store = store.child(&format!("conformance-{}", env.unique_id()));
+    need("a store for a cluster says that it fences", store.check_serves_cluster().is_ok(), &store)?;
+    for start in 0..2 {
+        let fencing = store.fencing().await?;
+        need(&format!("start {start} finds that the store fences"), fencing == Fencing::Kept, &store)?;
+    }
+    create(&store.child("create")).await?;
+    races(&store.child("race"), env, 20).await?;
+    metered(&store.child("meter")).await
+}
+
+/// Runs what needs no create-if-absent on a new place below `store`.
+pub async fn without_create(store: &Store, env: &Env) -> Result<()> {
     let store = store.child(&format!("conformance-{}", env.unique_id()));
     write_and_read(&store.child("read")).await?;
     ranges(&store.child("ranges")).await?;
     absent(&store.child("absent")).await?;
     names(&store.child("names")).await?;
     listings(&store.child("list")).await?;
-    create(&store.child("create")).await?;
-    races(&store.child("race"), env, 20).await?;
+    create(&store.for_one_process().child("create-alone")).await?;
     deletes(&store.child("delete")).await?;
-    big(&store.child("big"), 24 << 20).await?;
-    metered(&store.child("meter")).await
+    // More than the default of object-store.multipart-threshold.
+    big(&store.child("big"), (36 << 20) + 1).await
 }
 
 fn need(promise: &str, kept: bool, store: &Store) -> Result<()> {
@@ -163,7 +177,16 @@ async fn deletes(store: &Store) -> Result<()> {
     need("a deleted object is not listed", store.list("", P).await?.len() == 1, store)?;
     store.delete("x", P).await?;
     store.delete("never/was", P).await?;
-    need("others stay", store.get("y", P).await?.is_some(), store)
+    need("others stay", store.get("y", P).await?.is_some(), store)?;
+    let names: Vec<String> = (0..40).map(|i| format!("many/{i}")).collect();
+    for name in &names {
+        store.put(name, vec![Bytes::from_static(b"z")], P).await?;
+    }
+    let (gone, kept) = names.split_at(35);
+    store.delete_all(gone, P).await?;
+    store.delete_all(gone, P).await?;
+    let left: Vec<String> = store.list("many", P).await?.into_iter().map(|l| l.path).collect();
+    need("many are deleted at once, and no others", left == kept, store)
 }
 
 /// An object of `bytes` bytes, written in parts of 1 MiB, read whole and by ranges.
@@ -175,7 +198,12 @@ pub async fn big(store: &Store, bytes: usize) -> Result<()> {
         })
         .collect();
     let whole = parts.concat();
+    let before = store.meter().snapshot();
     store.put("big", parts, P).await?;
+    let m = store.meter().snapshot().since(&before);
+    let requests = store.puts_of(bytes as u64);
+    need("a big object is as many requests as its parts ask for", m.put == requests || m.retries > 0, store)?;
+    need("every byte is sent once", m.bytes_written == bytes as u64 || m.retries > 0, store)?;
     need("the size of a big object", store.size("big", P).await? == Some(bytes as u64), store)?;
     need("a big object reads back", store.get("big", P).await?.is_some_and(|b| b == whole), store)?;
     let (start, end) = (bytes / 3, bytes / 2);
@@ -195,7 +223,11 @@ pub async fn many(store: &Store, env: &Env, count: usize) -> Result<()> {
     }
     let listed = store.list("", P).await?;
     let right = listed.len() == count && listed.iter().enumerate().all(|(i, l)| l.path == format!("{i:08}"));
-    need("every object is listed once", right, &store)
+    need("every object is listed once", right, &store)?;
+    let middle = format!("{:08}", count / 2);
+    let rest = store.list_after("", Some(&middle), P).await?;
+    let right = rest.len() == count - count / 2 - 1 && rest.first() == listed.get(count / 2 + 1);
+    need("a long listing starts after a name", right, &store)
 }
 
 async fn metered(store: &Store) -> Result<()> {

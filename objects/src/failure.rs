@@ -8,6 +8,8 @@ use std::fmt;
 use std::io::ErrorKind as IoErrorKind;
 
 use millstream_common::Error;
+
+use crate::limiter::Pressure;
 use object_store::client::{HttpError, HttpErrorKind};
 
 /// Which kind of store it is; advice differs.
@@ -18,6 +20,8 @@ pub(crate) enum Scheme {
     S3,
     Gcs,
     Azure,
+    /// Another one, by this scheme of its URLs.
+    Bridged(&'static str),
     /// Given by the caller.
     Other,
 }
@@ -42,15 +46,15 @@ pub(crate) enum Failure {
 pub(crate) struct Trouble {
     /// For people.
     pub(crate) cause: String,
-    /// The store asks for fewer requests.
-    pub(crate) throttled: bool,
+    /// Whether the store asks for fewer requests.
+    pub(crate) pressure: Pressure,
     /// The request may have reached the store.
     pub(crate) sent: bool,
 }
 
 impl Trouble {
     pub(crate) fn sent(cause: impl Into<String>) -> Self {
-        Self { cause: cause.into(), throttled: false, sent: true }
+        Self { cause: cause.into(), pressure: Pressure::None, sent: true }
     }
 }
 
@@ -65,6 +69,8 @@ pub(crate) enum Injected {
     Conflict,
     /// The store cannot be reached.
     Unreachable,
+    /// 404: the store has forgotten an upload in parts.
+    NoSuchUpload,
 }
 
 impl fmt::Display for Injected {
@@ -74,6 +80,7 @@ impl fmt::Display for Injected {
             Self::SlowDown => "injected: 503 SlowDown",
             Self::Conflict => "injected: 409 conflict",
             Self::Unreachable => "injected: connection refused",
+            Self::NoSuchUpload => "injected: 404 NoSuchUpload",
         })
     }
 }
@@ -84,13 +91,24 @@ impl StdError for Injected {}
 pub(crate) fn classify(error: &object_store::Error, scheme: Scheme, place: &str) -> Failure {
     use object_store::Error as E;
     if let Some(injected) = find::<Injected>(error) {
+        if *injected == Injected::NoSuchUpload {
+            return Failure::Absent;
+        }
         return Failure::Again(Trouble {
             cause: injected.to_string(),
-            throttled: *injected == Injected::SlowDown,
+            pressure: if *injected == Injected::SlowDown { Pressure::Throttled } else { Pressure::None },
             sent: *injected != Injected::Unreachable,
         });
     }
     let cause = Cause::of(error);
+    if let Some(bridged) = find::<opendal::Error>(error)
+        && let Some(failure) = of_bridged(bridged, &cause, scheme, place)
+    {
+        return failure;
+    }
+    if cause.names_an_upload() {
+        return Failure::Absent;
+    }
     match error {
         E::NotFound { .. } if cause.names_the_bucket() => Failure::Final(absent_bucket(place, &cause.to_string())),
         E::NotFound { .. } => Failure::Absent,
@@ -115,6 +133,24 @@ pub(crate) fn classify(error: &object_store::Error, scheme: Scheme, place: &str)
     }
 }
 
+/// What an error of a store behind opendal means, when its kind says it; else the text has to.
+fn of_bridged(error: &opendal::Error, cause: &Cause, scheme: Scheme, place: &str) -> Option<Failure> {
+    use opendal::ErrorKind as K;
+    Some(match error.kind() {
+        K::RateLimited => {
+            Failure::Again(Trouble { cause: cause.to_string(), pressure: Pressure::Throttled, sent: true })
+        }
+        K::RangeNotSatisfied => Failure::BeyondEnd(cause.to_string()),
+        K::PermissionDenied => Failure::Final(denied(scheme, place, cause)),
+        K::ConfigInvalid | K::Unsupported | K::NotADirectory | K::IsADirectory => {
+            Failure::Final(refused(place, &cause.to_string()))
+        }
+        // Some of these stores know a conflict, none says it as S3 does: an object is there.
+        K::AlreadyExists | K::ConditionNotMatch => Failure::Exists,
+        _ => return None,
+    })
+}
+
 fn generic(error: &object_store::Error, cause: Cause, scheme: Scheme, place: &str) -> Failure {
     if let Some(io) = find::<std::io::Error>(error).filter(|_| scheme == Scheme::File)
         && matches!(
@@ -132,22 +168,25 @@ fn generic(error: &object_store::Error, cause: Cause, scheme: Scheme, place: &st
         return Failure::BeyondEnd(cause.to_string());
     }
     let sent = find::<HttpError>(error).is_none_or(|e| e.kind() != HttpErrorKind::Connect);
-    let again = |throttled| Failure::Again(Trouble { cause: cause.to_string(), throttled, sent });
+    let pressed = |pressure| Failure::Again(Trouble { cause: cause.to_string(), pressure, sent });
+    let again = || pressed(Pressure::None);
     match cause.status {
-        Some(429 | 503) => again(true),
+        Some(429 | 503) => pressed(Pressure::Throttled),
+        Some(500 | 502 | 504) => pressed(Pressure::Failing),
         // S3 says 400 for a body that came too slowly or damaged and for a token that is about to be replaced.
         Some(400)
             if ["RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "ExpiredToken"]
                 .contains(&cause.code.as_str()) =>
         {
-            again(false)
+            again()
         }
         // A listing gets these as they are, without a type of their own.
         Some(401 | 403) => Failure::Final(denied(scheme, place, &cause)),
         Some(404) => Failure::Final(absent_bucket(place, &cause.to_string())),
         Some(400) if cause.names_the_bucket() => Failure::Final(absent_bucket(place, &cause.to_string())),
         Some(400) if cause.names_the_credentials() => Failure::Final(denied(scheme, place, &cause)),
-        Some(408) => again(false),
+        // 423: WebDAV's word for a folder or object that another request is busy with.
+        Some(408 | 423) => again(),
         Some(300..=499 | 501) => Failure::Final(refused(place, &cause.to_string())),
         _ if cause.message.contains("redirect without LOCATION") => Failure::Final(
             Error::config(format!("the bucket is in another region ({})", cause.message))
@@ -155,7 +194,7 @@ fn generic(error: &object_store::Error, cause: Cause, scheme: Scheme, place: &st
                 .at(place)
                 .next("set AWS_REGION to the bucket's region"),
         ),
-        _ => again(false),
+        _ => again(),
     }
 }
 
@@ -169,10 +208,13 @@ pub(crate) fn absent_bucket(place: &str, cause: &str) -> Error {
 
 fn denied(scheme: Scheme, place: &str, cause: &Cause) -> Error {
     let next = match scheme {
-        Scheme::Gcs => "check the credentials (GOOGLE_SERVICE_ACCOUNT) and their permissions on the bucket",
+        Scheme::Gcs => {
+            "check the credentials (GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT) and their permissions on the bucket"
+        }
         Scheme::Azure => {
             "check the credentials (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY) and their permissions"
         }
+        Scheme::Bridged(_) => "check the credentials of this store (docs/object-stores.md) and their permissions",
         _ => {
             "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) and their permissions \
              to get, put, delete and list in the bucket"
@@ -217,7 +259,9 @@ impl Cause {
         // The client keeps status and body private: its text is all there is. A text that is not understood leads
         // to more attempts, never to fewer.
         let text = error.to_string();
-        let status = text.split("status code: ").nth(1).and_then(|t| t.get(..3)).and_then(|t| t.parse().ok());
+        // The second form is opendal's.
+        let after = text.split("status code: ").nth(1).or_else(|| text.split("status: ").nth(1));
+        let status = after.and_then(|t| t.get(..3)).and_then(|t| t.parse().ok());
         let tag = |name: &str| {
             let (_, after) = text.split_once(&format!("<{name}>"))?;
             Some(after.split_once("</")?.0.to_owned())
@@ -231,6 +275,11 @@ impl Cause {
 
     fn names_the_bucket(&self) -> bool {
         ["NoSuchBucket", "InvalidBucketName", "ContainerNotFound"].contains(&self.code.as_str())
+    }
+
+    /// The store does not know an upload in parts any more.
+    fn names_an_upload(&self) -> bool {
+        self.code == "NoSuchUpload" || self.message.contains("MultipartUpload not found")
     }
 
     fn names_the_credentials(&self) -> bool {
@@ -288,16 +337,20 @@ mod tests {
         let slow = "Server returned non-2xx status code: 503 Service Unavailable: <Error><Code>SlowDown</Code><Message>Reduce your rate</Message></Error>";
         match of(slow) {
             Failure::Again(t) => {
-                assert!(t.throttled && t.sent);
+                assert!(t.pressure == Pressure::Throttled && t.sent);
                 assert_eq!(t.cause, "HTTP 503, SlowDown, Reduce your rate");
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(of("status code: 429 Too Many"), Failure::Again(Trouble { throttled: true, .. })));
-        assert!(matches!(of("status code: 500 Internal"), Failure::Again(Trouble { throttled: false, .. })));
+        assert!(matches!(
+            of("status code: 429 Too Many"),
+            Failure::Again(Trouble { pressure: Pressure::Throttled, .. })
+        ));
+        assert!(matches!(of("status code: 500 Internal"), Failure::Again(Trouble { pressure: Pressure::Failing, .. })));
         assert!(matches!(of("status code: 416 Range Not Satisfiable"), Failure::BeyondEnd(_)));
         assert!(matches!(of("status code: 400 Bad: <Code>RequestTimeout</Code>"), Failure::Again(_)));
         assert!(matches!(of("status code: 405 Method Not Allowed"), Failure::Final(_)));
+        assert!(matches!(of("status code: 423 Locked"), Failure::Again(_)));
         assert!(matches!(of("words never seen"), Failure::Again(_)));
         match of("status code: 400 Bad: <Code>InvalidBucketName</Code>") {
             Failure::Final(e) => assert_eq!(e.number(), 1104),
@@ -326,6 +379,24 @@ mod tests {
         assert!(matches!(classify(&absent("<Code>NoSuchKey</Code>"), Scheme::S3, "s3://b"), Failure::Absent));
         match classify(&absent("<Code>NoSuchBucket</Code>"), Scheme::S3, "s3://b") {
             Failure::Final(e) => assert!(e.to_string().contains("s3://b") && e.number() == 1104),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_kinds_of_opendal_lead_to_the_right_next_step() {
+        use opendal::ErrorKind as K;
+        let of = |kind| {
+            let inner = opendal::Error::new(kind, "words");
+            let error = object_store::Error::Generic { store: "opendal", source: Box::new(inner) };
+            classify(&error, Scheme::Bridged("oss"), "oss://b")
+        };
+        assert!(matches!(of(K::RateLimited), Failure::Again(Trouble { pressure: Pressure::Throttled, .. })));
+        assert!(matches!(of(K::RangeNotSatisfied), Failure::BeyondEnd(_)));
+        assert!(matches!(of(K::ConditionNotMatch), Failure::Exists));
+        assert!(matches!(of(K::Unexpected), Failure::Again(_)));
+        match of(K::PermissionDenied) {
+            Failure::Final(e) => assert!(e.number() == 1103 && e.advice().contains("object-stores.md"), "{e}"),
             other => panic!("{other:?}"),
         }
     }

@@ -7,6 +7,7 @@
 //!
 //! It never damages content, never loses a confirmed write and never applies a write twice.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,15 +18,19 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
+use millstream_common::env::Moment;
 use millstream_common::{Env, Lane};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartId, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
 
 use crate::failure::Injected;
+
+mod uploads;
 
 /// Which faults happen, and how often. The default has none. Probabilities run from 0 to 1 and are tried in the order
 /// in which they stand here; the first that hits decides.
@@ -57,7 +62,17 @@ pub struct Faults {
     pub stream_pause: Duration,
     /// A read or a listing: breaks off half-way.
     pub cut_stream: f64,
-    /// Only requests whose path contains this; empty for all. Latency and [`Faults::unreachable`] hit all the same.
+    /// An upload in parts: after up to three parts the store has forgotten it.
+    pub torn_upload: f64,
+    /// The end of an upload in parts: an error although the object is there. What hits any write hits it as well.
+    pub lost_completion: f64,
+    /// The end of an upload in parts: an error, and the object appears later, up to [`Faults::late_by`] after it.
+    pub late_completion: f64,
+    /// The store serves so many requests a second and refuses the others (503 SlowDown); 0 for any number. A fifth of a
+    /// second's worth may come at once.
+    pub requests_per_s: f64,
+    /// Only requests whose path contains this; empty for all. Latency, [`Faults::unreachable`] and
+    /// [`Faults::requests_per_s`] hit all the same.
     pub only_paths_with: String,
 }
 
@@ -88,6 +103,9 @@ impl Faults {
             slow_stream: rate,
             stream_pause: Duration::from_millis(500),
             cut_stream: rate,
+            torn_upload: rate,
+            lost_completion: rate,
+            late_completion: rate,
             ..Self::s3_latency()
         }
     }
@@ -112,7 +130,12 @@ pub struct InjectedFaults {
     pub slow_streams: u64,
     /// Bodies and listings that broke off.
     pub cut_streams: u64,
+    /// Uploads in parts that were forgotten.
+    pub torn_uploads: u64,
 }
+
+/// Where torn uploads are counted: they are no fate of a single request.
+const TORN: usize = 8;
 
 /// A backend around another one, with faults. Cheap to clone; clones are the same store.
 #[derive(Clone)]
@@ -120,9 +143,34 @@ pub struct FaultyStore(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
+    uploads: Option<Arc<dyn MultipartStore>>,
+    /// How many more parts each torn upload takes.
+    torn: Mutex<BTreeMap<MultipartId, u64>>,
+    room: Mutex<Room>,
     env: Env,
     faults: Mutex<Faults>,
     counts: [AtomicU64; Fate::KINDS],
+}
+
+/// Requests that may come before the store is full: a token bucket.
+#[derive(Debug, Default)]
+struct Room {
+    requests: f64,
+    at: Moment,
+}
+
+impl Room {
+    /// Whether a request finds room at `now`.
+    fn take(&mut self, per_s: f64, now: Moment) -> bool {
+        let filled = self.requests + now.since(self.at).as_secs_f64() * per_s;
+        self.requests = filled.min((per_s / 5.0).max(1.0));
+        self.at = now;
+        let free = self.requests >= 1.0;
+        if free {
+            self.requests -= 1.0;
+        }
+        free
+    }
 }
 
 /// What happens to a request.
@@ -141,7 +189,7 @@ enum Fate {
 }
 
 impl Fate {
-    const KINDS: usize = 8;
+    const KINDS: usize = 9;
 
     fn counter(self) -> Option<usize> {
         match self {
@@ -166,6 +214,8 @@ enum Kind {
     List,
     Write,
     Create,
+    /// The end of an upload in parts.
+    Complete,
 }
 
 /// What happens to a request, and how long it takes on its way there and back.
@@ -179,7 +229,30 @@ impl FaultyStore {
     /// A store that hands everything to `store`, with `faults`.
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, env: &Env, faults: Faults) -> Self {
-        Self(Arc::new(Inner { store, env: env.clone(), faults: Mutex::new(faults), counts: Default::default() }))
+        Self::around(store, None, env, faults)
+    }
+
+    /// As [`FaultyStore::new`], with uploads in parts.
+    #[must_use]
+    pub fn with_uploads<B: ObjectStore + MultipartStore>(store: Arc<B>, env: &Env, faults: Faults) -> Self {
+        Self::around(store.clone(), Some(store), env, faults)
+    }
+
+    fn around(
+        store: Arc<dyn ObjectStore>,
+        uploads: Option<Arc<dyn MultipartStore>>,
+        env: &Env,
+        faults: Faults,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            uploads,
+            torn: Mutex::default(),
+            room: Mutex::default(),
+            env: env.clone(),
+            faults: Mutex::new(faults),
+            counts: Default::default(),
+        }))
     }
 
     /// Changes the faults for the requests that come from now on.
@@ -206,13 +279,19 @@ impl FaultyStore {
             hangs: n(5),
             slow_streams: n(6),
             cut_streams: n(7),
+            torn_uploads: n(TORN),
         }
     }
 
     fn plan(&self, kind: Kind, path: &str) -> Plan {
         let env = &self.0.env;
         let faults = self.0.faults.lock();
-        let fate = if faults.unreachable { Fate::Unreachable } else { draw(env, &faults, kind, path) };
+        let full = faults.requests_per_s > 0.0 && !self.0.room.lock().take(faults.requests_per_s, env.now());
+        let fate = match (faults.unreachable, full) {
+            (true, _) => Fate::Unreachable,
+            (_, true) => Fate::Throttled,
+            _ => draw(env, &faults, kind, path),
+        };
         if let Some(i) = fate.counter() {
             self.0.counts[i].fetch_add(1, Ordering::Relaxed);
         }
@@ -304,9 +383,8 @@ fn draw(env: &Env, faults: &Faults, kind: Kind, path: &str) -> Fate {
     if !path.contains(&faults.only_paths_with) {
         return Fate::Fine;
     }
-    let hit =
-        |probability: f64| probability > 0.0 && ((env.random() >> 11) as f64) < probability * (1_u64 << 53) as f64;
-    let writes = matches!(kind, Kind::Write | Kind::Create);
+    let hit = |probability| hits(env, probability);
+    let writes = matches!(kind, Kind::Write | Kind::Create | Kind::Complete);
     if hit(faults.throttle) {
         Fate::Throttled
     } else if hit(faults.error_before) {
@@ -317,6 +395,10 @@ fn draw(env: &Env, faults: &Faults, kind: Kind, path: &str) -> Fate {
         Fate::Late(up_to(env, faults.late_by))
     } else if kind == Kind::Create && hit(faults.conflict) {
         Fate::Conflict
+    } else if kind == Kind::Complete && hit(faults.lost_completion) {
+        Fate::ErrorAfter
+    } else if kind == Kind::Complete && hit(faults.late_completion) {
+        Fate::Late(up_to(env, faults.late_by))
     } else if hit(faults.hang) {
         Fate::Hang { applied: env.random_below(2) == 0 }
     } else if kind == Kind::Read && hit(faults.slow_stream) {
@@ -326,6 +408,11 @@ fn draw(env: &Env, faults: &Faults, kind: Kind, path: &str) -> Fate {
     } else {
         Fate::Fine
     }
+}
+
+/// No randomness is used up for what never happens.
+fn hits(env: &Env, probability: f64) -> bool {
+    probability > 0.0 && ((env.random() >> 11) as f64) < probability * (1_u64 << 53) as f64
 }
 
 fn up_to(env: &Env, limit: Duration) -> Duration {

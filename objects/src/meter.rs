@@ -2,12 +2,17 @@
 //! cost on S3.
 //!
 //! An attempt is counted when it is sent, so a repeated request counts as often as it was sent. A store is counted
-//! where it is called: what the store's own client sends besides (credentials) is not.
+//! where it is called: what the store's own client sends besides (credentials) is not. An upload in parts counts a put
+//! for its beginning, for each part and for its end, as stores bill it.
 
 use std::collections::BTreeMap;
 use std::ops::{Add, AddAssign};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::latency::{Latencies, LatencyClass};
+use crate::limiter::RequestClass;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +79,12 @@ impl Operation {
 }
 
 impl Purpose {
+    /// Whether its requests go at once, also while the store throttles: few requests that much waits for.
+    #[must_use]
+    pub fn is_urgent(self) -> bool {
+        matches!(self, Self::Version | Self::Leader | Self::Job)
+    }
+
     /// All of them, in order.
     pub const ALL: [Self; 7] =
         [Self::State, Self::Compaction, Self::Version, Self::Leader, Self::Job, Self::Check, Self::Output];
@@ -105,6 +116,11 @@ struct Counters {
     requests: [[AtomicU64; PURPOSES]; OPERATIONS],
     bytes: [[AtomicU64; PURPOSES]; OPERATIONS],
     retries: AtomicU64,
+    throttled: AtomicU64,
+    limiter_wait_us: AtomicU64,
+    /// Requests a second; 0 for none.
+    limits: [AtomicU64; 2],
+    latencies: Latencies,
 }
 
 impl Meter {
@@ -117,7 +133,16 @@ impl Meter {
     /// What was counted so far.
     #[must_use]
     pub fn snapshot(&self) -> Metered {
-        let mut out = Metered { retries: self.0.retries.load(Ordering::Relaxed), ..Metered::default() };
+        let n = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let limit = |class: RequestClass| Some(n(&self.0.limits[class as usize])).filter(|limit| *limit > 0);
+        let mut out = Metered {
+            retries: n(&self.0.retries),
+            throttled: n(&self.0.throttled),
+            limiter_wait_us: n(&self.0.limiter_wait_us),
+            reads_per_s_max: limit(RequestClass::Read),
+            writes_per_s_max: limit(RequestClass::Write),
+            ..Metered::default()
+        };
         for operation in Operation::ALL {
             for purpose in Purpose::ALL {
                 let cell = (operation as usize, purpose as usize);
@@ -133,6 +158,13 @@ impl Meter {
         out
     }
 
+    /// The time within which `share` (0.95 for the 95th percentile) of the last 512 requests of `class` were answered,
+    /// the body included; `None` before `least` were. Cheap enough to be asked for each request.
+    #[must_use]
+    pub fn latency(&self, class: LatencyClass, share: f64, least: usize) -> Option<Duration> {
+        self.0.latencies.quantile(class, share, least)
+    }
+
     pub(crate) fn count_requests(&self, operation: Operation, purpose: Purpose, requests: u64) {
         self.0.requests[operation as usize][purpose as usize].fetch_add(requests, Ordering::Relaxed);
     }
@@ -143,6 +175,23 @@ impl Meter {
 
     pub(crate) fn count_retry(&self) {
         self.0.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_throttled(&self) {
+        self.0.throttled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_wait(&self, waited: Duration) {
+        self.0.limiter_wait_us.fetch_add(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn show_limit(&self, class: RequestClass, per_s: Option<f64>) {
+        // Rounded up: a limit below 1 must not look like none.
+        self.0.limits[class as usize].store(per_s.map_or(0, |l| l.ceil() as u64), Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_latency(&self, class: LatencyClass, took: Duration) {
+        self.0.latencies.add(class, took);
     }
 }
 
@@ -176,7 +225,16 @@ pub struct Metered {
     pub bytes_written: u64,
     /// How many of the requests repeated one that had failed.
     pub retries: u64,
-    /// The same by operation and purpose; what never happened is absent.
+    /// How many were answered by a refusal that asks for fewer requests (503 SlowDown, 429).
+    pub throttled: u64,
+    /// How long requests waited for their turn while the store throttled, microseconds, summed.
+    pub limiter_wait_us: u64,
+    /// The present limit of reads (get, head, list), requests a second; `None`: the store does not throttle. Of several
+    /// accounts the least.
+    pub reads_per_s_max: Option<u64>,
+    /// The same for writes (put, delete, copy).
+    pub writes_per_s_max: Option<u64>,
+    /// Requests and bytes by operation and purpose; what never happened is absent.
     pub table: BTreeMap<(Operation, Purpose), Tally>,
 }
 
@@ -202,7 +260,14 @@ impl Metered {
     /// What was counted after `earlier`, a snapshot of the same meter.
     #[must_use]
     pub fn since(&self, earlier: &Metered) -> Metered {
-        let mut out = Metered { retries: self.retries.saturating_sub(earlier.retries), ..Metered::default() };
+        let mut out = Metered {
+            retries: self.retries.saturating_sub(earlier.retries),
+            throttled: self.throttled.saturating_sub(earlier.throttled),
+            limiter_wait_us: self.limiter_wait_us.saturating_sub(earlier.limiter_wait_us),
+            reads_per_s_max: self.reads_per_s_max,
+            writes_per_s_max: self.writes_per_s_max,
+            ..Metered::default()
+        };
         for (&(operation, purpose), now) in &self.table {
             let before = earlier.tally(operation, purpose);
             let tally = Tally {
@@ -241,10 +306,18 @@ impl Metered {
 impl AddAssign<&Metered> for Metered {
     fn add_assign(&mut self, other: &Metered) {
         self.retries += other.retries;
+        self.throttled += other.throttled;
+        self.limiter_wait_us += other.limiter_wait_us;
+        self.reads_per_s_max = least(self.reads_per_s_max, other.reads_per_s_max);
+        self.writes_per_s_max = least(self.writes_per_s_max, other.writes_per_s_max);
         for (&(operation, purpose), &tally) in &other.table {
             self.add_tally(operation, purpose, tally);
         }
     }
+}
+
+fn least(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    [a, b].into_iter().flatten().min()
 }
 
 impl Add for Metered {
@@ -268,12 +341,21 @@ mod tests {
         let earlier = a.snapshot();
         a.count_requests(Operation::Put, Purpose::Version, 1);
         a.count_retry();
+        a.count_throttled();
+        a.count_wait(Duration::from_millis(3));
+        a.show_limit(RequestClass::Read, Some(69.2));
+        b.show_limit(RequestClass::Read, Some(700.0));
         b.count_requests(Operation::Delete, Purpose::Check, 5);
         let sum = a.snapshot() + b.snapshot();
         assert_eq!((sum.put, sum.get, sum.delete, sum.bytes_written, sum.retries), (3, 1_000, 5, 100, 1));
         assert_eq!(sum.requests(), 1_008);
         assert!((sum.usd() - (3.0 * 5.0 + 1_000.0 * 0.4) / 1e6).abs() < 1e-12);
+        assert_eq!((sum.throttled, sum.limiter_wait_us), (1, 3_000));
+        assert_eq!((sum.reads_per_s_max, sum.writes_per_s_max), (Some(70), None));
+        b.show_limit(RequestClass::Read, None);
+        assert_eq!(b.snapshot().reads_per_s_max, None);
         let later = a.snapshot().since(&earlier);
+        assert_eq!((later.throttled, later.reads_per_s_max), (1, Some(70)));
         assert_eq!((later.put, later.get, later.bytes_written, later.retries), (1, 0, 0, 1));
         assert_eq!(later.tally(Operation::Put, Purpose::Version).requests, 1);
         assert_eq!(later.table.len(), 1);

@@ -1,36 +1,49 @@
 //! From a URL to a store.
 //!
-//! Only this module knows the builders of the clients. It applies the variables that its caller hands over (as the
-//! clients' own documentation names them), switches the clients' repetition and time-outs off, since ours are above
-//! them, and installs the one TLS provider.
+//! It owns the forms of URLs and the one TLS provider; `clients` and `bridge` make what answers. Nothing is sent here.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path as FilePath, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use millstream_common::{Env, Error, Result};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 use url::Url;
 
 use crate::attempt::Backend;
+use crate::bridge;
+use crate::clients::{self, AzurePlace, Client};
 use crate::failure::Scheme;
 use crate::local::Folder;
 use crate::options::StoreOptions;
 use crate::store::Store;
 
-/// The variables of the process that settings of stores are read from: `AWS_*`, `GOOGLE_*` and `AZURE_*`. Others are
-/// ignored, so the whole environment may be handed over.
+/// The variables of the process that settings of stores are read from: `AWS_*`, `GOOGLE_*`, `AZURE_*` and those that
+/// docs/object-stores.md lists for each store. Others are ignored, so the whole environment may be handed over.
 pub type StoreEnvironment = BTreeMap<String, String>;
 
-const SCHEMES: &str = "use memory://, file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
+const SCHEMES: &str = "use memory://, file:///folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, \
+    abfss://container@account.dfs.core.windows.net/prefix, oss://, cos://, obs://, tos:// or b2://bucket/prefix, \
+    swift://container/prefix, webdav(s)://host/prefix or (s)webhdfs://host:port/prefix; docs/object-stores.md tells more";
+
+/// What answers, and what is known of it.
+struct Opened {
+    store: Arc<dyn ObjectStore>,
+    uploads: Option<Arc<dyn MultipartStore>>,
+    creates_if_absent: bool,
+    scheme: Scheme,
+    /// The URL of the bucket, container or folder.
+    root: String,
+    prefix: String,
+}
+
+/// A folder, its path, and a prefix in it.
+type Local = (Folder, PathBuf, String);
 
 impl Store {
     /// Opens the place that `url` names. Nothing is sent yet, but a folder is created. Each `memory://` is a new,
@@ -50,30 +63,91 @@ fn open(
     options: &StoreOptions,
     variables: &StoreEnvironment,
     env: &Env,
-    local: fn(&FilePath) -> Result<(Folder, PathBuf, String)>,
+    local: fn(&FilePath) -> Result<Local>,
 ) -> Result<Store> {
     options.validate()?;
     let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
     if parsed.query().is_some() || parsed.fragment().is_some() {
         return Err(bad_url(url, "what follows a '?' or '#' has no meaning; in a name they are written %3F and %23"));
     }
-    let (store, scheme, root, prefix): (Arc<dyn ObjectStore>, _, _, _) = match parsed.scheme() {
-        "memory" => (Arc::new(InMemory::new()), Scheme::Memory, "memory://".to_owned(), prefix_of(&parsed, url)?),
+    let opened = match parsed.scheme() {
+        "memory" => {
+            let store = Arc::new(InMemory::new());
+            let prefix = prefix_of(&parsed, url)?;
+            Opened {
+                store: store.clone(),
+                uploads: Some(store),
+                creates_if_absent: true,
+                scheme: Scheme::Memory,
+                root: "memory://".to_owned(),
+                prefix,
+            }
+        }
         "file" => {
             let (store, root, prefix) = local(&folder_of(&parsed, url)?)?;
-            (Arc::new(store), Scheme::File, format!("file://{}", root.display()), prefix)
+            let root = format!("file://{}", root.display());
+            // A file is written in one go whatever its size: nothing is gained by parts.
+            let (scheme, store) = (Scheme::File, Arc::new(store));
+            Opened { store, uploads: None, creates_if_absent: true, scheme, root, prefix }
         }
-        "s3" | "s3a" | "gs" | "az" => {
-            let prefix = prefix_of(&parsed, url)?;
-            let bucket = bucket_of(&parsed, url)?;
-            let root = format!("{}://{bucket}", parsed.scheme());
-            let (store, scheme) =
-                remote(parsed.scheme(), bucket, options, variables).map_err(|e| client_refused(&root, &e))?;
-            (store, scheme, root, prefix)
-        }
-        other => return Err(bad_url(url, &format!("'{other}' is no kind of store"))),
+        _ => remote(&parsed, url, options, variables)?,
     };
-    Ok(Store::new(Backend::new(store, root, scheme, options.clone(), env.clone()), &prefix))
+    let mut backend = Backend::new(opened.store, opened.root, opened.scheme, options.clone(), env.clone());
+    backend.uploads = opened.uploads;
+    backend.creates_if_absent = opened.creates_if_absent;
+    Ok(Store::new(backend, &opened.prefix))
+}
+
+fn remote(parsed: &Url, url: &str, options: &StoreOptions, variables: &StoreEnvironment) -> Result<Opened> {
+    // An error means that a provider is installed already, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let kind = parsed.scheme();
+    let (bucket, prefix) = (bucket_of(parsed, url), prefix_of(parsed, url)?);
+    let own = |root: String, client: object_store::Result<Client>| {
+        let Client { store, uploads, scheme } = client.map_err(|e| client_refused(&root, &e))?;
+        Ok(Opened { store, uploads: Some(uploads), creates_if_absent: true, scheme, root, prefix: prefix.clone() })
+    };
+    match kind {
+        "s3" | "s3a" => {
+            let bucket = bucket?;
+            own(format!("{kind}://{bucket}"), clients::s3(bucket, options, variables))
+        }
+        "gs" => {
+            let bucket = bucket?;
+            own(format!("gs://{bucket}"), clients::google(bucket, options, variables))
+        }
+        "az" | "azure" | "abfs" | "abfss" if parsed.username().is_empty() => {
+            let container = bucket?;
+            let client = clients::azure(AzurePlace::Container(container), options, variables);
+            own(format!("{kind}://{container}"), client)
+        }
+        "abfs" | "abfss" => {
+            let root = format!("{kind}://{}@{}", parsed.username(), bucket?);
+            let client = clients::azure(AzurePlace::Url(&root), options, variables);
+            own(root, client)
+        }
+        _ => {
+            let Some(kind) = bridge::Kind::of(kind) else {
+                return Err(bad_url(url, &format!("'{kind}' is no kind of store that is known here")));
+            };
+            let host = bucket?;
+            let place = match parsed.port() {
+                Some(port) => format!("{host}:{port}"),
+                None => host.to_owned(),
+            };
+            let root = format!("{}://{place}", parsed.scheme());
+            let bridged =
+                bridge::open(kind, &place, options, variables).map_err(|e| bridge::refused(kind, &root, &e))?;
+            Ok(Opened {
+                creates_if_absent: bridged.creates_if_absent(),
+                store: Arc::new(bridged),
+                uploads: None,
+                scheme: Scheme::Bridged(kind.scheme()),
+                root,
+                prefix,
+            })
+        }
+    }
 }
 
 fn bad_url(url: &str, why: &str) -> Error {
@@ -122,13 +196,13 @@ fn refused(folder: &FilePath, e: &dyn std::fmt::Display) -> Error {
 
 /// The folder, created when it is absent, as a store whose writes are on the disk when they are confirmed; its path, and
 /// an empty prefix in it.
-fn create(folder: &FilePath) -> Result<(Folder, PathBuf, String)> {
+fn create(folder: &FilePath) -> Result<Local> {
     create_folder(folder).map_err(|e| refused(folder, &e))?;
     Ok((local(folder)?, folder.to_owned(), String::new()))
 }
 
 /// The folder, or the nearest one above it that is there with the rest of the path as a prefix in it.
-fn find(folder: &FilePath) -> Result<(Folder, PathBuf, String)> {
+fn find(folder: &FilePath) -> Result<Local> {
     let there = folder.ancestors().find(|f| f.exists()).unwrap_or(folder);
     if !there.is_dir() {
         return Err(refused(folder, &std::io::Error::from(std::io::ErrorKind::NotADirectory)));
@@ -151,69 +225,4 @@ fn create_folder(folder: &FilePath) -> std::io::Result<()> {
         File::open(parent)?.sync_all()?;
     }
     if folder.is_dir() { Ok(()) } else { Err(std::io::ErrorKind::NotADirectory.into()) }
-}
-
-type Opened = (Arc<dyn ObjectStore>, Scheme);
-
-fn remote(
-    kind: &str,
-    bucket: &str,
-    options: &StoreOptions,
-    variables: &StoreEnvironment,
-) -> object_store::Result<Opened> {
-    // An error means that a provider is installed already, which serves as well.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    // Ours is above: once more below it would multiply.
-    let once = RetryConfig { max_retries: 0, retry_timeout: options.retry_timeout, backoff: BackoffConfig::default() };
-    let client = ClientOptions::new().with_timeout_disabled().with_connect_timeout(options.connect_timeout);
-    match kind {
-        "gs" => {
-            let mut builder = GoogleCloudStorageBuilder::new().with_client_options(client).with_retry(once);
-            for (key, value) in keys::<GoogleConfigKey>("GOOGLE_", variables) {
-                builder = builder.with_config(key, value);
-            }
-            Ok((Arc::new(builder.with_bucket_name(bucket).build()?), Scheme::Gcs))
-        }
-        "az" => {
-            let mut builder = MicrosoftAzureBuilder::new().with_client_options(client).with_retry(once);
-            for (key, value) in keys::<AzureConfigKey>("AZURE_", variables) {
-                builder = builder.with_config(key, value);
-            }
-            Ok((Arc::new(builder.with_container_name(bucket).build()?), Scheme::Azure))
-        }
-        _ => {
-            let mut builder = AmazonS3Builder::new().with_client_options(client).with_retry(once);
-            if endpoint_is_plain(variables) {
-                // Said once, in the endpoint. Nobody needs certificates then: a machine without any will do.
-                builder = builder
-                    .with_allow_http(true)
-                    .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::NoSystemCertificates), "true");
-            }
-            for (key, value) in keys::<AmazonS3ConfigKey>("AWS_", variables) {
-                builder = builder.with_config(key, value);
-            }
-            // Not open to settings: commits rest on the one, the account of requests on the other.
-            let builder = builder
-                .with_conditional_put(S3ConditionalPut::ETagMatch)
-                .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
-                .with_bucket_name(bucket);
-            Ok((Arc::new(builder.build()?), Scheme::S3))
-        }
-    }
-}
-
-fn endpoint_is_plain(variables: &StoreEnvironment) -> bool {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
-        .iter()
-        .find_map(|name| variables.get(*name))
-        .is_some_and(|endpoint| endpoint.starts_with("http://"))
-}
-
-/// The variables that begin with `start` and that the client knows.
-fn keys<K: FromStr>(start: &str, variables: &StoreEnvironment) -> Vec<(K, String)> {
-    variables
-        .iter()
-        .filter(|(name, _)| name.starts_with(start))
-        .filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value.clone())))
-        .collect()
 }

@@ -18,6 +18,10 @@ pub struct StoreOptions {
     pub backoff_initial: Duration,
     /// The longest wait between two attempts (`object-store.backoff-max`).
     pub backoff_max: Duration,
+    /// A body of more than this many bytes is sent in parts (`object-store.multipart-threshold`).
+    pub multipart_threshold_bytes: u64,
+    /// The size of a part (`object-store.multipart-part-size`); four are on their way at once.
+    pub multipart_part_bytes: u64,
     /// Delays each request by this much and up to a tenth more, one in a hundred by three times that
     /// (`object-store.inject-latency`). For benches and tests; zero switches it off.
     pub inject_latency: Duration,
@@ -31,6 +35,8 @@ impl Default for StoreOptions {
             connect_timeout: Duration::from_secs(5),
             backoff_initial: Duration::from_millis(50),
             backoff_max: Duration::from_secs(10),
+            multipart_threshold_bytes: 32 << 20,
+            multipart_part_bytes: 16 << 20,
             inject_latency: Duration::ZERO,
         }
     }
@@ -49,6 +55,9 @@ impl StoreOptions {
             if value.is_zero() {
                 return Err(bad(format!("object-store.{name} is zero"), "set it above zero, for instance to 1s"));
             }
+        }
+        if self.multipart_part_bytes == 0 {
+            return Err(bad("object-store.multipart-part-size is zero".into(), "16MiB is the default"));
         }
         if self.backoff_initial > self.backoff_max {
             return Err(bad(

@@ -8,26 +8,34 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use millstream_common::{Env, Error, Result};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use crate::attempt::{AttemptError, Backend, Reply, Request, read_body};
 use crate::failure::{Failure, Scheme, absent_bucket};
+use crate::latency::LatencyClass;
 use crate::meter::{Meter, Operation, Purpose};
 use crate::options::StoreOptions;
+use crate::upload::Upload;
 
 /// The names that one LIST request returns.
 const NAMES_PER_LIST: usize = 1_000;
+
+/// Deletions of one call that are on their way at once.
+const DELETES_AT_ONCE: usize = 16;
 
 /// A place in an object store: everything below a prefix. Cheap to clone; clones and children share the connection
 /// and the account.
 #[derive(Clone)]
 pub struct Store {
-    backend: Arc<Backend>,
-    prefix: Arc<str>,
-    meter: Meter,
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) prefix: Arc<str>,
+    pub(crate) meter: Meter,
+    /// Nobody else writes here: see [`Store::for_one_process`].
+    pub(crate) one_process: bool,
 }
 
 /// What became of a create-if-absent.
@@ -51,7 +59,12 @@ pub struct Listed {
 
 impl Store {
     pub(crate) fn new(backend: Backend, prefix: &str) -> Self {
-        Self { backend: Arc::new(backend), prefix: prefix.trim_matches('/').into(), meter: Meter::new() }
+        Self {
+            backend: Arc::new(backend),
+            prefix: prefix.trim_matches('/').into(),
+            meter: Meter::new(),
+            one_process: false,
+        }
     }
 
     /// A store on a backend that the caller made: for tests and the simulation. `description` stands for the URL in
@@ -60,6 +73,20 @@ impl Store {
     pub fn from_backend(backend: Arc<dyn ObjectStore>, description: &str, options: &StoreOptions, env: &Env) -> Store {
         let url = if description.ends_with("://") { description } else { description.trim_end_matches('/') }.to_owned();
         Self::new(Backend::new(backend, url, Scheme::Other, options.clone(), env.clone()), "")
+    }
+
+    /// As [`Store::from_backend`], for one that takes uploads in parts.
+    #[must_use]
+    pub fn from_backend_with_uploads<B: ObjectStore + MultipartStore>(
+        backend: Arc<B>,
+        description: &str,
+        options: &StoreOptions,
+        env: &Env,
+    ) -> Store {
+        let mut opened =
+            Backend::new(backend.clone(), description.to_owned(), Scheme::Other, options.clone(), env.clone());
+        opened.uploads = Some(backend);
+        Self::new(opened, "")
     }
 
     /// The place `path` below this one, with the same account.
@@ -96,12 +123,24 @@ impl Store {
     }
 
     /// Writes an object whose name is used once, from parts that are concatenated. Repeated freely until the retry
-    /// time-out; then `Unavailable`, which says by [`Error::applied`] whether it may be there.
+    /// time-out; then `Unavailable`, which says by [`Error::applied`] whether it may be there. A big one goes in several
+    /// requests, where the store has that; it appears whole or not at all.
     pub async fn put(&self, path: &str, body: Vec<Bytes>, purpose: Purpose) -> Result<()> {
         let (at, location) = (self.url_of(path), self.location(path)?);
+        let bytes = body.iter().map(|part| part.len() as u64).sum();
+        if let Some(uploads) = &self.backend.uploads
+            && self.puts_of(bytes) > 1
+        {
+            let upload = Upload { path, at: &at, location: &location, bytes, purpose };
+            return self.upload(uploads, upload, body).await;
+        }
+        self.put_whole(&at, location, body, purpose).await
+    }
+
+    async fn put_whole(&self, at: &str, location: Path, body: Vec<Bytes>, purpose: Purpose) -> Result<()> {
         let payload: PutPayload = body.into_iter().collect();
         let bytes = payload.content_length() as u64;
-        let request = self.request(Operation::Put, purpose, &at, bytes);
+        let request = self.request(Operation::Put, purpose, at, bytes);
         let attempt = || {
             let (backend, location, payload) = (self.backend.clone(), location.clone(), payload.clone());
             boxed(async move {
@@ -109,13 +148,19 @@ impl Store {
                 Backend::in_time(&backend.env, backend.options.request_timeout, bytes, put).await
             })
         };
-        self.done(self.backend.repeat(request, attempt).await?, &at).map(|_| ())
+        self.done(self.backend.repeat(request, attempt).await?, at).map(|_| ())
     }
 
     /// Creates an object unless one of that name is there, in one attempt. An error that says `Maybe` by
     /// [`Error::applied`] leaves open whether it happened, or still will: the caller repeats it with the same content
     /// and reads back.
+    ///
+    /// On a store without create-if-absent it is refused, but for a single process ([`Store::for_one_process`]).
     pub async fn create(&self, path: &str, body: Bytes, purpose: Purpose) -> Result<Created> {
+        if self.one_process {
+            return self.create_alone(path, body, purpose).await;
+        }
+        self.check_serves_cluster()?;
         let (at, location) = (self.url_of(path), self.location(path)?);
         let bytes = body.len() as u64;
         let request = self.request(Operation::Put, purpose, &at, bytes);
@@ -133,6 +178,15 @@ impl Store {
             Err(Failure::BeyondEnd(text)) => Err(Error::internal(format!("a write met a range error ({text})")).at(at)),
             Err(Failure::Again(trouble)) => Err(self.backend.unrepeated(request, &trouble)),
         }
+    }
+
+    /// A create for a process that is the only one: a look, and a plain write when nothing is there. Repeated after an
+    /// unknown end it finds its own object, as the other way does.
+    async fn create_alone(&self, path: &str, body: Bytes, purpose: Purpose) -> Result<Created> {
+        if self.size(path, purpose).await?.is_some() {
+            return Ok(Created::AlreadyExists);
+        }
+        self.put_whole(&self.url_of(path), self.location(path)?, vec![body], purpose).await.map(|()| Created::Now)
     }
 
     /// Reads an object; `None` when it is absent.
@@ -221,6 +275,8 @@ impl Store {
         let cut = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
         let mut listed: Vec<Listed> = found
             .into_iter()
+            // Not every store knows where to start.
+            .filter(|(path, _)| after.as_ref().is_none_or(|after| path > after))
             .filter_map(|(path, bytes)| Some(Listed { path: path.as_ref().get(cut..)?.to_owned(), bytes }))
             .collect();
         listed.sort_unstable();
@@ -243,9 +299,27 @@ impl Store {
         }
     }
 
+    /// Deletes many objects, 16 at a time; that one is absent already is fine. After an error some may be gone.
+    pub async fn delete_all(&self, paths: &[String], purpose: Purpose) -> Result<()> {
+        let deletes = futures::stream::iter(0..paths.len()).map(|i| self.delete(&paths[i], purpose));
+        deletes.buffer_unordered(DELETES_AT_ONCE).try_collect().await
+    }
+
+    /// How many requests a put of `bytes` bytes is, when none is repeated.
+    #[must_use]
+    pub fn puts_of(&self, bytes: u64) -> u64 {
+        let options = &self.backend.options;
+        match &self.backend.uploads {
+            // The beginning, the parts, the end.
+            Some(_) if bytes > options.multipart_threshold_bytes => 2 + bytes.div_ceil(options.multipart_part_bytes),
+            _ => 1,
+        }
+    }
+
     async fn read(&self, path: &str, range: Option<Range<u64>>, purpose: Purpose, at: &str) -> Result<Reply<Bytes>> {
         let location = self.location(path)?;
-        let request = self.request(Operation::Get, purpose, at, 0);
+        let latency = if range.is_some() { LatencyClass::GetRange } else { LatencyClass::Get };
+        let request = Request { latency, ..self.request(Operation::Get, purpose, at, 0) };
         let attempt = || {
             let (backend, location) = (self.backend.clone(), location.clone());
             let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
@@ -263,7 +337,7 @@ impl Store {
     }
 
     /// For operations on which neither absent objects nor ranges make sense.
-    fn done<T>(&self, reply: Reply<T>, at: &str) -> Result<T> {
+    pub(crate) fn done<T>(&self, reply: Reply<T>, at: &str) -> Result<T> {
         match reply {
             Reply::Done(done) => Ok(done),
             Reply::Absent => Err(absent_bucket(&self.backend.url, "it was not found").at(at)),
@@ -271,8 +345,15 @@ impl Store {
         }
     }
 
-    fn request<'a>(&'a self, operation: Operation, purpose: Purpose, at: &'a str, bytes: u64) -> Request<'a> {
-        Request { operation, purpose, meter: &self.meter, at, bytes }
+    pub(crate) fn request<'a>(
+        &'a self,
+        operation: Operation,
+        purpose: Purpose,
+        at: &'a str,
+        bytes: u64,
+    ) -> Request<'a> {
+        let latency = if operation == Operation::Put { LatencyClass::Put } else { LatencyClass::Other };
+        Request { operation, purpose, meter: &self.meter, at, bytes, latency }
     }
 
     fn location(&self, path: &str) -> Result<Path> {
@@ -303,6 +384,8 @@ fn join(prefix: &str, path: &str) -> String {
     }
 }
 
-fn boxed<T>(future: impl Future<Output = Result<T, AttemptError>> + Send + 'static) -> crate::attempt::Attempt<T> {
+pub(crate) fn boxed<T>(
+    future: impl Future<Output = Result<T, AttemptError>> + Send + 'static,
+) -> crate::attempt::Attempt<T> {
     Box::pin(future)
 }

@@ -34,7 +34,7 @@ async fn memory_passes_the_exam_under_a_paused_clock() {
     conformance::many(&store, &env, 2_500).await.unwrap();
     conformance::run(&store.child("a/prefix"), &env).await.unwrap();
     assert_eq!(env.now(), Default::default());
-    assert_eq!(store.meter().snapshot().tally(crate::Operation::List, Purpose::Check).requests, 2 * 10 + 3);
+    assert_eq!(store.meter().snapshot().tally(crate::Operation::List, Purpose::Check).requests, 2 * 11 + 3 + 2);
 }
 
 #[test]
@@ -208,13 +208,18 @@ async fn a_throttled_store_is_left_in_peace_by_all() {
     let env = Env::test(12);
     let (store, backend) = faulty(&env, Faults { throttle: 1.0, only_paths_with: "hot".into(), ..Faults::none() });
     let hot = store.clone();
-    let running = env.run(millstream_common::Lane::Io, "hot", async move { hot.get("hot", P).await });
+    let running = env.run(millstream_common::Lane::Io, "hot", async move {
+        futures::future::join_all((0..10).map(|_| hot.get("hot", P)))
+            .await
+            .into_iter()
+            .all(|done| done.unwrap().is_none())
+    });
     env.yield_now().await;
     let start = env.now();
     store.get("cold", P).await.unwrap();
     assert!(env.now().since(start) >= Duration::from_millis(100), "nobody waited");
     backend.set(Faults::none());
-    assert_eq!(running.await.unwrap().unwrap(), None);
+    assert!(running.await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
@@ -257,7 +262,10 @@ async fn urls_that_name_no_store_are_refused_with_the_reason() {
         assert_eq!((e.kind(), e.number()), (ErrorKind::Config, 1100), "{e}");
         e.to_string()
     };
-    assert!(refused("ftp://x/y").contains("'ftp'"));
+    let unknown = refused("ftp://x/y");
+    for known in ["'ftp'", "s3://", "gs://", "abfss://", "oss://", "cos://", "obs://", "b2://", "webdav(s)://"] {
+        assert!(unknown.contains(known), "{known}: {unknown}");
+    }
     for relative in ["file://relative/x", "file:relative/x", "file:x", " FILE:x"] {
         assert!(refused(relative).contains("file:///folder"), "{relative}");
     }
@@ -310,6 +318,9 @@ async fn places_have_urls() {
     assert_eq!(open("s3://bucket").child("job").url_of("x"), "s3://bucket/job/x");
     assert_eq!(open("gs://bucket/p").url(), "gs://bucket/p");
     assert_eq!(open("az://container/p").url(), "az://container/p");
+    assert_eq!(open("abfs://container/p").url(), "abfs://container/p");
+    let whole = "abfss://container@account.dfs.core.windows.net/some/p";
+    assert_eq!(open(whole).url(), whole);
     assert_eq!(open("memory://").url(), "memory://");
     assert_eq!(open("memory://").child("x").url(), "memory://x");
     let folder = tempfile::tempdir().unwrap();
@@ -317,7 +328,47 @@ async fn places_have_urls() {
     assert_eq!(open(&url).child("job").url(), format!("{url}/job"));
 }
 
-/// A server that answers each connection with the next of `answers` and closes it.
+#[tokio::test]
+async fn other_stores_open_from_their_variables_and_say_what_they_cannot() {
+    let env = Env::test(1);
+    let open = |url: &str, variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Store::open(url, &StoreOptions::default(), &variables, &env)
+    };
+    let oss = [("OSS_REGION", "cn-hangzhou"), ("OSS_ACCESS_KEY_ID", "a"), ("OSS_ACCESS_KEY_SECRET", "b")];
+    let cos = [("TENCENTCLOUD_REGION", "ap-x"), ("TENCENTCLOUD_SECRET_ID", "a"), ("TENCENTCLOUD_SECRET_KEY", "b")];
+    let tos = [("TOS_REGION", "cn-x"), ("TOS_ACCESS_KEY", "a"), ("TOS_SECRET_KEY", "b")];
+    for (url, variables) in [("oss://b/p", &oss), ("cos://b/p", &cos), ("tos://b/p", &tos)] {
+        let store = open(url, variables).unwrap();
+        assert_eq!(store.url(), url);
+        store.check_serves_cluster().unwrap();
+    }
+    let obs = [("OBS_REGION", "x"), ("OBS_ACCESS_KEY_ID", "a"), ("OBS_SECRET_ACCESS_KEY", "b")];
+    let b2 = [("B2_BUCKET_ID", "i"), ("B2_APPLICATION_KEY_ID", "a"), ("B2_APPLICATION_KEY", "b")];
+    let swift = [("OS_STORAGE_URL", "http://x/v1/AUTH_t"), ("OS_AUTH_TOKEN", "t"), ("", "")];
+    let none = [("", ""); 3];
+    for (url, variables) in [
+        ("obs://b/p", &obs),
+        ("b2://b/p", &b2),
+        ("swift://c/p", &swift),
+        ("webdav://host:1/p", &none),
+        ("webdavs://host/p", &none),
+        ("webhdfs://host:9870/p", &none),
+        ("swebhdfs://host:9871/p", &none),
+    ] {
+        let store = open(url, variables).unwrap();
+        assert_eq!(store.url(), url);
+        let e = store.check_serves_cluster().unwrap_err();
+        assert_eq!((e.kind(), e.number()), (ErrorKind::Config, 1110), "{url}: {e}");
+        // Refused by itself, too: nothing is sent.
+        assert_eq!(store.create("x", Bytes::new(), P).await.unwrap_err().number(), 1110);
+        assert_eq!(store.meter().snapshot().requests(), 0);
+    }
+    let e = open("swift://c/p", &none).unwrap_err();
+    assert!(e.number() == 1108 && e.to_string().contains("OS_STORAGE_URL"), "{e}");
+}
+
+/// A server that answers each connection with the next of `answers` and closes it; gives the heads of the requests.
 async fn server(answers: Vec<&'static str>) -> (String, tokio::sync::mpsc::Receiver<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -327,7 +378,7 @@ async fn server(answers: Vec<&'static str>) -> (String, tokio::sync::mpsc::Recei
             let (mut connection, _) = listener.accept().await.unwrap();
             let mut head = vec![0; 8_192];
             let n = connection.read(&mut head).await.unwrap();
-            tx.send(String::from_utf8_lossy(&head[..n]).lines().next().unwrap_or_default().to_owned()).await.unwrap();
+            tx.send(String::from_utf8_lossy(&head[..n]).into_owned()).await.unwrap();
             let _ = connection.write_all(answer.as_bytes()).await;
         }
     });
@@ -363,7 +414,7 @@ async fn s3_answers_lead_to_the_right_outcome() {
     assert_eq!(store.get("x", P).await.unwrap().as_deref(), Some(b"hello".as_slice()));
     let m = store.meter().snapshot();
     assert_eq!((m.get, m.retries, m.bytes_read), (4, 3, 5));
-    assert_eq!(asked.recv().await.unwrap(), "GET /bucket/p/x HTTP/1.1");
+    assert!(asked.recv().await.unwrap().starts_with("GET /bucket/p/x HTTP/1.1\r\n"));
 
     let (url, _asked) = server(vec![CONFLICT, EXISTS, SLOW_DOWN]).await;
     let store = s3(&url, &env, &StoreOptions::default());
@@ -381,6 +432,36 @@ async fn s3_answers_lead_to_the_right_outcome() {
     let absent = store.get("x", P).await.unwrap_err();
     assert_eq!((absent.kind(), absent.number()), (ErrorKind::Config, 1104), "{absent}");
     assert_eq!(store.meter().snapshot().retries, 0);
+}
+
+#[tokio::test]
+async fn a_create_carries_the_condition_of_azure_and_reads_its_refusal() {
+    let env = Env::test(1);
+    let taken = "HTTP/1.1 409 The specified blob already exists.\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let created = "HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: \"e\"\r\nConnection: close\r\n\r\n";
+    let key = ("AZURE_STORAGE_ACCOUNT_KEY", "a2V5");
+    let clouds = [
+        (
+            "az://bucket/p",
+            vec![("AZURE_STORAGE_ACCOUNT_NAME", "a"), key],
+            taken,
+            "PUT /a/bucket/p/v ",
+            "if-none-match: *",
+        ),
+        ("abfss://bucket@a.dfs.core.windows.net/p", vec![key], taken, "PUT /a/bucket/p/v ", "if-none-match: *"),
+    ];
+    for (place, mut variables, refusal, line, condition) in clouds {
+        let (url, mut asked) = server(vec![created, refusal, refusal]).await;
+        let azure = format!("{url}/a");
+        variables.push(("AZURE_ENDPOINT", &azure));
+        let variables = variables.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let store = Store::open(place, &StoreOptions::default(), &variables, &env).unwrap();
+        assert_eq!(store.create("v", Bytes::from_static(b"1"), P).await.unwrap(), Created::Now, "{place}");
+        let head = asked.recv().await.unwrap().to_ascii_lowercase();
+        assert!(head.starts_with(&line.to_ascii_lowercase()) && head.contains(condition), "{place}: {head}");
+        assert_eq!(store.create("v", Bytes::new(), P).await.unwrap(), Created::AlreadyExists, "{place}");
+        assert_eq!(store.fencing().await.unwrap(), crate::Fencing::Kept, "{place}");
+    }
 }
 
 #[tokio::test]

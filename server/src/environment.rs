@@ -18,8 +18,32 @@ pub struct Environment {
 }
 
 /// Variables with these beginnings are kept; no other part of the environment is looked at.
-const PREFIXES: [&str; 8] =
-    ["AWS_", "MILLSTREAM_", "GOOGLE_", "AZURE_", "NO_COLOR", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY"];
+const PREFIXES: [&str; 23] = [
+    "MILLSTREAM_",
+    "NO_COLOR",
+    "SSL_CERT_",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    // Of object stores: docs/object-stores.md.
+    "AWS_",
+    "GOOGLE_",
+    "AZURE_",
+    "IDENTITY_ENDPOINT",
+    "OSS_",
+    "ALIBABA_CLOUD_",
+    "COS_",
+    "TENCENTCLOUD_",
+    "OBS_",
+    "HUAWEI_CLOUD_",
+    "TOS_",
+    "B2_",
+    "OS_STORAGE_URL",
+    "OS_AUTH_TOKEN",
+    "SWIFT_",
+    "WEBDAV_",
+    "WEBHDFS_",
+    "HADOOP_USER_NAME",
+];
 
 impl Environment {
     /// Reads the variables of this process.

@@ -6,9 +6,10 @@ use std::future::Future;
 use millstream_common::env::Runtimes;
 use millstream_common::{Env, Result};
 use millstream_engine::settings::Settings;
-use millstream_objects::{Store, StoreOptions};
+use millstream_objects::{Fencing, Meter, Store, StoreOptions};
 
 use crate::environment::Environment;
+use crate::out;
 
 /// A started process.
 pub struct Process {
@@ -43,6 +44,29 @@ impl Process {
     }
 }
 
+/// `state` for a cluster: refused when nothing would fence a second coordinator. One request, two at the first start;
+/// none for a folder.
+pub async fn for_cluster(state: Store) -> Result<Store> {
+    match state.with_meter(Meter::new()).fencing().await? {
+        Fencing::Kept => Ok(state),
+        Fencing::Missing(why) => Err(state.unfenced(&why)),
+    }
+}
+
+/// `state` for a process that runs a job alone: where the store cannot fence a second one, with a warning and without.
+pub async fn for_one_process(state: Store) -> Result<Store> {
+    match state.with_meter(Meter::new()).fencing().await? {
+        Fencing::Kept => Ok(state),
+        Fencing::Missing(why) => {
+            out::note(&format!(
+                "warning: {why}; nothing keeps a second process from writing the same state, so never start two on {}",
+                state.url()
+            ));
+            Ok(state.for_one_process())
+        }
+    }
+}
+
 fn options_told(settings: &Settings) -> StoreOptions {
     let options = store_options(settings);
     if !options.inject_latency.is_zero() {
@@ -61,6 +85,8 @@ pub fn store_options(settings: &Settings) -> StoreOptions {
         connect_timeout: s.connect_timeout,
         backoff_initial: s.backoff_initial,
         backoff_max: s.backoff_max,
+        multipart_threshold_bytes: s.multipart_threshold_bytes,
+        multipart_part_bytes: s.multipart_part_bytes,
         inject_latency: s.inject_latency,
     }
 }

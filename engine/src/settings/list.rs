@@ -268,6 +268,24 @@ pub static SETTINGS: &[SettingDef] = &[
         "The longest wait between two attempts."
     ),
     setting!(
+        "object-store.multipart-threshold" = "32MiB",
+        Size,
+        SIZE,
+        object_store.multipart_threshold_bytes,
+        Process,
+        None,
+        "An object above this size is sent in parts, where the store has that."
+    ),
+    setting!(
+        "object-store.multipart-part-size" = "16MiB",
+        Size,
+        SIZE,
+        object_store.multipart_part_bytes,
+        Process,
+        None,
+        "The size of a part; four are on their way at once, and each is a PUT. S3 takes none below 5MiB."
+    ),
+    setting!(
         "object-store.inject-latency" = "0",
         Time,
         DURATION,

@@ -172,6 +172,10 @@ pub struct ObjectStoreSettings {
     pub backoff_initial: Duration,
     /// The longest wait between two attempts.
     pub backoff_max: Duration,
+    /// An object above this size is sent in parts.
+    pub multipart_threshold_bytes: u64,
+    /// The size of a part.
+    pub multipart_part_bytes: u64,
     /// Every request is delayed by so much; for benches and tests.
     pub inject_latency: Duration,
 }
@@ -269,6 +273,11 @@ impl Settings {
             o.backoff_initial <= o.backoff_max,
             "object-store.backoff-initial is above object-store.backoff-max",
             "lower the one or raise the other",
+        )?;
+        need(
+            o.multipart_part_bytes >= 5 << 20,
+            "object-store.multipart-part-size is below 5MiB",
+            "S3 takes no smaller parts; 16MiB is the default",
         )?;
         need(
             (1 << 10..=1 << 20).contains(&self.state.block_size_bytes),

@@ -26,7 +26,7 @@ use super::serve::{ClientMetrics, coordinator_options, worker_options};
 use crate::args::RunArgs;
 use crate::client::{Client, IN_PROCESS, error_of_job};
 use crate::environment::{self, Environment};
-use crate::process::Process;
+use crate::process::{Process, for_one_process};
 use crate::progress::Progress;
 use crate::stores::ProcessStores;
 use crate::{http, logs, options, out, signals, usage};
@@ -76,7 +76,7 @@ async fn whole(
 ) -> Result<(Value, Option<&'static str>)> {
     let env = &process.env;
     request.state_url = String::new();
-    let state = process.open_store(url, settings)?;
+    let state = for_one_process(process.open_store(url, settings)?).await?;
     let job = Job { job: request.job.clone(), name: request.name.clone(), place: state.child(&request.name).url() };
     let plan = MemoryPlan::new(settings, environment::ram_bytes());
     let stores = Arc::new(ProcessStores::open(state, url, settings, plan, env).await?);

@@ -19,7 +19,7 @@ use crate::args::{CoordinatorArgs, ServeArgs, WorkerArgs};
 use crate::client::Client;
 use crate::environment::{self, Environment};
 use crate::metrics::MetricsSource;
-use crate::process::Process;
+use crate::process::{Process, for_cluster};
 use crate::stores::ProcessStores;
 use crate::{http, logs, options, out, signals, usage};
 
@@ -126,7 +126,7 @@ async fn lead(
     process: &Process,
 ) -> Result<()> {
     let env = &process.env;
-    let state = process.open_store(&args.state, settings)?;
+    let state = for_cluster(process.open_store(&args.state, settings)?).await?;
     let network =
         Network::new(env.clone(), NetworkSettings { insecure: args.serve.insecure, ..NetworkSettings::default() });
     let (bound, arrivals) = network.serve_coordinator(&args.listen).await?;
@@ -194,6 +194,8 @@ async fn work(
     let working = async {
         let url = state_of(&client, env).await;
         let state = process.open_store(&url, settings)?;
+        // The coordinator has tried it.
+        state.check_serves_cluster()?;
         let plan = MemoryPlan::new(settings, environment::ram_bytes());
         let stores = Arc::new(ProcessStores::open(state, &url, settings, plan, env).await?);
         let options = worker_options(coordinators, slots, settings, env);

@@ -70,9 +70,23 @@ fn addresses_that_others_reach_need_a_word() {
 }
 
 #[test]
+fn a_store_that_cannot_fence_holds_no_cluster() {
+    // Known without a request: nobody listens there.
+    for state in ["webdav://127.0.0.1:1/state", "webhdfs://127.0.0.1:1/state"] {
+        millstream(&["coordinator", "--state", state, "--listen", "127.0.0.1:0"])
+            .refused(1, &["MS1110", "create-if-absent", "millstream run", state]);
+    }
+    // A single process may use it, and is told what that means.
+    let words = ["run", "nexmark-q0", "--state", "webdav://127.0.0.1:1/state", "-D", "object-store.retry-timeout=1s"];
+    let rest = ["--", "--events", "10", "--output", "blackhole"];
+    let done = millstream(&[&words[..], &rest[..]].concat()).refused(1, &["MS2300"]);
+    assert!(done.err.contains("warning") && done.err.contains("create-if-absent"), "{}", done.err);
+}
+
+#[test]
 fn a_state_of_no_known_kind_is_refused() {
     let words = ["run", "nexmark-q5", "--state", "ftp://x/y", "--", "--events", "10", "--output", "blackhole"];
-    millstream(&words).refused(1, &["ftp"]);
+    millstream(&words).refused(1, &["MS1100", "ftp", "s3://bucket/prefix", "oss://"]);
     let folder = tempfile::tempdir().unwrap();
     let state = format!("file://{}", folder.path().display());
     millstream(&["versions", "nexmark-q5", "--state", &state]).refused(1, &["MS1422", "nexmark-q5"]);
