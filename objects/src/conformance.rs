@@ -45,7 +45,9 @@ async fn write_and_read(store: &Store) -> Result<()> {
     need("an empty object has size 0", store.size("empty", P).await? == Some(0), store)?;
     let parent_sees = store.child("deep/er");
     store.put("deep/er/x", vec![Bytes::from_static(b"x")], P).await?;
-    need("a child sees what its parent wrote", parent_sees.get("x", P).await?.as_deref() == Some(b"x"), store)
+    need("a child sees what its parent wrote", parent_sees.get("x", P).await?.as_deref() == Some(b"x"), store)?;
+    let beside = store.child("deep/other").sibling("er").get("x", P).await?;
+    need("a sibling is the place beside", beside.as_deref() == Some(b"x"), store)
 }
 
 async fn ranges(store: &Store) -> Result<()> {
@@ -163,6 +165,13 @@ async fn deletes(store: &Store) -> Result<()> {
     need("a deleted object is not listed", store.list("", P).await?.len() == 1, store)?;
     store.delete("x", P).await?;
     store.delete("never/was", P).await?;
+    let bulk: Vec<String> = (0..1_205).map(|i| format!("bulk/{i}")).collect();
+    for name in bulk.iter().step_by(100) {
+        store.put(name, vec![Bytes::from_static(b"z")], P).await?;
+    }
+    store.delete_all(&bulk, P).await?;
+    store.delete_all(&[], P).await?;
+    need("what is deleted in bulk is gone, absent or not", store.list("bulk", P).await?.is_empty(), store)?;
     need("others stay", store.get("y", P).await?.is_some(), store)
 }
 

@@ -33,7 +33,7 @@ impl StateStore {
     /// Adds the object and the offset to an error.
     fn named(&self, run: &Run, offset: u64, error: Error) -> Error {
         error
-            .at(format!("{} offset {offset}", self.0.store.url_of(&run.path())))
+            .at(format!("{} offset {offset}", self.store_of(run).url_of(&run.path())))
             .next("the object is damaged or is not the one that was written: `millstream fsck` shows what else is")
     }
 
@@ -44,7 +44,7 @@ impl StateStore {
         let limit = kib(self.0.options.bytes_in_flight).max(1);
         let permits = kib(range.end - range.start).min(limit) as u32;
         let _bytes = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
-        self.0.store.get_range(&run.path(), range, purpose).await
+        self.store_of(run).get_range(&run.path(), range, purpose).await
     }
 
     /// The meta parts of `runs`, from the cache or fetched at once.
