@@ -98,6 +98,12 @@ impl Cluster {
         Store::from_backend(Arc::new(self.ledger.clone()), STATE_URL, &self.plan.store, &self.env)
     }
 
+    /// The store as somebody sees it who is no process of the cluster, faults included.
+    #[must_use]
+    pub fn outsider(&self, name: &str) -> Store {
+        self.store_of(name, &self.env)
+    }
+
     /// Starts a process in a place, unless there is one.
     pub fn start(&self, place: usize) {
         if self.places.lock().contains_key(&place) {
