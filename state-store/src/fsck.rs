@@ -470,4 +470,73 @@ mod tests {
         assert!(report.jobs.is_empty() && report.problems.len() == 1, "{report:?}");
         assert!(report.problems[0].what.contains("no version record, but 1 objects"), "{report:?}");
     }
+
+    /// `record` as version 2 of a job, without its state.
+    async fn without_state(job: &Store, env: &Env, record: &VersionRecord) {
+        let mut next = VersionRecord { number: 2, generation: 2, nonce: "2".repeat(32), ..record.clone() };
+        next.set_kind(Kind::TakeOver);
+        next.tree.as_mut().unwrap().runs.clear();
+        VersionLog::new(job.clone(), env.clone()).commit(&next).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_fork_shares_must_be_pinned_in_its_parent() {
+        let env = Env::test(1);
+        let store = memory_store(&env);
+        let (parent, fork) = (store.child("parent"), store.child("fork"));
+        let path = state_of_a_job(&parent, &env).await;
+        let log = VersionLog::new(parent.clone(), env.clone());
+        let mut record = log.newest().await.unwrap().unwrap();
+        without_state(&parent, &env, &record).await;
+        for run in &mut record.tree.as_mut().unwrap().runs {
+            run.origin = "parent".to_owned();
+        }
+        record.set_kind(Kind::TakeOver);
+        VersionLog::new(fork.clone(), env.clone()).commit(&record).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!((report.problems.as_slice(), report.given_up), (&[][..], 0));
+        // The parent gives up the version that the fork shares.
+        log.boundaries().draw(Default::default(), 2, millstream_common::Generation(2)).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!((report.problems.len(), report.given_up), (1, 1), "{report:?}");
+        assert!(report.problems[0].what.contains("the collector may delete it"), "{report:?}");
+        // A pin keeps it; one that came too late would not.
+        let pin = millstream_proto::version::Pin { id: "fork-fork".to_owned(), version: 1, ..Default::default() };
+        let late = log.pins().pin(&pin, log.boundaries()).await;
+        assert_eq!(late.unwrap_err().number(), 1509);
+        parent.delete(&boundary::BoundaryLog::path(1), Purpose::Check).await.unwrap();
+        let fresh = VersionLog::new(parent.clone(), env.clone());
+        fresh.pins().pin(&pin, fresh.boundaries()).await.unwrap();
+        fresh.boundaries().draw(Default::default(), 2, millstream_common::Generation(2)).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!((report.problems.as_slice(), report.given_up, report.pins), (&[][..], 0, 1));
+        // It is gone all the same: both notice.
+        parent.delete(&path, Purpose::Check).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!(report.problems.len(), 2, "{report:?}");
+        assert!(report.problems.iter().all(|p| p.object == format!("parent/{path}")), "{report:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holes_pins_without_versions_and_leaks_are_seen() {
+        let env = Env::test(1);
+        let store = memory_store(&env);
+        let job = store.child("job");
+        state_of_a_job(&job, &env).await;
+        job.put("data/00/3-1-left", vec![vec![0].into()], Purpose::State).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!(report.leaks, BTreeMap::from([(("job".to_owned(), 3), 1)]));
+        assert_eq!((report.problems.as_slice(), report.unreferenced), (&[][..], (1, 1)));
+        let log = VersionLog::new(job.clone(), env.clone());
+        let pin = millstream_proto::version::Pin { id: "p".to_owned(), version: 7, ..Default::default() };
+        log.pins().pin(&pin, log.boundaries()).await.unwrap();
+        for bound in [1, 1] {
+            log.boundaries().draw(log.boundaries().known(), bound, millstream_common::Generation(1)).await.unwrap();
+        }
+        job.delete(&boundary::BoundaryLog::path(1), Purpose::Check).await.unwrap();
+        let problems = check(&store, &env).await.unwrap().problems;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].object.contains("boundary") && problems[0].what.contains("missing"), "{problems:?}");
+        assert!(problems[1].what.contains("pinned and is not there"), "{problems:?}");
+    }
 }

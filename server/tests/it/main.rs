@@ -7,6 +7,7 @@ mod cluster;
 mod command_line;
 mod documents;
 mod run;
+mod versions;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -225,7 +225,7 @@ async fn leaks(cluster: &Cluster) -> Result<()> {
     .await?;
     for found in store.list("data", Purpose::Check).await? {
         let object = found.path.trim_start_matches("data/");
-        if cluster.ledger.was_listed(NAME, object) && !listed.contains(object) {
+        if cluster.ledger.must_be_known(NAME, object) && !listed.contains(object) {
             cluster.trace.violation(format!("{object} has leaked: no record says any more that it may go"));
         }
     }

@@ -62,6 +62,8 @@ struct Facts {
     /// By job: the greatest bound.
     bounds: BTreeMap<String, u64>,
     deleted: u64,
+    /// Paths of objects that were deleted.
+    gone: BTreeSet<String>,
 }
 
 impl Facts {
@@ -142,16 +144,23 @@ impl Ledger {
         }
     }
 
-    /// Whether a version of the job's chain has ever referred to an object.
+    /// Whether a version of the job's chain has ever referred to an object, and it was never deleted. One that was may come
+    /// again, by a write that lands late: then it is left over like one that was never listed.
     #[must_use]
-    pub fn was_listed(&self, job: &str, object: &str) -> bool {
-        self.0.facts.lock().listed.get(job).is_some_and(|versions| versions.values().any(|o| o.contains(object)))
+    pub fn must_be_known(&self, job: &str, object: &str) -> bool {
+        let facts = self.0.facts.lock();
+        let listed = facts.listed.get(job).is_some_and(|versions| versions.values().any(|o| o.contains(object)));
+        listed && !facts.gone.contains(&format!("{job}/data/{object}"))
     }
 
     fn deleting(&self, path: &Path) {
         self.0.trace.event("deleting", "store", path.as_ref());
-        let Some((job, path)) = path.as_ref().split_once('/') else { return };
-        let wrong = self.0.facts.lock().deleting(job, path);
+        let whole = path.as_ref().to_owned();
+        let Some((job, path)) = whole.split_once('/') else { return };
+        let mut facts = self.0.facts.lock();
+        let wrong = facts.deleting(job, path);
+        facts.gone.insert(whole.clone());
+        drop(facts);
         if let Some(what) = wrong {
             self.0.trace.violation(what);
         }
