@@ -468,6 +468,41 @@ mod chain {
         assert_eq!(log.boundaries().known(), known);
     }
 
+    /// A leader that has slept creates a number while its successor collects it, at any moment.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_sleeps_through_a_collection_learns_of_it() {
+        let mut created = 0;
+        for wait_ms in (0..600).step_by(7) {
+            let env = Env::test(wait_ms);
+            let inner: Arc<InMemory> = Arc::default();
+            let slow = Faults {
+                latency_p50: Duration::from_millis(90),
+                latency_p99: Duration::from_millis(110),
+                ..Faults::none()
+            };
+            let store = |backend: Arc<dyn millstream_objects::object_store::ObjectStore>| {
+                Store::from_backend(backend, "memory://", &StoreOptions::default(), &env)
+            };
+            let sleeper = VersionLog::new(store(Arc::new(FaultyStore::new(inner.clone(), &env, slow))), env.clone());
+            let other = VersionLog::new(store(inner.clone()), env.clone());
+            for n in 1..=5 {
+                other.commit(&record(n, 2, &n.to_string())).await.unwrap();
+            }
+            let collect = async {
+                env.sleep(Duration::from_millis(wait_ms)).await;
+                other.boundaries().draw(Known::default(), 5, Generation(2)).await.unwrap();
+                for n in 1..=4 {
+                    other.store.delete(&VersionLog::path(VersionNumber(n)), Purpose::Version).await.unwrap();
+                }
+            };
+            let late = record(4, 1, "late");
+            let (outcome, ()) = futures::join!(sleeper.commit(&late), collect);
+            assert!(matches!(outcome.unwrap(), CommitOutcome::Lost { .. }), "{wait_ms} ms");
+            created += u64::from(other.read(VersionNumber(4)).await.unwrap().is_some());
+        }
+        assert!(created > 3, "it got the number {created} times");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn boundaries_never_go_back_and_leave_no_holes() {
         for seed in 0..40 {
