@@ -92,13 +92,13 @@ impl Chain {
     /// The least version that is to be kept. `in_use`: the oldest version that some worker may read.
     #[must_use]
     pub fn bound(&self, retention: Retention, in_use: Option<u64>) -> u64 {
-        let checkpoints = || self.links.iter().rev().filter(|(_, l)| l.is_checkpoint);
+        let mut checkpoints = self.links.iter().rev().filter(|(_, l)| l.is_checkpoint);
         let newest_ms = self.links.last_key_value().map_or(0, |(_, l)| l.committed_ms);
         // Fewer than are to be kept: all are.
         let kept = retention.checkpoints.max(1) as usize;
-        let by_count = checkpoints().nth(kept - 1).map_or(0, |(n, _)| *n);
+        let by_count = checkpoints.nth(kept - 1).map_or(0, |(n, _)| *n);
         let young = |l: &Link| retention.age_ms > 0 && newest_ms - l.committed_ms <= retention.age_ms;
-        let by_age = checkpoints().filter(|(_, l)| young(l)).last().map_or(u64::MAX, |(n, _)| *n);
+        let by_age = self.links.iter().find(|(_, l)| l.is_checkpoint && young(l)).map_or(u64::MAX, |(n, _)| *n);
         by_count.min(by_age).min(in_use.unwrap_or(u64::MAX)).min(self.newest())
     }
 

@@ -129,11 +129,12 @@ impl Pins {
         for _ in 0..TRIES {
             match self.store.create(path, body.clone(), Purpose::Version).await {
                 // Nobody else has this name.
-                Ok(Created::Now | Created::AlreadyExists) => match self.store.get(path, Purpose::Version).await? {
-                    Some(_) => return Ok(()),
-                    // A 409 without a winner.
-                    None => {}
-                },
+                Ok(Created::Now | Created::AlreadyExists) => {
+                    // Absent: a 409 without a winner.
+                    if self.store.get(path, Purpose::Version).await?.is_some() {
+                        return Ok(());
+                    }
+                }
                 Err(e) if e.is_final() => return Err(e),
                 Err(e) => last = Some(e),
             }
