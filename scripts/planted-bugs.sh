@@ -12,7 +12,7 @@ max="${1:-1000}"
 shift || true
 bugs=("$@")
 if [ ${#bugs[@]} -eq 0 ]; then
-    bugs=(10 11 12 16 20 24 25 26 27)
+    bugs=(1 2 3 4 5 8 9 10 11 12 16 20 21 24 25 26 27 28)
 fi
 target=${CARGO_TARGET_DIR:-target}
 out=$target/planted
@@ -25,6 +25,15 @@ build() { # build BUG: the simulation with that bug, or without any ("")
 
 what() {
     case "$1" in
+        1) echo "the boundary is looked at before a number is taken, not after" ;;
+        2) echo "a take-over starts from an older record than the one before it" ;;
+        3) echo "a number that was collected is created again and believed" ;;
+        4) echo "what no version refers to is deleted, whoever may still report it" ;;
+        5) echo "a pin is believed although its version is below the boundary" ;;
+        8) echo "a late release of a pin hits a later pin" ;;
+        9) echo "a deposed leader goes on to collect" ;;
+        21) echo "records are deleted before the objects that only they tell of" ;;
+        28) echo "pins are listed before the boundary is drawn" ;;
         10) echo "watermarks pass unmerged at a rescale" ;;
         11) echo "the watermark is not restored" ;;
         12) echo "timers are recorded under a wrong key group" ;;

@@ -58,6 +58,10 @@ pub trait Sink: Send + Sync {
     fn check_goes_back(&self, _epoch: Epoch) -> Result<()> {
         Ok(())
     }
+    /// Whether rows stay where they are written, so that two jobs must not write to the same place.
+    fn is_a_place(&self) -> bool {
+        false
+    }
     /// A writer for one subtask. `schema` is that of all batches.
     fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>>;
     /// A committer. Any worker may have one.

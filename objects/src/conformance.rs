@@ -59,7 +59,9 @@ async fn write_and_read(store: &Store) -> Result<()> {
     need("an empty object has size 0", store.size("empty", P).await? == Some(0), store)?;
     let parent_sees = store.child("deep/er");
     store.put("deep/er/x", vec![Bytes::from_static(b"x")], P).await?;
-    need("a child sees what its parent wrote", parent_sees.get("x", P).await?.as_deref() == Some(b"x"), store)
+    need("a child sees what its parent wrote", parent_sees.get("x", P).await?.as_deref() == Some(b"x"), store)?;
+    let beside = store.child("deep/other").sibling("er").get("x", P).await?;
+    need("a sibling is the place beside", beside.as_deref() == Some(b"x"), store)
 }
 
 async fn ranges(store: &Store) -> Result<()> {
@@ -187,6 +189,14 @@ async fn deletes(store: &Store) -> Result<()> {
     store.delete_all(gone, P).await?;
     let left: Vec<String> = store.list("many", P).await?.into_iter().map(|l| l.path).collect();
     need("many are deleted at once, and no others", left == kept, store)
+    let bulk: Vec<String> = (0..1_205).map(|i| format!("bulk/{i}")).collect();
+    for name in bulk.iter().step_by(100) {
+        store.put(name, vec![Bytes::from_static(b"z")], P).await?;
+    }
+    store.delete_all(&bulk, P).await?;
+    store.delete_all(&[], P).await?;
+    need("what is deleted in bulk is gone, absent or not", store.list("bulk", P).await?.is_empty(), store)?;
+    need("others stay", store.get("y", P).await?.is_some(), store)
 }
 
 /// An object of `bytes` bytes, written in parts of 1 MiB, read whole and by ranges.

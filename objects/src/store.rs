@@ -24,8 +24,8 @@ use crate::upload::Upload;
 /// The names that one LIST request returns.
 const NAMES_PER_LIST: usize = 1_000;
 
-/// Deletions of one call that are on their way at once.
-const DELETES_AT_ONCE: usize = 16;
+/// Objects that one request deletes, where the store has such requests (S3).
+const NAMES_PER_DELETE: usize = 1_000;
 
 /// A place in an object store: everything below a prefix. Cheap to clone; clones and children share the connection
 /// and the account.
@@ -105,6 +105,13 @@ impl Store {
     #[must_use]
     pub fn meter(&self) -> &Meter {
         &self.meter
+    }
+
+    /// The place beside this one: its last part replaced by `name`.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Store {
+        let parent = self.prefix.rsplit_once('/').map_or("", |(parent, _)| parent);
+        Store { prefix: join(parent, name).into(), ..self.clone() }
     }
 
     /// Where it is, for messages.
@@ -299,12 +306,6 @@ impl Store {
         }
     }
 
-    /// Deletes many objects, 16 at a time; that one is absent already is fine. After an error some may be gone.
-    pub async fn delete_all(&self, paths: &[String], purpose: Purpose) -> Result<()> {
-        let deletes = futures::stream::iter(0..paths.len()).map(|i| self.delete(&paths[i], purpose));
-        deletes.buffer_unordered(DELETES_AT_ONCE).try_collect().await
-    }
-
     /// How many requests a put of `bytes` bytes is, when none is repeated.
     #[must_use]
     pub fn puts_of(&self, bytes: u64) -> u64 {
@@ -314,6 +315,37 @@ impl Store {
             Some(_) if bytes > options.multipart_threshold_bytes => 2 + bytes.div_ceil(options.multipart_part_bytes),
             _ => 1,
         }
+    }
+
+    /// Deletes objects, in bulk where the store can; absent ones are fine. In the order of `paths` as far as pieces of 1,000
+    /// go. Counted as one request a piece: only S3 has such requests, and deletes cost nothing. On an error some may
+    /// be gone.
+    pub async fn delete_all(&self, paths: &[String], purpose: Purpose) -> Result<()> {
+        for piece in paths.chunks(NAMES_PER_DELETE) {
+            let at = self.url_of(&piece[0]);
+            let locations = piece.iter().map(|p| self.location(p)).collect::<Result<Vec<_>>>()?;
+            let attempt = || {
+                let (backend, locations) = (self.backend.clone(), locations.clone());
+                boxed(async move {
+                    let names = futures::stream::iter(locations.into_iter().map(Ok)).boxed();
+                    let mut deleted = backend.store.delete_stream(names);
+                    let (env, limit) = (&backend.env, backend.options.request_timeout);
+                    loop {
+                        let next = env.timeout(limit, "the delete", deleted.next()).await;
+                        match next.map_err(|_| AttemptError::Slow(limit))? {
+                            None => return Ok(()),
+                            Some(Ok(_) | Err(object_store::Error::NotFound { .. })) => {}
+                            Some(Err(e)) => return Err(e.into()),
+                        }
+                    }
+                })
+            };
+            match self.backend.repeat(self.request(Operation::Delete, purpose, &at, 0), attempt).await? {
+                Reply::Absent => {}
+                reply => self.done(reply, &at)?,
+            }
+        }
+        Ok(())
     }
 
     async fn read(&self, path: &str, range: Option<Range<u64>>, purpose: Purpose, at: &str) -> Result<Reply<Bytes>> {

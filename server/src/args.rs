@@ -54,6 +54,12 @@ pub enum Command {
     Versions(VersionsArgs),
     /// A look into the state of a job, as it is or was at a version.
     State(StateArgs),
+    /// Start a second job from a version of a job, which shares its state: nothing is copied.
+    Fork(ForkArgs),
+    /// Keep a version of a job restorable until its pin is released.
+    Pin(PinArgs),
+    /// What keeps versions of a job restorable; --release lets go of it.
+    Pins(PinsArgs),
     /// All settings, with default, unit and meaning.
     Settings(SettingsArgs),
     /// Not built yet.
@@ -303,6 +309,72 @@ pub struct VersionsArgs {
     /// Without a cluster: the place of state.
     #[arg(long, value_name = "URL", conflicts_with = "coordinator")]
     pub state: Option<String>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+}
+
+/// `fork`.
+#[derive(Debug, Args)]
+pub struct ForkArgs {
+    /// The job's id, or its name; without a cluster its name.
+    #[arg(value_name = "JOB")]
+    pub job: String,
+    /// The version to begin with [default: the newest].
+    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+    pub at: Option<u64>,
+    /// The fork's name: its own state lies below STATE-URL/NAME/.
+    #[arg(long, value_parser = job_name)]
+    pub name: String,
+    /// Parallelism [default: that of the version].
+    #[arg(short, long, value_name = "P", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub parallelism: Option<u32>,
+    /// The cluster that runs the job and is to run the fork.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Without a cluster: the place of state. The fork's first version is made; `run` or `submit --name NAME` goes on.
+    #[arg(long, value_name = "URL", conflicts_with = "coordinator")]
+    pub state: Option<String>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+    /// Arguments of the job that replace the job's own: --output and those that may differ when a job goes on.
+    #[arg(last = true, value_name = "JOB-ARGS")]
+    pub job_args: Vec<String>,
+}
+
+/// `pin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// The job's name.
+    #[arg(value_name = "NAME", value_parser = job_name)]
+    pub name: String,
+    /// The place of state.
+    #[arg(long, value_name = "URL")]
+    pub state: String,
+    /// The version [default: the newest].
+    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+    pub at: Option<u64>,
+    /// The pin's id: letters, digits, '.', '-' and '_'.
+    #[arg(long = "as", value_name = "ID")]
+    pub id: String,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+}
+
+/// `pins`.
+#[derive(Debug, Args)]
+pub struct PinsArgs {
+    /// The job's name.
+    #[arg(value_name = "NAME", value_parser = job_name)]
+    pub name: String,
+    /// The place of state.
+    #[arg(long, value_name = "URL")]
+    pub state: String,
+    /// Release the pin of this id: what only it kept is collected when the job runs.
+    #[arg(long, value_name = "ID")]
+    pub release: Option<String>,
     /// Settings.
     #[command(flatten)]
     pub settings: SettingArgs,

@@ -7,7 +7,7 @@ use millstream_common::{Env, Error, ErrorKind, Result};
 use millstream_engine::transport::Transport;
 use millstream_proto::control::client_reply::Reply;
 use millstream_proto::control::client_request::Request;
-use millstream_proto::control::{ClientReply, ClientRequest, Failure, Info, LeaderInfo, List, Status, Submit};
+use millstream_proto::control::{ClientReply, ClientRequest, Failure, Fork, Info, LeaderInfo, List, Status, Submit};
 use serde_json::Value;
 
 /// The address of a coordinator in this process: no place that would tell a user anything.
@@ -66,6 +66,14 @@ impl Client {
     /// Starts a job; gives its id. One that has finished already gets an id, too: its status says so.
     pub async fn submit(&self, submit: Submit) -> Result<String> {
         match self.ask(Request::Submit(submit)).await? {
+            Reply::JobId(id) => Ok(id),
+            other => Err(strange(&other)),
+        }
+    }
+
+    /// Starts a fork; gives its id.
+    pub async fn fork(&self, fork: Fork) -> Result<String> {
+        match self.ask(Request::Fork(fork)).await? {
             Reply::JobId(id) => Ok(id),
             other => Err(strange(&other)),
         }

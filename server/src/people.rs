@@ -64,6 +64,22 @@ pub fn status(doc: &Value) -> String {
         count(&cache["disk_hits"]),
         count(&cache["misses"])
     ));
+    if doc["garbage"].is_object() {
+        let garbage = &doc["garbage"];
+        lines.push(format!(
+            "garbage: versions from {} on are kept, {} pins; {} objects ({}) and {} records deleted, {} left-over objects",
+            count(&garbage["boundary"]),
+            count(&garbage["pins"]),
+            count(&garbage["objects_deleted"]),
+            size(&garbage["bytes_deleted"]),
+            count(&garbage["records_deleted"]),
+            count(&garbage["orphans_deleted"])
+        ));
+    }
+    if doc["forked_from"].is_object() {
+        let origin = &doc["forked_from"];
+        lines.push(format!("forked from version {} of {}", text(&origin["version"]), text(&origin["job"])));
+    }
     lines.push(String::new());
     lines.push(operators(doc));
     lines.join("\n")
@@ -130,6 +146,17 @@ pub fn states(doc: &Value) -> String {
             count(&state["runs"]),
             text(&state["schema"]),
         ]);
+    }
+    table.render()
+}
+
+/// A `pins` document.
+#[must_use]
+pub fn pins(doc: &Value) -> String {
+    let mut table = Table::new(&["pin", "version", "kind", "created", "by"]);
+    for p in items(doc) {
+        let (id, version) = (text(&p["id"]), text(&p["version"]));
+        table.row(vec![id, version, text(&p["kind"]), time(&p["created_ms"]), text(&p["who"])]);
     }
     table.render()
 }

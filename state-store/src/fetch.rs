@@ -124,7 +124,7 @@ impl StateStore {
     /// Adds the object and the offset to an error.
     fn named(&self, run: &Run, offset: u64, error: Error) -> Error {
         error
-            .at(format!("{} offset {offset}", self.0.store.url_of(&run.path())))
+            .at(format!("{} offset {offset}", self.store_of(run).url_of(&run.path())))
             .next("the object is damaged or is not the one that was written: `millstream fsck` shows what else is")
     }
 
@@ -136,8 +136,8 @@ impl StateStore {
         let permits = kib(range.end - range.start).min(limit) as u32;
         let _bytes = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
         self.0.requests.spend(1, self.0.env.now());
-        let path = run.path();
-        let request = || self.0.store.get_range(&path, range.clone(), purpose);
+        let (store, path) = (self.store_of(run), run.path());
+        let request = || store.get_range(&path, range.clone(), purpose);
         self.0.hedge.get(&self.0.env, range.end - range.start, request).await
     }
 

@@ -1,9 +1,10 @@
 //! `fsck`: proves, without a running job, that everything that a version refers to is there and whole.
 //!
-//! For every job below the state prefix: each version record can be read and is well-formed, follows its predecessor
-//! without losing anything, and each run that any of them lists has an object of the right size and with the right head,
-//! whose section has the right checksum. A job with state objects and no version record has lost its records. It only
-//! reads.
+//! For every job below the state prefix: each version record at or above the boundary, and each pinned one, can be read and is
+//! well-formed, follows its predecessor without losing anything, and each run that any of them lists has an object of the
+//! right size and with the right head, whose section has the right checksum, be it the job's own or of the job that it
+//! was forked from. What the collector of the job would delete now is none of it, nor of what other jobs refer to. A job
+//! with state objects and no version record has lost its records. It only reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,8 +17,11 @@ use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Kind;
 use prost::Message;
 
-use crate::run::Run;
+use crate::run::{Run, object_path};
 use crate::tree::{Tree, check_successor};
+use crate::version::boundary;
+use crate::version::garbage::{Chain, objects_of, writer_of};
+use crate::version::pins::Pinned;
 use crate::version::{VersionLog, number_of};
 
 /// What `check` found.
@@ -31,12 +35,19 @@ pub struct FsckReport {
     pub jobs: Vec<String>,
     /// Version records that were read.
     pub versions: u64,
+    /// Of them, those below the boundary that no pin keeps: they are about to be deleted.
+    pub given_up: u64,
+    /// Pins that keep a version.
+    pub pins: u64,
     /// State objects that some version refers to and that are there.
     pub objects: u64,
     /// Bytes of those.
     pub bytes: u64,
-    /// State objects that no version refers to (left over from attempts that failed; harmless), and their bytes.
+    /// State objects that no version refers to (left over from attempts that failed, or about to be deleted; harmless), and
+    /// their bytes.
     pub unreferenced: (u64, u64),
+    /// Of them, those that no record says of that they are to be deleted, by job and generation of their writer.
+    pub leaks: BTreeMap<(String, u64), u64>,
     /// What is wrong; empty when all is well.
     pub problems: Vec<Problem>,
 }
@@ -70,17 +81,59 @@ pub async fn check(store: &Store, env: &Env) -> Result<FsckReport> {
         }
     }
     report.cluster = jobs.remove(CLUSTER).is_some();
-    for (job, objects) in jobs {
+    let sizes: Sizes = jobs
+        .iter()
+        .map(|(job, objects)| (job.clone(), objects.iter().map(|o| (o.path.clone(), o.bytes)).collect()))
+        .collect();
+    let mut states = BTreeMap::new();
+    for (job, objects) in &jobs {
         if !objects.iter().any(|o| number_of(&o.path).is_some()) {
-            report.problems.extend(without_versions(&job, &objects));
+            report.problems.extend(without_versions(job, objects));
             continue;
         }
+        let mut check = JobCheck { store: store.child(job), env, job, report: &mut report };
+        let state = check.records(objects).await?;
+        states.insert(job.clone(), state);
+        report.jobs.push(job.clone());
+    }
+    // Objects by the job below whose prefix they lie.
+    let mut needed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (job, state) in &states {
+        for run in state.runs.values() {
+            let owner = if run.origin.is_empty() { job } else { &run.origin };
+            needed.entry(owner.clone()).or_default().insert(run.object.clone());
+        }
+    }
+    let none = BTreeSet::new();
+    for (job, state) in states {
         let mut check = JobCheck { store: store.child(&job), env, job: &job, report: &mut report };
-        check.run(&objects).await?;
-        report.jobs.push(job);
+        check.garbage(&state, needed.get(&job).unwrap_or(&none), &sizes);
+        check.objects(&sizes, &state.runs);
+        let present = |r: &Arc<Run>| sizes_of(&sizes, &job, r) == Some(r.object_bytes);
+        let present: Vec<Arc<Run>> = state.runs.into_values().filter(present).collect();
+        check.heads(&present).await?;
+        check.sections(present).await?;
     }
     report.problems.sort();
     Ok(report)
+}
+
+/// By job and path: the size of every object.
+type Sizes = BTreeMap<String, BTreeMap<String, u64>>;
+
+fn sizes_of(sizes: &Sizes, job: &str, run: &Run) -> Option<u64> {
+    let owner = if run.origin.is_empty() { job } else { &run.origin };
+    sizes.get(owner)?.get(&run.path()).copied()
+}
+
+/// What the records of a job say.
+struct JobState {
+    /// What the versions that are kept list.
+    runs: BTreeMap<(String, u64), Arc<Run>>,
+    /// All records, kept or not.
+    chain: Chain,
+    bound: u64,
+    pinned: BTreeSet<String>,
 }
 
 /// A job's first version record stands before its first state object.
@@ -104,65 +157,126 @@ impl JobCheck<'_> {
         self.report.problems.push(Problem { object: format!("{}/{path}", self.job), what: what.into() });
     }
 
-    async fn run(&mut self, objects: &[Listed]) -> Result<()> {
-        let sizes: BTreeMap<&str, u64> = objects.iter().map(|o| (o.path.as_str(), o.bytes)).collect();
-        let log = VersionLog::new(self.store.clone(), self.env.clone());
-        let mut runs: BTreeMap<(String, u64), Arc<Run>> = BTreeMap::new();
-        let mut before: Option<(VersionRecord, Tree)> = None;
-        // What a take-over may have gone back to: the state of any version, or none.
-        let mut earlier = BTreeSet::from([content(&VersionRecord::default())]);
-        for number in objects.iter().filter_map(|o| number_of(&o.path)) {
-            let Some((record, tree)) = self.version(&log, number).await? else {
-                before = None;
-                continue;
-            };
-            if let Some((old, old_tree)) = &before {
-                let went_back = record.kind() == Kind::TakeOver && earlier.contains(&content(&record));
-                self.successor((old, old_tree), (&record, &tree), went_back);
-            }
-            earlier.insert(content(&record));
-            for run in tree.runs() {
-                let identity = (run.object.clone(), run.offset);
-                match runs.get(&identity) {
-                    Some(known) if run.with_clip(known.clip.clone()) != **known => {
-                        let what = format!("version {number} describes the run at {} in another way", run.offset);
-                        self.problem(&run.path(), what);
-                    }
-                    Some(_) => {}
-                    None => drop(runs.insert(identity, run.clone())),
-                }
-            }
-            before = Some((record, tree));
+    /// The boundary and the pins that keep something.
+    async fn kept(&mut self, objects: &[Listed], log: &VersionLog) -> Result<(u64, Vec<Pinned>)> {
+        let boundaries: Vec<u64> = objects.iter().filter_map(|o| boundary::number_of(&o.path)).collect();
+        if let Some(hole) = (1..).zip(&boundaries).find(|(i, n)| i != *n) {
+            self.problem(&boundary::BoundaryLog::path(hole.0), "it is missing, and later boundaries are there");
         }
-        self.objects(&sizes, &runs);
-        let present: Vec<Arc<Run>> =
-            runs.into_values().filter(|r| sizes.get(r.path().as_str()) == Some(&r.object_bytes)).collect();
-        self.heads(&present).await?;
-        self.sections(present).await
-    }
-
-    /// A record and its tree; `None` when something is wrong with it, which is noted.
-    async fn version(&mut self, log: &VersionLog, number: VersionNumber) -> Result<Option<(VersionRecord, Tree)>> {
-        let path = VersionLog::path(number);
-        self.report.versions += 1;
-        let record = match log.read(number).await {
-            Ok(Some(record)) => record,
-            Ok(None) => {
-                self.problem(&path, "it was listed and is gone");
-                return Ok(None);
-            }
+        let bound = match log.boundaries().find().await {
+            Ok(known) => known.bound,
             Err(e) if e.is_final() => {
-                self.problem(&path, e.what());
-                return Ok(None);
+                self.problem("boundary", e.what());
+                0
             }
             Err(e) => return Err(e),
         };
-        match Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default())) {
-            Ok(tree) => Ok(Some((record, tree))),
-            Err(e) => {
-                self.problem(&path, e.what());
-                Ok(None)
+        let newest = objects.iter().filter_map(|o| number_of(&o.path)).max().map_or(0, |n| n.0);
+        match log.pins().list().await {
+            // One that was never confirmed may be too late for its version.
+            Ok(mut pins) => {
+                pins.retain(|p| p.holds(newest) && p.confirmed);
+                self.report.pins += pins.len() as u64;
+                Ok((bound, pins))
             }
+            Err(e) if e.is_final() => {
+                self.problem("pins", e.what());
+                Ok((bound, Vec::new()))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads the records and checks what they say of each other.
+    async fn records(&mut self, objects: &[Listed]) -> Result<JobState> {
+        let log = VersionLog::new(self.store.clone(), self.env.clone());
+        let (bound, pins) = self.kept(objects, &log).await?;
+        let pinned_versions: BTreeSet<u64> = pins.iter().map(|p| p.pin.version).collect();
+        let numbers: Vec<VersionNumber> = objects.iter().filter_map(|o| number_of(&o.path)).collect();
+        for missing in pinned_versions.iter().filter(|p| !numbers.contains(&VersionNumber(**p))) {
+            self.problem(&VersionLog::path(VersionNumber(*missing)), "it is pinned and is not there");
+        }
+        let oldest = numbers.first().map_or(0, |n| n.0).max(bound);
+        let mut state = JobState { runs: BTreeMap::new(), chain: Chain::default(), bound, pinned: BTreeSet::new() };
+        let mut before: Option<(VersionRecord, Tree)> = None;
+        // What a take-over may have gone back to: the state of any version, or none.
+        let mut earlier = BTreeSet::from([content(&VersionRecord::default())]);
+        log.read_each(&numbers, |number, record| {
+            self.report.versions += 1;
+            let kept = number.0 >= bound || pinned_versions.contains(&number.0);
+            self.report.given_up += u64::from(!kept);
+            let record = match record {
+                Ok(Some(record)) => record,
+                Ok(None) if !kept => return Ok(()),
+                Ok(None) => {
+                    self.problem(&VersionLog::path(number), "it was listed and is gone");
+                    before = None;
+                    return Ok(());
+                }
+                Err(e) => {
+                    if kept {
+                        self.problem(&VersionLog::path(number), e.what());
+                    }
+                    before = None;
+                    return Ok(());
+                }
+            };
+            state.chain.add(&record);
+            if pinned_versions.contains(&number.0) {
+                state.pinned.extend(objects_of(&record));
+            }
+            let tree = match Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default())) {
+                Ok(tree) => tree,
+                Err(e) => {
+                    if kept {
+                        self.problem(&VersionLog::path(number), e.what());
+                    }
+                    before = None;
+                    return Ok(());
+                }
+            };
+            if let Some((old, old_tree)) = before.as_ref().filter(|b| b.0.number >= bound) {
+                let gone = record.base != 0 && record.base < oldest;
+                let went_back = record.kind() == Kind::TakeOver && (earlier.contains(&content(&record)) || gone);
+                self.successor((old, old_tree), (&record, &tree), went_back);
+            }
+            earlier.insert(content(&record));
+            if kept {
+                self.gather_runs(number, &tree, &mut state.runs);
+            }
+            before = Some((record, tree));
+            Ok(())
+        })
+        .await?;
+        Ok(state)
+    }
+
+    fn gather_runs(&mut self, number: VersionNumber, tree: &Tree, runs: &mut BTreeMap<(String, u64), Arc<Run>>) {
+        for run in tree.runs() {
+            let identity = (run.object.clone(), run.offset);
+            match runs.get(&identity) {
+                Some(known) if run.with_clip(known.clip.clone()) != **known => {
+                    let what = format!("version {number} describes the run at {} in another way", run.offset);
+                    self.problem(&run.path(), what);
+                }
+                Some(_) => {}
+                None => drop(runs.insert(identity, run.clone())),
+            }
+        }
+    }
+
+    /// What may be deleted is nothing that anybody needs. `needed`: the objects of this job that versions refer to, its
+    /// own and those of its forks.
+    fn garbage(&mut self, state: &JobState, needed: &BTreeSet<String>, sizes: &Sizes) {
+        for (object, _) in state.chain.dead_objects(state.bound, &state.pinned) {
+            if needed.contains(&*object) {
+                self.problem(&object_path(&object), "a version refers to it and the collector may delete it");
+            }
+        }
+        let there = sizes.get(self.job).into_iter().flatten().filter_map(|(p, _)| p.strip_prefix("data/"));
+        for object in there.filter(|o| !needed.contains(*o) && !state.chain.knows(o)) {
+            let generation = writer_of(object).map_or(0, |w| w.0);
+            *self.report.leaks.entry((self.job.to_owned(), generation)).or_default() += 1;
         }
     }
 
@@ -190,10 +304,12 @@ impl JobCheck<'_> {
         }
     }
 
-    fn objects(&mut self, sizes: &BTreeMap<&str, u64>, runs: &BTreeMap<(String, u64), Arc<Run>>) {
-        let referenced: BTreeSet<String> = runs.values().map(|r| r.path()).collect();
-        for (path, bytes) in sizes.iter().filter(|(path, _)| path.starts_with("data/")) {
-            if referenced.contains(*path) {
+    fn objects(&mut self, sizes: &Sizes, runs: &BTreeMap<(String, u64), Arc<Run>>) {
+        let own = runs.values().filter(|r| r.origin.is_empty());
+        let referenced: BTreeSet<String> = own.map(|r| r.path()).collect();
+        let there = sizes.get(self.job).into_iter().flatten();
+        for (path, bytes) in there.filter(|(path, _)| path.starts_with("data/")) {
+            if referenced.contains(path) {
                 self.report.objects += 1;
                 self.report.bytes += bytes;
             } else {
@@ -203,44 +319,52 @@ impl JobCheck<'_> {
         }
         let mut seen = BTreeSet::new();
         for run in runs.values().filter(|r| seen.insert(r.object.clone())) {
-            let path = run.path();
-            match sizes.get(path.as_str()) {
-                None => self.problem(&path, "a version refers to it and it is not there"),
-                Some(bytes) if *bytes != run.object_bytes => {
-                    self.problem(&path, format!("it has {bytes} bytes instead of {}", run.object_bytes));
+            let path = self.place(run);
+            match sizes_of(sizes, self.job, run) {
+                None => self.problem_at(path, "a version refers to it and it is not there".to_owned()),
+                Some(bytes) if bytes != run.object_bytes => {
+                    self.problem_at(path, format!("it has {bytes} bytes instead of {}", run.object_bytes));
                 }
                 Some(_) => {}
             }
         }
     }
 
+    /// Where a run's object lies, below the state prefix.
+    fn place(&self, run: &Run) -> String {
+        let owner = if run.origin.is_empty() { self.job } else { &run.origin };
+        format!("{owner}/{}", run.path())
+    }
+
+    fn store_of(&self, run: &Run) -> Store {
+        if run.origin.is_empty() { self.store.clone() } else { self.store.sibling(&run.origin) }
+    }
+
+    fn problem_at(&mut self, object: String, what: String) {
+        self.report.problems.push(Problem { object, what });
+    }
+
     async fn heads(&mut self, present: &[Arc<Run>]) -> Result<()> {
-        let paths: BTreeSet<String> = present.iter().map(|r| r.path()).collect();
-        let store = self.store.clone();
-        let checks = futures::stream::iter(paths).map(move |path| {
-            let store = store.clone();
-            async move {
-                let head = store.get_range(&path, 0..BUNDLE_HEAD.len() as u64, Purpose::Check).await;
-                let wrong = |head: &[u8]| {
-                    (head != BUNDLE_HEAD).then(|| "its first 8 bytes are not those of a bundle of state".to_owned())
-                };
-                (path, head.map(|h| wrong(&h)))
-            }
+        let objects: BTreeMap<String, (Store, String)> =
+            present.iter().map(|r| (self.place(r), (self.store_of(r), r.path()))).collect();
+        let checks = futures::stream::iter(objects).map(move |(place, (store, path))| async move {
+            let head = store.get_range(&path, 0..BUNDLE_HEAD.len() as u64, Purpose::Check).await;
+            let wrong = |head: &[u8]| {
+                (head != BUNDLE_HEAD).then(|| "its first 8 bytes are not those of a bundle of state".to_owned())
+            };
+            (place, head.map(|h| wrong(&h)))
         });
         self.gather(checks.buffer_unordered(READS_AT_ONCE)).await
     }
 
     async fn sections(&mut self, present: Vec<Arc<Run>>) -> Result<()> {
-        let store = self.store.clone();
-        let checks = futures::stream::iter(present).map(move |run| {
-            let store = store.clone();
-            async move {
-                let wrong = |checksum| {
-                    let what = || format!("the section at {} does not match its checksum", run.offset);
-                    (checksum != run.checksum).then(what)
-                };
-                (run.path(), section_checksum(&store, &run).await.map(wrong))
-            }
+        let placed: Vec<_> = present.into_iter().map(|r| (self.place(&r), self.store_of(&r), r)).collect();
+        let checks = futures::stream::iter(placed).map(move |(place, store, run)| async move {
+            let wrong = |checksum| {
+                let what = || format!("the section at {} does not match its checksum", run.offset);
+                (checksum != run.checksum).then(what)
+            };
+            (place, section_checksum(&store, &run).await.map(wrong))
         });
         self.gather(checks.buffer_unordered(READS_AT_ONCE)).await
     }
@@ -248,11 +372,11 @@ impl JobCheck<'_> {
     /// Notes what is wrong with objects: what a check found, or the error that says that an object is damaged.
     async fn gather(&mut self, checks: impl Stream<Item = (String, Result<Option<String>>)>) -> Result<()> {
         let mut checks = std::pin::pin!(checks);
-        while let Some((path, outcome)) = checks.next().await {
+        while let Some((place, outcome)) = checks.next().await {
             match outcome {
                 Ok(None) => {}
-                Ok(Some(what)) => self.problem(&path, what),
-                Err(e) if e.is_final() => self.problem(&path, e.what()),
+                Ok(Some(what)) => self.problem_at(place, what),
+                Err(e) if e.is_final() => self.problem_at(place, e.what().to_owned()),
                 Err(e) => return Err(e),
             }
         }
@@ -262,8 +386,10 @@ impl JobCheck<'_> {
 
 /// Stands for the runs that are live in a version.
 fn content(record: &VersionRecord) -> u64 {
-    let runs = record.tree.iter().flat_map(|t| &t.runs);
-    stable_hash(&runs.flat_map(Message::encode_length_delimited_to_vec).collect::<Vec<u8>>())
+    let mut runs: Vec<_> = record.tree.iter().flat_map(|t| &t.runs).collect();
+    // Records of old have them in any order.
+    runs.sort_by(|a, b| (&a.object, a.offset).cmp(&(&b.object, b.offset)));
+    stable_hash(&runs.into_iter().flat_map(Message::encode_length_delimited_to_vec).collect::<Vec<u8>>())
 }
 
 async fn section_checksum(store: &Store, run: &Run) -> Result<u32, Error> {
@@ -343,5 +469,74 @@ mod tests {
         let report = check(&store, &env).await.unwrap();
         assert!(report.jobs.is_empty() && report.problems.len() == 1, "{report:?}");
         assert!(report.problems[0].what.contains("no version record, but 1 objects"), "{report:?}");
+    }
+
+    /// `record` as version 2 of a job, without its state.
+    async fn without_state(job: &Store, env: &Env, record: &VersionRecord) {
+        let mut next = VersionRecord { number: 2, generation: 2, nonce: "2".repeat(32), ..record.clone() };
+        next.set_kind(Kind::TakeOver);
+        next.tree.as_mut().unwrap().runs.clear();
+        VersionLog::new(job.clone(), env.clone()).commit(&next).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_fork_shares_must_be_pinned_in_its_parent() {
+        let env = Env::test(1);
+        let store = memory_store(&env);
+        let (parent, fork) = (store.child("parent"), store.child("fork"));
+        let path = state_of_a_job(&parent, &env).await;
+        let log = VersionLog::new(parent.clone(), env.clone());
+        let mut record = log.newest().await.unwrap().unwrap();
+        without_state(&parent, &env, &record).await;
+        for run in &mut record.tree.as_mut().unwrap().runs {
+            run.origin = "parent".to_owned();
+        }
+        record.set_kind(Kind::TakeOver);
+        VersionLog::new(fork.clone(), env.clone()).commit(&record).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!((report.problems.as_slice(), report.given_up), (&[][..], 0));
+        // The parent gives up the version that the fork shares.
+        log.boundaries().draw(Default::default(), 2, millstream_common::Generation(2)).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!((report.problems.len(), report.given_up), (1, 1), "{report:?}");
+        assert!(report.problems[0].what.contains("the collector may delete it"), "{report:?}");
+        // A pin keeps it; one that came too late would not.
+        let pin = millstream_proto::version::Pin { id: "fork-fork".to_owned(), version: 1, ..Default::default() };
+        let late = log.pins().pin(&pin, log.boundaries()).await;
+        assert_eq!(late.unwrap_err().number(), 1509);
+        parent.delete(&boundary::BoundaryLog::path(1), Purpose::Check).await.unwrap();
+        let fresh = VersionLog::new(parent.clone(), env.clone());
+        fresh.pins().pin(&pin, fresh.boundaries()).await.unwrap();
+        fresh.boundaries().draw(Default::default(), 2, millstream_common::Generation(2)).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!((report.problems.as_slice(), report.given_up, report.pins), (&[][..], 0, 1));
+        // It is gone all the same: both notice.
+        parent.delete(&path, Purpose::Check).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!(report.problems.len(), 2, "{report:?}");
+        assert!(report.problems.iter().all(|p| p.object == format!("parent/{path}")), "{report:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn holes_pins_without_versions_and_leaks_are_seen() {
+        let env = Env::test(1);
+        let store = memory_store(&env);
+        let job = store.child("job");
+        state_of_a_job(&job, &env).await;
+        job.put("data/00/3-1-left", vec![vec![0].into()], Purpose::State).await.unwrap();
+        let report = check(&store, &env).await.unwrap();
+        assert_eq!(report.leaks, BTreeMap::from([(("job".to_owned(), 3), 1)]));
+        assert_eq!((report.problems.as_slice(), report.unreferenced), (&[][..], (1, 1)));
+        let log = VersionLog::new(job.clone(), env.clone());
+        let pin = millstream_proto::version::Pin { id: "p".to_owned(), version: 7, ..Default::default() };
+        log.pins().pin(&pin, log.boundaries()).await.unwrap();
+        for bound in [1, 1] {
+            log.boundaries().draw(log.boundaries().known(), bound, millstream_common::Generation(1)).await.unwrap();
+        }
+        job.delete(&boundary::BoundaryLog::path(1), Purpose::Check).await.unwrap();
+        let problems = check(&store, &env).await.unwrap().problems;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].object.contains("boundary") && problems[0].what.contains("missing"), "{problems:?}");
+        assert!(problems[1].what.contains("pinned and is not there"), "{problems:?}");
     }
 }

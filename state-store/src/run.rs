@@ -35,6 +35,8 @@ pub struct Run {
     pub states: Vec<StateStats>,
     /// Bytes of the whole object.
     pub object_bytes: u64,
+    /// The job below whose prefix the object lies; empty: the job's own.
+    pub origin: String,
 }
 
 impl Run {
@@ -56,7 +58,7 @@ impl Run {
         Self { clip, ..self.clone() }
     }
 
-    /// The object's path below the job's prefix.
+    /// The object's path below the prefix of the job that it belongs to.
     #[must_use]
     pub fn path(&self) -> String {
         object_path(&self.object)
@@ -109,6 +111,7 @@ impl Run {
             entries: run.entries,
             states,
             object_bytes: run.object_bytes,
+            origin: run.origin.clone(),
         })
     }
 
@@ -137,6 +140,7 @@ impl Run {
             entries: self.entries,
             states: self.states.iter().map(state).collect(),
             object_bytes: self.object_bytes,
+            origin: self.origin.clone(),
         }
     }
 }

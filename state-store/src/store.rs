@@ -188,6 +188,7 @@ impl StateStore {
                 entries: section.directory.entries(),
                 states: section.directory.states().to_vec(),
                 object_bytes,
+                origin: String::new(),
             });
             offset += section.length;
         }
@@ -228,6 +229,12 @@ impl StateStore {
         let unique = self.0.env.unique_id();
         let spread = stable_hash(unique.as_bytes()) & 0xff;
         format!("{spread:02x}/{}-{}-{unique}", writer.generation, writer.execution)
+    }
+
+    /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All jobs of a
+    /// state place lie beside each other.
+    pub(crate) fn store_of(&self, run: &Run) -> Store {
+        if run.origin.is_empty() { self.0.store.clone() } else { self.0.store.sibling(&run.origin) }
     }
 
     /// Drops the blocks of a run that is no longer live from memory: they make room for those of its successors.

@@ -72,6 +72,10 @@ impl Sink for FilesSink {
         }
     }
 
+    fn is_a_place(&self) -> bool {
+        true
+    }
+
     fn check_goes_back(&self, epoch: Epoch) -> Result<()> {
         let mut later: Vec<String> =
             self.names()?.into_iter().filter(|n| epoch_of(n).is_some_and(|e| e > epoch)).collect();

@@ -20,6 +20,8 @@ use millstream_proto::control::{
 };
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
+use millstream_state_store::version::boundary::Known;
+use millstream_state_store::version::delta::settle;
 
 use self::rescale::{Rescale, Stage};
 use super::assignment;
@@ -50,6 +52,8 @@ pub(crate) struct Turn<'a> {
 pub(crate) enum Action {
     Send(String, Box<to_worker::Message>),
     Commit(Box<VersionRecord>),
+    /// State objects that no record will ever list: outputs of compactions that came too late.
+    Stale(Vec<String>),
     Timer(Timer, Duration),
     /// The answer to a client's request.
     Reply(u64, Result<()>),
@@ -270,10 +274,28 @@ impl JobMaster {
         self.in_flight.as_ref().map(|r| r.number)
     }
 
-    /// The record in flight goes out under this nonce, again and again.
-    pub(crate) fn set_nonce(&mut self, nonce: &str) {
+    /// The record in flight goes out under this nonce, and with what is known of the boundary, again and again.
+    pub(crate) fn seal(&mut self, nonce: String, known: Known) {
         if let Some(r) = &mut self.in_flight {
-            r.nonce = nonce.to_owned();
+            (r.nonce, r.boundary, r.bound) = (nonce, known.number, known.bound);
+        }
+    }
+
+    /// The record that is being written.
+    pub(crate) fn in_flight(&self) -> Option<&VersionRecord> {
+        self.in_flight.as_deref()
+    }
+
+    /// Why something went wrong cannot be learned now: the deployment starts again.
+    pub(crate) fn restart_after(&mut self, error: Error, t: &mut Turn<'_>) {
+        self.on_failure(error, t);
+    }
+
+    /// A newer leader was seen.
+    pub(crate) fn fence(&mut self, t: &mut Turn<'_>) {
+        if !self.has_ended() {
+            let what = "a newer leader has taken this job over: this one is fenced";
+            self.end(End::Fenced, Some(Error::fenced(what)), t);
         }
     }
 
@@ -486,6 +508,8 @@ impl JobMaster {
                 let error = failure_from_proto(&f.failure.unwrap_or_default());
                 self.on_checkpoint_failed(f.epoch, &error, t);
             }
+            // That of a deployment that was told to end: what it still reads may have been deleted.
+            M::TaskFailed(_) if matches!(self.phase, Phase::Restarting { .. }) => {}
             M::TaskFailed(f) => {
                 let error = failure_from_proto(&f.failure.unwrap_or_default());
                 self.on_failure(error, t);
@@ -663,8 +687,11 @@ impl JobMaster {
         if !self.compactions.is_empty() && self.phase == Phase::Running && !self.checkpoint_is_near() {
             let done = std::mem::take(&mut self.compactions);
             match record::compactions(&self.record, &done) {
-                Ok(Some(record)) => self.commit(Committing::Compaction, record, t),
-                Ok(None) => {}
+                Ok(Some(record)) => {
+                    Self::drop_stale(&done, &record, t);
+                    self.commit(Committing::Compaction, record, t);
+                }
+                Ok(None) => Self::drop_stale(&done, &self.record, t),
                 Err(e) => self.on_failure(e, t),
             }
         }
@@ -682,8 +709,17 @@ impl JobMaster {
         self.record.committables.iter().all(|c| self.confirmed.contains(&committable_key(c)))
     }
 
+    /// What compactions wrote that `record`, made with them, does not list goes at once.
+    fn drop_stale(done: &[CompactionDone], record: &VersionRecord, t: &mut Turn<'_>) {
+        let stale = record::stale_outputs(done, record);
+        if !stale.is_empty() {
+            t.out.push(Action::Stale(stale));
+        }
+    }
+
     fn commit(&mut self, what: Committing, mut record: VersionRecord, t: &mut Turn<'_>) {
         record.committed_ms = t.wall_ms;
+        settle(Some(&self.record), &mut record);
         self.committing = Some(what);
         self.in_flight = Some(Box::new(record.clone()));
         self.in_doubt = false;
@@ -703,11 +739,11 @@ impl JobMaster {
         };
         match record::checkpoint(&self.record, &result) {
             Ok(Some(record)) => {
-                self.compactions.clear();
+                Self::drop_stale(&std::mem::take(&mut self.compactions), &record, t);
                 self.commit(Committing::Checkpoint, record, t);
             }
             Ok(None) => {
-                self.compactions.clear();
+                Self::drop_stale(&std::mem::take(&mut self.compactions), &self.record, t);
                 self.end_checkpoint(false, t);
             }
             Err(e) => self.on_failure(e, t),

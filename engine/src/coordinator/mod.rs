@@ -14,9 +14,10 @@ use millstream_common::env::{AbortOnDrop, Moment};
 use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result};
 use millstream_objects::Store;
 use millstream_proto::control::{
-    ClientReply, Failure, JobRef, JobSpec, LeaderInfo, Ping, ProcessUsage, Submit, ToCoordinator, ToWorker, Welcome,
-    client_reply, client_request, to_coordinator, to_worker,
+    ClientReply, Failure, Fork, JobRef, JobSpec, LeaderInfo, Ping, ProcessUsage, Submit, ToCoordinator, ToWorker,
+    Welcome, client_reply, client_request, to_coordinator, to_worker,
 };
+use millstream_state_store::version::delta::stored;
 use millstream_state_store::version::{CommitOutcome, VersionLog};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +29,8 @@ use crate::transport::{Arrival, ClientCall, CoordinatorLink, Transport};
 use crate::worker::{PROTOCOL, Stores, UsageFn};
 
 pub mod assignment;
+mod collector;
+pub mod fork;
 mod leader;
 mod master;
 mod open;
@@ -36,6 +39,8 @@ mod statistics;
 mod status;
 pub mod versions;
 
+use collector::Collector;
+use fork::{ForkOrder, Forked};
 use leader::{Cluster, Listing};
 use master::{Action, JobMaster, Timer, Turn, WorkerFacts};
 use open::{From, OpenRequest, Opened};
@@ -86,16 +91,77 @@ struct Job {
     end_recorded: bool,
     /// Answers that wait for that.
     held: Vec<(u64, Result<()>)>,
+    /// As long as it runs.
+    collector: Option<Collector>,
+    /// What was collected.
+    garbage: Value,
+    /// By worker: the oldest version that it may read from, of which deployment.
+    in_use: BTreeMap<String, (JobRef, u64)>,
+}
+
+impl Job {
+    /// The oldest version that a worker of the present deployment may read from.
+    fn oldest_in_use(&self) -> Option<u64> {
+        let present = self.master.job_ref();
+        let of = |w: &String| self.in_use.get(w).filter(|(job, _)| *job == present).map(|(_, version)| *version);
+        // Who was told nothing yet will start from the newest record.
+        self.master.workers_in_use().iter().map(|w| of(w).unwrap_or(self.master.record.number)).min()
+    }
+
+    /// A worker is told to read from a version; it may still read from older ones.
+    fn told(&mut self, worker: &str, job: &JobRef, version: u64) {
+        if self.in_use.get(worker).is_none_or(|(there, _)| there != job) {
+            self.in_use.insert(worker.to_owned(), (job.clone(), version));
+        }
+    }
+
+    /// A worker says which version is the oldest that it may read from. That only rises.
+    fn uses(&mut self, worker: &str, job: JobRef, version: u64) {
+        if let Some((there, of)) = self.in_use.get_mut(worker)
+            && *there == job
+        {
+            *of = version.max(*of);
+        }
+    }
 }
 
 enum Event {
     Worker(u64, Box<ToCoordinator>),
     WorkerGone(u64),
-    Opened { request: Box<OpenRequest>, result: Box<Result<Opened>>, reply: Option<oneshot::Sender<ClientReply>> },
-    Reopen { request: Box<OpenRequest> },
-    EndRecorded { id: String },
-    Committed { id: String, number: u64, result: Result<CommitOutcome> },
-    Timer { id: String, timer: Timer },
+    Opened {
+        request: Box<OpenRequest>,
+        result: Box<Result<Opened>>,
+        reply: Option<oneshot::Sender<ClientReply>>,
+    },
+    Reopen {
+        request: Box<OpenRequest>,
+    },
+    Forked {
+        fork: Fork,
+        settings: BTreeMap<String, String>,
+        result: Result<Forked>,
+        reply: oneshot::Sender<ClientReply>,
+    },
+    EndRecorded {
+        id: String,
+    },
+    Committed {
+        id: String,
+        number: u64,
+        result: Result<CommitOutcome>,
+    },
+    /// A subtask missed an object; whether that is because somebody else leads.
+    Missed {
+        id: String,
+        job: JobRef,
+        worker: String,
+        message: Box<to_coordinator::Message>,
+        successor: Result<bool>,
+    },
+    Timer {
+        id: String,
+        timer: Timer,
+    },
     Succeeded,
 }
 
@@ -129,6 +195,9 @@ const LEADER_CHECK: Duration = Duration::from_secs(10);
 
 /// From one try to open a job, or to record its end, to the next; each has itself tried for long.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// The number of the error that says that an object is not there.
+const OBJECT_ABSENT: u32 = 4100;
 
 /// Events that wait before their senders do.
 const INBOX: usize = 4_096;
@@ -316,6 +385,11 @@ impl Coordinator {
                 {
                     self.count(&name, counters.clone());
                 }
+                if let M::TaskFailed(f) = &message
+                    && f.failure.as_ref().is_some_and(|f| f.code == OBJECT_ABSENT)
+                {
+                    return self.ask_why_absent(job, name, message);
+                }
                 if self.jobs.get(&job.id).is_some_and(|j| j.master.job_ref() == job) {
                     self.turn(&job.id, |master, t| master.on_message(&name, message, t));
                 }
@@ -323,7 +397,25 @@ impl Coordinator {
         }
     }
 
+    /// A state object was not there. A deployment whose leader was succeeded may well miss what the successor has deleted:
+    /// that is its end, not damage.
+    fn ask_why_absent(&mut self, of: JobRef, worker: String, message: to_coordinator::Message) {
+        let Some(job) = self.jobs.get(&of.id).filter(|j| j.master.job_ref() == of) else { return };
+        let (log, events, id) = (job.log.clone(), self.events.clone(), of.id.clone());
+        let (newest, generation) = (job.master.record.number, Generation(of.generation));
+        self.env.spawn(Lane::Io, "absent object", async move {
+            let successor = log.successor(newest, generation).await.map(|s| s.is_some());
+            let _ = events.send(Event::Missed { id, job: of, worker, message: Box::new(message), successor }).await;
+        });
+    }
+
     fn on_heartbeat(&mut self, name: &str, beat: millstream_proto::control::Heartbeat) {
+        for used in beat.in_use {
+            let Some(of) = used.job else { continue };
+            if let Some(job) = self.jobs.get_mut(&of.id) {
+                job.uses(name, of, used.version);
+            }
+        }
         let usage = beat.process.unwrap_or_default();
         let before = self.workers.get_mut(name).map_or(usage, |w| std::mem::replace(&mut w.usage, usage));
         for counters in beat.jobs {
@@ -419,6 +511,9 @@ impl Coordinator {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let mut t = Turn { now: self.env.now(), wall_ms: self.env.wall_ms(), workers: &workers, out: Vec::new() };
         act(&mut job.master, &mut t);
+        if let Some(collector) = &job.collector {
+            collector.deployment(job.master.execution, job.oldest_in_use());
+        }
         for action in t.out {
             self.carry_out(id, action);
         }
@@ -426,7 +521,20 @@ impl Coordinator {
 
     fn carry_out(&mut self, id: &str, action: Action) {
         match action {
-            Action::Send(worker, message) => self.send(&worker, *message),
+            Action::Send(worker, message) => {
+                if let to_worker::Message::Deploy(d) = &*message
+                    && let (Some(of), Some(record)) = (&d.job, &d.version)
+                    && let Some(job) = self.jobs.get_mut(id)
+                {
+                    job.told(&worker, of, record.number);
+                }
+                self.send(&worker, *message);
+            }
+            Action::Stale(objects) => {
+                if let Some(collector) = self.jobs.get(id).and_then(|j| j.collector.as_ref()) {
+                    collector.stale(objects);
+                }
+            }
             Action::Commit(record) => self.commit(id, *record),
             Action::Timer(timer, wait) => {
                 let wait = self.jittered(id, timer, wait);
@@ -461,13 +569,18 @@ impl Coordinator {
     fn commit(&mut self, id: &str, mut record: millstream_proto::version::VersionRecord) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if record.nonce == job.master.record.nonce {
-            record.nonce = self.env.unique_id();
-            job.master.set_nonce(&record.nonce);
+            job.master.seal(self.env.unique_id(), job.log.boundaries().known());
+            let Some(sealed) = job.master.in_flight() else { return };
+            record = sealed.clone();
         }
+        if let Some(collector) = &job.collector {
+            collector.sent(&record);
+        }
+        let stored = stored(Some(&job.master.record), &record);
         let (log, events, id) = (job.log.clone(), self.events.clone(), id.to_owned());
         self.env.spawn(Lane::Io, "commit", async move {
-            let number = record.number;
-            let result = log.commit(&record).await;
+            let number = stored.number;
+            let result = log.commit(&stored).await;
             let _ = events.send(Event::Committed { id, number, result }).await;
         });
     }
@@ -484,9 +597,13 @@ impl Coordinator {
     }
 
     fn on_ended(&mut self, id: &str) {
+        // Nothing is deleted behind its end.
         let status = self.status(id);
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.ended = Some(status.clone());
+        if let Some(collector) = job.collector.take() {
+            job.garbage = collector.status();
+        }
         let fenced = matches!(job.master.phase, master::Phase::Ended(master::End::Fenced));
         if let Some(e) = &job.master.error {
             tracing::error!("job {} ({id}) failed: {e}", job.master.spec.name);
@@ -591,6 +708,11 @@ impl Coordinator {
         self.opening.retain(|_, (i, _)| *i != id);
         let answer = match result {
             Ok(opened) => {
+                let collector = (!opened.master.has_ended()).then(|| {
+                    let (log, store) = (opened.log.clone(), opened.store.clone());
+                    let (name, settings) = (&opened.master.spec.name, &opened.master.settings);
+                    Collector::start(self.env.clone(), log, store, name, settings, &opened.master.record)
+                });
                 let job = Job {
                     started: self.env.now(),
                     already_finished: opened.already_finished,
@@ -604,6 +726,9 @@ impl Coordinator {
                     ended: None,
                     end_recorded: false,
                     held: Vec::new(),
+                    collector,
+                    garbage: Value::Null,
+                    in_use: BTreeMap::new(),
                 };
                 self.jobs.insert(id.clone(), job);
                 if self.jobs.get(&id).is_some_and(|j| j.master.has_ended()) {
@@ -635,6 +760,7 @@ impl Coordinator {
             }
             Event::Opened { request, result, reply } => self.on_opened(request, *result, reply),
             Event::Reopen { request } => self.open(*request, None),
+            Event::Forked { fork, settings, result, reply } => self.on_forked(fork, settings, result, reply),
             Event::EndRecorded { id } => {
                 let Some(job) = self.jobs.get_mut(&id) else { return };
                 job.end_recorded = true;
@@ -649,9 +775,25 @@ impl Coordinator {
                 match result {
                     Ok(outcome) => {
                         let stands = matches!(outcome, CommitOutcome::Committed);
+                        if stands
+                            && let Some(job) = self.jobs.get(&id)
+                            && let (Some(collector), Some(record)) = (&job.collector, job.master.in_flight())
+                        {
+                            collector.committed(record);
+                        }
                         self.turn(&id, |master, t| master.on_committed(stands, t));
                     }
                     Err(e) => self.turn(&id, |master, t| master.on_commit_unknown(&e, t)),
+                }
+            }
+            Event::Missed { id, job, worker, message, successor } => {
+                if self.jobs.get(&id).is_none_or(|j| j.master.job_ref() != job) {
+                    return;
+                }
+                match successor {
+                    Ok(true) => self.turn(&id, JobMaster::fence),
+                    Ok(false) => self.turn(&id, |master, t| master.on_message(&worker, *message, t)),
+                    Err(e) => self.turn(&id, |master, t| master.restart_after(e, t)),
                 }
             }
             Event::Timer { id, timer } => self.turn(&id, |master, t| master.on_timer(timer, t)),
@@ -676,6 +818,7 @@ impl Coordinator {
             Some(R::Stop(r)) => return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.want_stop(token, t)),
             Some(R::List(_)) => Ok(client_reply::Reply::Json(self.list().to_string())),
             Some(R::Status(r)) => self.find(&r.job).map(|id| client_reply::Reply::Json(self.status(&id).to_string())),
+            Some(R::Fork(r)) => return self.fork(r, reply),
             Some(R::Versions(r)) => return self.versions(&r.job, reply),
             Some(R::Info(_)) => {
                 let info = LeaderInfo { generation: self.generation.0, state_url: self.options.state_url.clone() };
@@ -759,13 +902,86 @@ impl Coordinator {
         self.open(request, Some(reply));
     }
 
-    fn check_submission(&self, s: &Submit) -> Result<()> {
-        let running = self.jobs.iter().find(|(_, j)| j.master.spec.name == s.name && !j.master.has_ended());
-        if let Some(id) = running.map(|(id, _)| id).or_else(|| self.opening.get(&s.name).map(|(id, _)| id)) {
-            return Err(Error::config(format!("a job with the name '{}' runs already: {id}", s.name))
+    /// Makes the first version of a fork; then it is opened like any job.
+    fn fork(&mut self, fork: Fork, reply: oneshot::Sender<ClientReply>) {
+        let prepared = self.fork_order(&fork);
+        let (order, settings, store) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => {
+                let _ = reply.send(failure(&e));
+                return;
+            }
+        };
+        let (registry, events, env) = (self.registry.clone(), self.events.clone(), self.env.clone());
+        self.env.spawn(Lane::Io, "fork", async move {
+            let result = fork::fork(&registry, &store, &order, &env).await;
+            let _ = events.send(Event::Forked { fork, settings, result, reply }).await;
+        });
+    }
+
+    fn fork_order(&self, fork: &Fork) -> Result<(ForkOrder, BTreeMap<String, String>, Store)> {
+        self.check_name(&fork.name)?;
+        let id = self.find(&fork.job)?;
+        let spec = self.jobs.get(&id).map(|j| &j.master.spec);
+        let name = match (spec, self.past.get(&id).and_then(|s| s["name"].as_str())) {
+            (Some(spec), _) => spec.name.clone(),
+            (None, Some(name)) => name.to_owned(),
+            (None, None) => return Err(Error::unavailable(format!("job {id} is not open yet")).code(7123)),
+        };
+        if name == fork.name {
+            return Err(Error::config(format!("a fork of '{name}' needs a name of its own")).code(1512));
+        }
+        let settings: BTreeMap<String, String> =
+            spec.map(|s| s.settings.clone().into_iter().collect()).unwrap_or_default();
+        let store = self.stores.job_store(&name, &crate::settings::Settings::from_job_map(&settings)?)?;
+        let order = ForkOrder {
+            parent: name,
+            at: (fork.at > 0).then_some(fork.at),
+            name: fork.name.clone(),
+            args: fork.args.clone(),
+            parent_args: spec.map(|s| s.args.clone()),
+        };
+        Ok((order, settings, store))
+    }
+
+    fn on_forked(
+        &mut self,
+        fork: Fork,
+        settings: BTreeMap<String, String>,
+        result: Result<Forked>,
+        reply: oneshot::Sender<ClientReply>,
+    ) {
+        let forked = match result.and_then(|forked| self.check_name(&fork.name).map(|()| forked)) {
+            Ok(forked) => forked,
+            Err(e) => {
+                let _ = reply.send(failure(&e));
+                return;
+            }
+        };
+        let spec = JobSpec {
+            id: self.env.unique_id()[..12].to_owned(),
+            name: fork.name,
+            job: forked.job,
+            args: forked.args,
+            settings: settings.into_iter().collect(),
+        };
+        let parallelism = Some(if fork.parallelism > 0 { fork.parallelism } else { forked.parallelism });
+        let request = OpenRequest { spec, parallelism, from: From::Latest, discard_state: false, taken_over: false };
+        self.open(request, Some(reply));
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        let running = self.jobs.iter().find(|(_, j)| j.master.spec.name == name && !j.master.has_ended());
+        if let Some(id) = running.map(|(id, _)| id).or_else(|| self.opening.get(name).map(|(id, _)| id)) {
+            return Err(Error::config(format!("a job with the name '{name}' runs already: {id}"))
                 .code(7141)
                 .next("cancel or stop it first, or give another --name"));
         }
+        Ok(())
+    }
+
+    fn check_submission(&self, s: &Submit) -> Result<()> {
+        self.check_name(&s.name)?;
         if !s.state_url.is_empty() && s.state_url.trim_end_matches('/') != self.options.state_url.trim_end_matches('/')
         {
             return Err(Error::config(format!(
@@ -824,6 +1040,7 @@ impl Coordinator {
             pids: &self.pids,
             own_requests: crate::worker::request_counters(&m),
             already_finished: job.already_finished,
+            garbage: job.collector.as_ref().map_or_else(|| job.garbage.clone(), Collector::status),
         };
         status::status(&job.master, &facts)
     }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use millstream_common::{Env, Epoch, Error, Result};
 use millstream_objects::Store;
 use millstream_proto::control::JobSpec;
-use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
+use millstream_proto::version::{Pin, VersionRecord, pin};
+use millstream_state_store::version::delta::{settle, stored};
+use millstream_state_store::version::pins::{Pinned, given_up};
 use millstream_state_store::version::{CommitOutcome, VersionLog};
 
 use super::master::{End, JobMaster, KnownSplit};
@@ -55,14 +57,23 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
     let job = registry.build(&spec.job, &spec.args, &JobContext { env: env.clone() })?;
     let identity = Identity { job: spec.job.clone(), args: job.identity_args.clone(), plan: job.graph.describe() };
     let log = VersionLog::new(store.clone(), env.clone());
+    // A planted bug: the state that a take-over starts from is read once, and is older than the number that it gets.
+    let mut read_once = None;
     for _ in 0..TRIES {
         let (newest, floor) = match request.from {
             From::Latest => newest_readable(&log).await?,
             // Whoever goes back may do so because the newest one is damaged.
             From::Version(_) | From::None => newest_whole(&log).await?,
         };
+        let newest = if cfg!(planted_bug = "2") { read_once.get_or_insert(newest).clone() } else { newest };
+        let mut kept = None;
         let base = match request.from {
-            From::Version(n) if newest.is_some() => Some(version(&log, n).await?),
+            From::Version(n) if newest.is_some() => {
+                // Nobody collects it from here on, until the take-over record refers to what it needs.
+                version(&log, n).await?;
+                kept = Some(keep(&log, n, floor.number + 1, &env).await?);
+                Some(version(&log, n).await?)
+            }
             From::Version(n) => return Err(no_such_version(n)),
             From::Latest | From::None => newest,
         };
@@ -103,9 +114,21 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
             floor.epoch,
         )?;
         taken.retained_checkpoints = settings.checkpoint.retained;
+        taken.retained_for_ms = settings.checkpoint.retained_for.as_millis() as u64;
+        taken.base = base.as_ref().map_or(0, |b| b.number);
         taken.nonce = env.unique_id();
         taken.committed_ms = env.wall_ms();
-        if let CommitOutcome::Committed = log.commit(&taken).await? {
+        let known = log.boundaries().known();
+        (taken.boundary, taken.bound) = (known.number, known.bound);
+        settle(None, &mut taken);
+        let outcome = log.commit(&stored(None, &taken)).await?;
+        if let Some(pinned) = kept {
+            // Its number is taken: the pin holds nothing any more. One that is left goes with the next collection.
+            if let Err(e) = log.pins().release(&pinned).await {
+                tracing::debug!("the pin of a start is left over: {e}");
+            }
+        }
+        if let CommitOutcome::Committed = outcome {
             let restored = base.map(|b| b.number);
             let mut master = JobMaster::new(spec, settings, taken, restored, splits, complete, env.now())?;
             master.taken_over = request.taken_over;
@@ -125,8 +148,25 @@ struct Floor {
     epoch: u64,
 }
 
+/// Pins the version that the take-over record `until` starts from.
+async fn keep(log: &VersionLog, version: u64, until: u64, env: &Env) -> Result<Pinned> {
+    let pin = Pin {
+        id: format!("start-{}", env.unique_id()),
+        version,
+        kind: pin::Kind::Start.into(),
+        who: "a start from this version".to_owned(),
+        created_ms: env.wall_ms(),
+        until,
+    };
+    log.pins().pin(&pin, log.boundaries()).await
+}
+
 async fn newest_readable(log: &VersionLog) -> Result<(Option<VersionRecord>, Floor)> {
     let newest = log.newest().await?;
+    if let Some(record) = &newest {
+        log.boundaries().learn(record.boundary, record.bound);
+        log.boundaries().newest().await?;
+    }
     let floor = newest.as_ref().map_or(Floor { number: 0, generation: 0, epoch: 0 }, |r| Floor {
         number: r.number,
         generation: r.generation,
@@ -145,7 +185,9 @@ async fn newest_whole(log: &VersionLog) -> Result<(Option<VersionRecord>, Floor)
         Err(e) if e.is_final() => {}
         found => return found,
     }
+    let bound = log.boundaries().find().await?.bound;
     let mut numbers = log.list().await?;
+    numbers.retain(|n| n.0 >= bound);
     let Some(&last) = numbers.last() else { return newest_readable(log).await };
     while let Some(number) = numbers.pop() {
         match log.read(number).await {
@@ -166,8 +208,17 @@ async fn newest_whole(log: &VersionLog) -> Result<(Option<VersionRecord>, Floor)
     Ok((None, Floor { number: last.0, generation: last.0, epoch: last.0 * EPOCHS_BETWEEN_RECORDS }))
 }
 
+/// A version to start from.
 async fn version(log: &VersionLog, n: u64) -> Result<VersionRecord> {
-    log.read(millstream_common::VersionNumber(n)).await?.ok_or_else(|| no_such_version(n))
+    let bound = log.boundaries().known().bound;
+    match log.read(millstream_common::VersionNumber(n)).await {
+        Ok(Some(record)) => Ok(record),
+        Ok(None) if n >= bound => Err(no_such_version(n)),
+        Ok(None) => Err(given_up(n, bound)),
+        // What it was read from has been collected.
+        Err(e) if e.is_final() && n < bound => Err(given_up(n, bound)),
+        Err(e) => Err(e),
+    }
 }
 
 fn no_such_version(n: u64) -> Error {

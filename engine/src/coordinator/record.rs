@@ -324,3 +324,11 @@ pub fn compactions(base: &VersionRecord, done: &[CompactionDone]) -> Result<Opti
     record.tree = Some(tree.to_proto());
     Ok(Some(record))
 }
+
+/// The objects that compactions wrote and `record`, the first that could list them, does not: none ever will.
+#[must_use]
+pub fn stale_outputs(done: &[CompactionDone], record: &VersionRecord) -> Vec<String> {
+    let listed: BTreeSet<&str> = record.tree.iter().flat_map(|t| &t.runs).map(|r| r.object.as_str()).collect();
+    let written: BTreeSet<&str> = done.iter().flat_map(|d| &d.outputs).map(|r| r.object.as_str()).collect();
+    written.difference(&listed).map(|o| (*o).to_owned()).collect()
+}

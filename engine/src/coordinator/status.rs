@@ -24,6 +24,8 @@ pub(crate) struct StatusFacts<'a> {
     /// Requests of the coordinator itself for the job.
     pub(crate) own_requests: RequestCounters,
     pub(crate) already_finished: bool,
+    /// What the collector has done; null when the job has none.
+    pub(crate) garbage: Value,
 }
 
 /// The status document; also the summary of a run.
@@ -67,6 +69,8 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "bytes_read": requests.bytes_read, "bytes_written": requests.bytes_written, "usd": requests.usd,
         },
         "cache": {"memory_hits": cache.0, "disk_hits": cache.1, "misses": cache.2},
+        "garbage": facts.garbage,
+        "forked_from": master.record.fork.as_ref().map(|f| json!({"job": f.job, "version": f.version})),
         "rescales": s.rescales.iter().map(|r| json!({
             "from": r.from, "to": r.to, "pause_ms": r.pause_ms,
             "objects_copied": r.objects_copied, "bytes_written": r.bytes_written,

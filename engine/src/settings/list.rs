@@ -106,6 +106,15 @@ pub static SETTINGS: &[SettingDef] = &[
         "How many of the newest checkpoints are kept and shown by `versions` as restorable."
     ),
     setting!(
+        "checkpoint.retained-for" = "0",
+        Time,
+        DURATION,
+        checkpoint.retained_for,
+        Job,
+        None,
+        "Checkpoints that are younger than the newest version by at most this are kept besides; 0: none for their age."
+    ),
+    setting!(
         "checkpoint.mode" = "exactly-once",
         Mode,
         "exactly-once, at-least-once",
@@ -122,6 +131,42 @@ pub static SETTINGS: &[SettingDef] = &[
         Job,
         None,
         "An alignment that takes longer turns the checkpoint unaligned. Not built yet: barriers always align."
+    ),
+    setting!(
+        "versions.collect-interval" = "30s",
+        Time,
+        DURATION,
+        versions.collect_interval,
+        Job,
+        None,
+        "From one collection of what no kept version needs to the next at least; 0: nothing is ever deleted."
+    ),
+    setting!(
+        "versions.collect-records" = "64",
+        Count,
+        COUNT,
+        versions.collect_records,
+        Job,
+        None,
+        "A collection waits for so many new version records, too."
+    ),
+    setting!(
+        "versions.orphan-delay" = "5min",
+        Time,
+        DURATION,
+        versions.orphan_delay,
+        Job,
+        None,
+        "So long after its start a job looks for state objects of earlier deployments that no version ever listed."
+    ),
+    setting!(
+        "versions.orphan-interval" = "1h",
+        Time,
+        DURATION,
+        versions.orphan_interval,
+        Job,
+        None,
+        "From one such look to the next at least; a job that writes nothing does not look again."
     ),
     setting!(
         "restart.strategy" = "exponential-delay",

@@ -49,6 +49,8 @@ pub enum Reach {
 pub struct Settings {
     /// `checkpoint.*`
     pub checkpoint: CheckpointSettings,
+    /// `versions.*`
+    pub versions: VersionsSettings,
     /// `restart.*`
     pub restart: RestartSettings,
     /// `watermark.*`
@@ -78,12 +80,27 @@ pub struct CheckpointSettings {
     pub tolerable_failures: u32,
     /// How many may be in flight.
     pub max_concurrent: u32,
-    /// How many of the newest checkpoints `versions` shows as restorable.
+    /// How many of the newest checkpoints are kept restorable.
     pub retained: u32,
+    /// And all that are younger than the newest record by at most this; zero: none for their age.
+    pub retained_for: Duration,
     /// Whether barriers align.
     pub mode: CheckpointMode,
     /// After so long a checkpoint turns unaligned; `None`: never.
     pub alignment_timeout: Option<Duration>,
+}
+
+/// When what no version needs any more is deleted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VersionsSettings {
+    /// From one collection to the next at least; zero: none.
+    pub collect_interval: Duration,
+    /// And so many new records at least.
+    pub collect_records: u32,
+    /// From the start of a leader until it looks for objects that no version ever referred to.
+    pub orphan_delay: Duration,
+    /// From one such look to the next at least.
+    pub orphan_interval: Duration,
 }
 
 /// What a checkpoint promises.
@@ -244,6 +261,7 @@ impl Settings {
         need(!c.timeout.is_zero(), "checkpoint.timeout is 0", "set it above 0, for instance to 10min")?;
         need(c.max_concurrent > 0, "checkpoint.max-concurrent is 0", "1 checkpoint must be allowed")?;
         need(c.retained > 0, "checkpoint.retained is 0", "at least 1 checkpoint is kept")?;
+        need(self.versions.collect_records > 0, "versions.collect-records is 0", "64 is the default")?;
         need(r.backoff_multiplier >= 1.0, "restart.backoff-multiplier is below 1", "waits must not shrink")?;
         need(
             (0.0..=1.0).contains(&r.jitter),

@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use millstream_common::Env;
 use millstream_common::env::Moment;
 use millstream_objects::Store;
-use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters};
-use millstream_state_store::StateStore;
+use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters, VersionInUse};
+use millstream_state_store::{Run, StateStore};
 use parking_lot::Mutex;
 
+use super::in_use::InUse;
 use crate::element::WATERMARK_MIN;
-use crate::task::{SubtaskId, TaskMetrics};
+use crate::task::{SubtaskId, TaskMetrics, VersionView};
 
 /// The counters of one job on this worker.
 pub(crate) struct JobGauges {
@@ -22,6 +23,7 @@ pub(crate) struct JobGauges {
     store: Store,
     state: StateStore,
     subtasks: Mutex<BTreeMap<SubtaskId, Subtask>>,
+    in_use: Mutex<InUse>,
 }
 
 struct Subtask {
@@ -32,7 +34,18 @@ struct Subtask {
 
 impl JobGauges {
     pub(crate) fn new(env: Env, job: JobRef, task_uids: Vec<String>, store: Store, state: StateStore) -> Self {
-        Self { env, job, task_uids, store, state, subtasks: Mutex::default() }
+        Self { env, job, task_uids, store, state, subtasks: Mutex::default(), in_use: Mutex::default() }
+    }
+
+    /// The deployment reads from a version from now on, and perhaps from `own` sections that it lists.
+    pub(crate) fn uses(&self, number: u64, version: &VersionView, own: &[Arc<Run>]) {
+        self.in_use.lock().add(number, version.runs.iter().flatten().chain(own));
+    }
+
+    /// The oldest version whose objects may still be read here; `None` before the first.
+    pub(crate) fn oldest_in_use(&self) -> Option<VersionInUse> {
+        let version = self.in_use.lock().oldest()?;
+        Some(VersionInUse { job: Some(self.job.clone()), version })
     }
 
     pub(crate) fn add(&self, id: SubtaskId, attempt: u64, metrics: Arc<TaskMetrics>) {

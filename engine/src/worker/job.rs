@@ -276,6 +276,9 @@ impl JobActor {
     async fn deploy(&mut self, deploy: Deploy) -> Result<()> {
         let view = |record| deploy::version_view(&self.context.graph, record).map(Arc::new);
         let version = deploy.version.as_ref().map(view).transpose()?;
+        if let (Some(record), Some(version)) = (&deploy.version, &version) {
+            self.context.gauges.uses(record.number, version, &[]);
+        }
         // Who joins starts from a version to come, and warms up from this one.
         let (version, before) = if deploy.join { (None, version) } else { (version, None) };
         let assignment = assignment_from_proto(deploy.assignment.as_ref().unwrap_or(&Default::default()))?;
@@ -522,7 +525,10 @@ impl JobActor {
 
     fn on_version(&mut self, record: &VersionRecord) -> Result<()> {
         let version = Arc::new(deploy::version_view(&self.context.graph, record)?);
-        self.unlisted_runs.retain(|r| r.interval.max.epoch > version.epoch);
+        let is_listed = |r: &mut Arc<Run>| r.interval.max.epoch <= version.epoch;
+        let listed: Vec<_> = self.unlisted_runs.extract_if(.., is_listed).collect();
+        self.context.gauges.uses(record.number, &version, &listed);
+        drop(listed);
         let (mine, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.uncommitted).into_iter().partition(|c| c.epoch <= version.epoch);
         self.uncommitted = later;
@@ -533,6 +539,9 @@ impl JobActor {
             self.upcoming = None;
             let parallelism = self.assignment.parallelism();
             self.tasks.retain(|id, _| id.index < parallelism);
+            // Nobody counts a worker without subtasks among those that read.
+            self.compacting.retain(|c| c.subtask.index < parallelism);
+            self.tell_held();
             self.serving.retain(|id, _| *id >= self.assignment.id);
             self.serving.entry(self.assignment.id).or_default();
         }

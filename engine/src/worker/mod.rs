@@ -26,6 +26,7 @@ pub(crate) mod channels;
 mod committer;
 mod deploy;
 mod gauges;
+mod in_use;
 mod job;
 pub mod stores;
 mod warming;
@@ -210,7 +211,8 @@ impl Worker {
     fn heartbeat(&self) {
         let jobs = self.jobs.values().map(|j| j.gauges.counters()).collect();
         let process = Some((self.options.usage)());
-        let beat = Heartbeat { generation_seen: self.generation.0, process, jobs };
+        let in_use = self.jobs.values().filter_map(|j| j.gauges.oldest_in_use()).collect();
+        let beat = Heartbeat { generation_seen: self.generation.0, process, jobs, in_use };
         self.context.tell(to_coordinator::Message::Heartbeat(beat));
     }
 

@@ -7,7 +7,7 @@ use millstream_engine::dataflow::JobRegistry;
 use millstream_engine::settings;
 use millstream_engine::transport::network::{Network, NetworkSettings};
 use millstream_proto::control::client_request::Request;
-use millstream_proto::control::{Cancel, Checkpoint, List, Rescale, Status, Stop, Submit, Versions};
+use millstream_proto::control::{Cancel, Checkpoint, Fork, List, Rescale, Status, Stop, Submit, Versions};
 use serde_json::{Value, json};
 
 use super::show;
@@ -119,6 +119,23 @@ pub(super) fn submit(args: SubmitArgs, json: bool, registry: &JobRegistry, envir
             out::note(&already_finished(&status));
         }
         Ok::<_, Error>(id)
+    })?;
+    if json { out::print_json(&json!({ "id": id })) } else { out::print(&id) }
+}
+
+/// Starts a fork. `order` makes the request, once the job's kind is known.
+pub(super) fn fork(
+    cluster: &ClusterArg,
+    job: &str,
+    json: bool,
+    environment: Environment,
+    order: impl FnOnce(&str) -> Result<Fork>,
+) -> Result<()> {
+    let asking = start(cluster, environment)?;
+    let id = asking.process.block_on(async {
+        let status = asking.client.status(job).await?;
+        let request = order(status["job"].as_str().unwrap_or_default())?;
+        asking.client.fork(request).await
     })?;
     if json { out::print_json(&json!({ "id": id })) } else { out::print(&id) }
 }

@@ -5,6 +5,9 @@
 //! - [`ask`]: what a client asks of a coordinator.
 //! - [`state`]: a look into the state of a job, without a cluster.
 //! - [`offline`]: what else can be read from a place of state without a cluster.
+//! - [`offline`]: what can be read from a place of state without a cluster.
+//! - [`fork`]: a second job from a version of a job.
+//! - [`pins`]: what keeps versions, in a place of state.
 //!
 //! Each reads what was typed, refuses what cannot be before anything starts, and prints its result once at the end.
 
@@ -21,7 +24,9 @@ use crate::table::Table;
 use crate::{out, people};
 
 mod ask;
+mod fork;
 mod offline;
+mod pins;
 mod run;
 mod serve;
 mod state;
@@ -48,6 +53,9 @@ pub fn carry_out(cli: Cli, registry: Arc<JobRegistry>, environment: Environment)
         Command::Cancel(args) => ask::cancel(&args, json, environment),
         Command::Stop(args) => ask::stop(&args, json, environment),
         Command::State(args) => state::carry_out(&args.command, json, environment),
+        Command::Fork(args) => fork::fork(args, json, &registry, environment),
+        Command::Pins(args) => pins::pins(&args, json, environment),
+        Command::Pin(args) => pins::pin(&args, json, environment),
         Command::Fsck(args) => offline::fsck(&args, json, environment),
         Command::Jobs => show(json, &jobs(&registry), people::jobs),
         Command::Settings(args) => settings(&args, json),

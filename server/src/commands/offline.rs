@@ -2,6 +2,7 @@
 
 use millstream_common::{Error, Result};
 use millstream_engine::coordinator;
+use millstream_objects::Store;
 use millstream_state_store::fsck;
 use millstream_state_store::version::VersionLog;
 use serde_json::{Value, json};
@@ -21,14 +22,19 @@ pub(super) fn versions(job: &str, url: &str, args: &SettingArgs, json: bool, env
     let log = VersionLog::new(store.clone(), process.env.clone());
     let rows = process.block_on(async {
         if log.newest().await?.is_none() {
-            return Err(Error::config(format!("there is no version of '{job}'"))
-                .code(1422)
-                .at(store.url())
-                .next("`millstream list --state URL` shows the names that are there"));
+            return Err(no_version(job, &store));
         }
         coordinator::versions::list(&log).await
     })?;
     show(json, &Value::Array(rows), people::versions)
+}
+
+/// No job of this name has ever committed anything.
+pub(super) fn no_version(job: &str, store: &Store) -> Error {
+    Error::config(format!("there is no version of '{job}'"))
+        .code(1422)
+        .at(store.url())
+        .next("`millstream list --state URL` shows the names that are there")
 }
 
 pub(super) fn list(url: &str, args: &SettingArgs, json: bool, environment: Environment) -> Result<()> {
@@ -65,7 +71,8 @@ pub(super) fn fsck(args: &FsckArgs, json: bool, environment: Environment) -> Res
     let (unreferenced, unreferenced_bytes) = report.unreferenced;
     let document = json!({
         "state": args.state, "jobs": report.jobs, "versions": report.versions, "objects": report.objects,
-        "bytes": report.bytes, "unreferenced_objects": unreferenced, "unreferenced_bytes": unreferenced_bytes,
+        "bytes": report.bytes, "given_up_versions": report.given_up, "pins": report.pins,
+        "leaked_objects": report.leaks.values().sum::<u64>(), "unreferenced_objects": unreferenced, "unreferenced_bytes": unreferenced_bytes,
         "problems": problems, "whole": problems.is_empty(),
     });
     show(json, &document, |_| {
@@ -77,6 +84,10 @@ pub(super) fn fsck(args: &FsckArgs, json: bool, environment: Environment) -> Res
             grouped(report.objects),
             bytes(report.bytes)
         );
+        let head = match report.leaks.values().sum::<u64>() {
+            0 => head,
+            n => format!("{head}; {} more objects that no version ever listed", grouped(n)),
+        };
         let end = if problems.is_empty() { "every version is whole".to_owned() } else { problems.join("\n") };
         format!("{head}\n{end}")
     })?;

@@ -8,6 +8,7 @@ mod command_line;
 mod documents;
 mod run;
 mod state;
+mod versions;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -27,6 +27,7 @@ fn run(name: &str, epochs: (u64, u64), length: u64, clip: &[(u32, u32)]) -> Arc<
         entries: 1,
         states: Vec::new(),
         object_bytes: 8 + length,
+        origin: String::new(),
     })
 }
 

@@ -5,22 +5,35 @@
 //! says nothing, and a 404 on reading back says nothing either, since a delayed request may still land. So the same
 //! PUT (same bytes, same nonce) is repeated until the number is taken, and reading back tells by the nonce by whom.
 //!
+//! Records are stored in groups ([`delta`]): a snapshot and what changed from one to the next. Who reads a record gets a
+//! whole one. Old records are given up by drawing a boundary ([`boundary`]), kept by pins ([`pins`]); what then may be
+//! deleted is decided in [`garbage`].
+//!
 //! What this module never does: give up a commit by itself, overwrite or delete a record, or pick the next number
 //! after a lost one; that is for the caller, who must stop when it was fenced.
 
+pub mod boundary;
 mod decide;
+pub mod delta;
+pub mod garbage;
+pub mod pins;
 mod record;
+mod sealed;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use millstream_common::{Env, Error, Generation, Result, VersionNumber};
 use millstream_objects::{Created, Purpose, Store};
 use millstream_proto::version::VersionRecord;
 
+use boundary::BoundaryLog;
 use decide::{Next, ReadBack, Sent, after_create, after_read_back};
+use delta::group_of;
+use pins::Pins;
 pub use record::{check_compatible, decode_record, encode_record};
 
 /// What became of a commit.
@@ -40,18 +53,23 @@ pub enum CommitOutcome {
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// The version records of one job.
+/// Records that are read at the same time.
+const READ_AHEAD: usize = 32;
+
+/// The version records of one job. Clones share what is known of the boundary.
 #[derive(Clone)]
 pub struct VersionLog {
     store: Store,
     env: Env,
+    boundaries: BoundaryLog,
 }
 
 impl VersionLog {
     /// The log below `store`, the job's prefix.
     #[must_use]
     pub fn new(store: Store, env: Env) -> Self {
-        Self { store, env }
+        let boundaries = BoundaryLog::new(store.clone(), env.clone());
+        Self { store, env, boundaries }
     }
 
     /// The path of a record below the job's prefix.
@@ -60,7 +78,19 @@ impl VersionLog {
         format!("version/{:020}", number.0)
     }
 
-    /// The numbers of all records, rising.
+    /// The boundaries of the job.
+    #[must_use]
+    pub fn boundaries(&self) -> &BoundaryLog {
+        &self.boundaries
+    }
+
+    /// The pins of the job.
+    #[must_use]
+    pub fn pins(&self) -> Pins {
+        Pins::new(self.store.clone(), self.env.clone())
+    }
+
+    /// The numbers of all records, rising. Some of them may be below the boundary: they are about to go.
     pub async fn list(&self) -> Result<Vec<VersionNumber>> {
         let listed = self.store.list("version/", Purpose::Version).await?;
         let mut numbers: Vec<_> = listed.iter().filter_map(|l| number_of(&l.path)).collect();
@@ -73,16 +103,60 @@ impl VersionLog {
     pub async fn newest(&self) -> Result<Option<VersionRecord>> {
         let Some(mut number) = self.list().await?.last().copied() else { return Ok(None) };
         let mut newest = self.read(number).await?;
-        while let Some(record) = self.read(number.next()).await? {
+        while let Some(stored) = self.stored(number.next()).await? {
             number = number.next();
-            newest = Some(record);
+            newest = Some(match &newest {
+                Some(before) if stored.delta.is_some() => self.applied(before, &stored)?,
+                _ => self.whole(stored).await?,
+            });
         }
         Ok(newest)
     }
 
-    /// The record with a number; `None` when there is none. One that is damaged, or that was written with another
+    /// The whole record with a number; `None` when there is none. One that is damaged, or that was written with another
     /// hash or key codec, is an error that names it.
     pub async fn read(&self, number: VersionNumber) -> Result<Option<VersionRecord>> {
+        match self.stored(number).await? {
+            Some(stored) => self.whole(stored).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads records, each object once: `take` gets them in the order of `numbers` (rising), whole; `None` for one that
+    /// has gone; what is wrong with one that cannot be used. Ends early with errors that a repetition may mend.
+    pub async fn read_each(
+        &self,
+        numbers: &[VersionNumber],
+        mut take: impl FnMut(VersionNumber, Result<Option<VersionRecord>>) -> Result<()>,
+    ) -> Result<()> {
+        let mut before: Option<VersionRecord> = None;
+        for chunk in numbers.chunks(READ_AHEAD) {
+            let read = futures::future::join_all(chunk.iter().map(|n| self.stored(*n))).await;
+            for (&number, stored) in chunk.iter().zip(read) {
+                let whole = match (stored, &before) {
+                    (Ok(Some(s)), Some(b)) if s.delta.is_some() && b.number + 1 == number.0 => self.applied(b, &s),
+                    (Ok(Some(s)), _) => self.whole(s).await,
+                    (Ok(None), _) => {
+                        take(number, Ok(None))?;
+                        continue;
+                    }
+                    (Err(e), _) => Err(e),
+                };
+                match whole {
+                    Ok(record) => {
+                        take(number, Ok(Some(record.clone())))?;
+                        before = Some(record);
+                    }
+                    Err(e) if e.is_final() => take(number, Err(e))?,
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A record as it is stored.
+    async fn stored(&self, number: VersionNumber) -> Result<Option<VersionRecord>> {
         let path = Self::path(number);
         let Some(bytes) = self.store.get(&path, Purpose::Version).await? else { return Ok(None) };
         let record = record::decode_numbered(&bytes, number)
@@ -91,10 +165,66 @@ impl VersionLog {
         Ok(Some(record))
     }
 
-    /// Writes a record under its number. Ends when the number is taken, by this record or by another; on an error
-    /// that no repetition can mend it ends, too, and the error says whether the record may stand all the same.
+    fn applied(&self, before: &VersionRecord, stored: &VersionRecord) -> Result<VersionRecord> {
+        let path = Self::path(VersionNumber(stored.number));
+        delta::apply(before, stored).map_err(|e| e.at(self.store.url_of(&path)))
+    }
+
+    /// The whole record that a stored one stands for: reads the others of its group, all at once.
+    async fn whole(&self, stored: VersionRecord) -> Result<VersionRecord> {
+        if stored.delta.is_none() {
+            return Ok(stored);
+        }
+        let place = self.store.url_of(&Self::path(VersionNumber(stored.number)));
+        let absent = |n: u64| {
+            Error::corrupt(format!("version {} builds on version {n}, which is not there", stored.number))
+                .code(4007)
+                .at(place.clone())
+                .next("`millstream fsck` shows what else is missing; start from an older version")
+        };
+        let group = group_of(&stored);
+        if group >= stored.number || stored.number - group > delta::GROUP_RECORDS {
+            return Err(absent(group));
+        }
+        let others = try_join_all((group..stored.number).map(|n| self.stored(VersionNumber(n)))).await?;
+        let mut whole: Option<VersionRecord> = None;
+        for (n, other) in (group..).zip(others) {
+            let other = other.ok_or_else(|| absent(n))?;
+            whole = Some(match &whole {
+                Some(before) => self.applied(before, &other)?,
+                None if other.delta.is_none() => other,
+                None => return Err(absent(n)),
+            });
+        }
+        self.applied(&whole.ok_or_else(|| absent(group))?, &stored)
+    }
+
+    /// Writes a record, in its stored form, under its number. Ends when the number is taken, by this record or by another;
+    /// on an error that no repetition can mend it ends, too, and the error says whether the record may stand all the same.
     /// Dropping the future leaves the same doubt.
+    ///
+    /// A number below the boundary is lost, although it could be taken: its record had been collected, and the chain has
+    /// gone on elsewhere.
     pub async fn commit(&self, record: &VersionRecord) -> Result<CommitOutcome> {
+        // A planted bug: the boundary is looked at before the number is taken.
+        let before = if cfg!(planted_bug = "1") { Some(self.boundaries.newest().await?) } else { None };
+        let outcome = self.take_number(record).await?;
+        // A planted bug: whoever created the record believes that it counts.
+        if outcome != CommitOutcome::Committed || cfg!(planted_bug = "3") {
+            return Ok(outcome);
+        }
+        let known = match before {
+            Some(known) => known,
+            None => self.boundaries.newest().await.map_err(Error::maybe_applied)?,
+        };
+        if known.bound > record.number {
+            let number = VersionNumber(record.number);
+            return Ok(CommitOutcome::Lost { winner: known.generation, number });
+        }
+        Ok(outcome)
+    }
+
+    async fn take_number(&self, record: &VersionRecord) -> Result<CommitOutcome> {
         let number = VersionNumber(record.number);
         let path = Self::path(number);
         let bytes = Bytes::from(encode_record(record));
@@ -125,6 +255,20 @@ impl VersionLog {
             self.env.sleep(pause + Duration::from_millis(jitter)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Whether somebody else has taken the job over from the writer of `generation`, whose newest record is `newest`: its
+    /// generation. A successor's record may have been collected by now; its boundary stands.
+    pub async fn successor(&self, newest: u64, generation: Generation) -> Result<Option<Generation>> {
+        let mut number = VersionNumber(newest).next();
+        while let Some(record) = self.stored(number).await? {
+            if record.generation != generation.0 {
+                return Ok(Some(Generation(record.generation)));
+            }
+            number = number.next();
+        }
+        let known = self.boundaries.newest().await?;
+        Ok((known.generation > generation).then_some(known.generation))
     }
 
     async fn read_back(&self, number: VersionNumber, nonce: &str) -> ReadBack {

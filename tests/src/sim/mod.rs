@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod net;
 pub mod node;
 pub mod plan;
+pub mod reader;
 pub mod reference;
 pub mod reminders;
 pub mod run;

@@ -43,6 +43,10 @@ pub struct Plan {
     pub heartbeat_timeout: Duration,
     /// What clients ask for, by time.
     pub requests: Vec<(Duration, Request)>,
+    /// When somebody pins a version and reads it slowly.
+    pub readers: Vec<Duration>,
+    /// When somebody forks the job, and whether from an older version than the newest.
+    pub forks: Vec<(Duration, bool)>,
     /// What goes wrong, by time.
     pub faults: Vec<(Duration, Fault)>,
     /// When everything is repaired.
@@ -146,12 +150,15 @@ impl Plan {
             latency: latency(&mut dice),
             heartbeat_timeout: *dice.pick(&[Duration::from_millis(1_500), Duration::from_secs(4)]),
             requests: Vec::new(),
+            readers: Vec::new(),
+            forks: Vec::new(),
             faults: Vec::new(),
             healed: Duration::ZERO,
             late_split: !matches!(job, "busiest" | "mixed" | LATE),
             paced_ms: *dice.pick(&[0, 4_000, 8_000, 15_000, 25_000]),
         };
         plan.healed = dice.millis(plan.paced_ms / 2 + 1_000..plan.paced_ms + 5_000);
+        plan.draw_garbage(&mut Dice::new(seed, "garbage"));
         plan.draw_requests(&mut Dice::new(seed, "requests"));
         if !Dice::new(seed, "calm").chance(12) {
             plan.draw_faults(&mut Dice::new(seed, "faults"));
@@ -161,6 +168,28 @@ impl Plan {
 
     fn moment(&self, dice: &mut Dice) -> Duration {
         dice.millis(0..self.healed.as_millis() as u64)
+    }
+
+    /// What is kept, how often the rest is collected, and who reads meanwhile.
+    fn draw_garbage(&mut self, dice: &mut Dice) {
+        let pairs = [
+            ("checkpoint.retained", *dice.pick(&["1", "1", "2", "5"])),
+            ("checkpoint.retained-for", *dice.pick(&["0", "0", "0", "700ms"])),
+            ("versions.collect-interval", *dice.pick(&["20ms", "100ms", "700ms"])),
+            ("versions.collect-records", *dice.pick(&["1", "1", "3", "20"])),
+            ("versions.orphan-delay", *dice.pick(&["0", "100ms", "2s"])),
+            ("versions.orphan-interval", *dice.pick(&["50ms", "300ms", "3s"])),
+        ];
+        self.settings.extend(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        for _ in 0..*dice.pick(&[0, 1, 3, 8]) {
+            self.readers.push(self.moment(dice));
+        }
+        self.readers.sort();
+        for _ in 0..*dice.pick(&[0, 0, 0, 1, 2]) {
+            let when = self.moment(dice);
+            self.forks.push((when, dice.chance(50)));
+        }
+        self.forks.sort();
     }
 
     fn draw_requests(&mut self, dice: &mut Dice) {
@@ -247,7 +276,10 @@ impl Plan {
         };
         faults.late_by = dice.millis(100..40_000);
         faults.stream_pause = dice.millis(10..300);
-        if dice.chance(40) {
+        if dice.chance(20) {
+            // Pins and boundaries alone.
+            faults.only_paths_with = (*dice.pick(&["/pins/", "/boundary/"])).into();
+        } else if dice.chance(40) {
             // The commits alone.
             faults.only_paths_with = "/version/".into();
         }

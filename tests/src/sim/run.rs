@@ -10,7 +10,8 @@ use millstream_common::{Env, Lane};
 use millstream_engine::transport::Transport;
 use millstream_objects::FaultyStore;
 use millstream_proto::control::{
-    Checkpoint, ClientReply, ClientRequest, Failure, List, Rescale, Status, Stop, Submit, client_reply, client_request,
+    Checkpoint, ClientReply, ClientRequest, Failure, Fork, List, Rescale, Status, Stop, Submit, Versions, client_reply,
+    client_request,
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -28,6 +29,12 @@ use super::trace::Trace;
 
 /// The job's name: where its state stands.
 pub const NAME: &str = "job";
+/// The name of a fork of it.
+#[must_use]
+pub fn fork_name(number: usize) -> String {
+    format!("fork-{number}")
+}
+
 /// Virtual time that the job has to finish in once everything is repaired.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// After so long every delayed write has landed.
@@ -86,13 +93,28 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     let cluster = Arc::new(Cluster::new(env.clone(), trace.clone(), plan.clone(), parts, seed, shared));
     let progress = Arc::new(Mutex::new(None));
     let client = Arc::new(Client { cluster: cluster.clone(), transport: cluster.client(), plan: plan.clone() });
-    let (done, asking) = (progress.clone(), client.clone());
+    let (done, asking, forking) = (progress.clone(), client.clone(), client.clone());
     env.spawn(Lane::Io, "client", async move {
-        client.submit(client.plan.parallelism).await;
+        client.submit(NAME, client.plan.parallelism).await;
         let end = client.wait_for_end().await;
         *done.lock() = Some(end);
     });
     env.spawn(Lane::Io, "requests", async move { asking.ask_all().await });
+    for (i, (when, old)) in plan.forks.iter().copied().enumerate() {
+        let (client, sleep) = (forking.clone(), env.sleep(when));
+        env.spawn(Lane::Io, "fork", async move {
+            sleep.await;
+            client.fork(&fork_name(i), old).await;
+        });
+    }
+    for (number, when) in plan.readers.iter().copied().enumerate() {
+        let (cluster, sleep) = (cluster.clone(), env.sleep(when));
+        env.spawn(Lane::Io, "reader", async move {
+            sleep.await;
+            let store = cluster.outsider("reader");
+            super::reader::read(cluster, store, number as u64, seed).await;
+        });
+    }
     let mut driver = Driver {
         cluster: cluster.clone(),
         plan: plan.clone(),
@@ -132,13 +154,14 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     }
     let (trace_hash, events) = trace.hash();
     let summary = format!(
-        "{} p{} on {} workers, {} faults, {} requests, {} versions; {figures}",
+        "{} p{} on {} workers, {} faults, {} requests, {} versions, {} deleted; {figures}",
         plan.job,
         plan.parallelism,
         plan.workers,
         plan.faults.len(),
         plan.requests.len(),
         cluster.ledger.versions(),
+        cluster.ledger.deleted(),
     );
     Outcome { seed, violations: trace.violations(), trace_hash, events, virtual_time, summary }
 }
@@ -321,11 +344,39 @@ impl Client {
         self.cluster.env.sleep(Duration::from_millis(300)).await;
     }
 
-    async fn submit(&self, parallelism: u32) {
+    /// Asks for a fork, once or twice: it may come to be or not.
+    async fn fork(&self, name: &str, old: bool) {
+        for turn in 0..2 * COORDINATORS {
+            let coordinator = turn % COORDINATORS;
+            let mut at = 0;
+            if old {
+                let versions = client_request::Request::Versions(Versions { job: NAME.to_owned() });
+                let Some(versions) = self.json(coordinator, versions).await else { continue };
+                at = versions[0]["version"].as_u64().unwrap_or_default();
+            }
+            let args = vec![format!("--output={name}")];
+            let fork = Fork { job: NAME.to_owned(), at, name: name.to_owned(), parallelism: 1, args };
+            match self.call(coordinator, client_request::Request::Fork(fork)).await.and_then(|r| r.reply) {
+                Some(client_reply::Reply::JobId(_)) => return,
+                _ => self.pause().await,
+            }
+        }
+    }
+
+    /// The jobs that there are, the forks only once they have a version.
+    fn names(&self) -> Vec<String> {
+        let forks = (0..self.plan.forks.len()).map(fork_name);
+        let born = forks.filter(|f| self.cluster.ledger.newest(f).is_some());
+        std::iter::once(NAME.to_owned()).chain(born).collect()
+    }
+
+    async fn submit(&self, name: &str, parallelism: u32) {
+        let args = if name == NAME { Vec::new() } else { vec![format!("--output={name}")] };
         for turn in 0.. {
             let submit = Submit {
                 job: self.plan.job.into(),
-                name: NAME.into(),
+                name: name.into(),
+                args: args.clone(),
                 parallelism,
                 settings: self.plan.settings.clone().into_iter().collect(),
                 ..Submit::default()
@@ -372,29 +423,44 @@ impl Client {
             let coordinator = turn % COORDINATORS;
             let Some(list) = self.json(coordinator, client_request::Request::List(List {})).await else { continue };
             let jobs = list.as_array().cloned().unwrap_or_default();
-            let of_job = || jobs.iter().filter(|j| j["name"] == NAME);
-            if let Some(failed) = of_job().find(|j| j["state"] == "failed") {
-                let id = failed["id"].as_str().unwrap_or_default().to_owned();
-                let status = self.json(coordinator, client_request::Request::Status(Status { job: id })).await;
-                let why = status.map_or(Value::Null, |s| s["error"].clone());
-                return Err(format!("the job failed: {why}"));
-            }
-            if let Some(finished) = of_job().find(|j| j["state"] == "finished") {
-                let id = finished["id"].as_str().unwrap_or_default().to_owned();
-                if let Some(status) = self.json(coordinator, client_request::Request::Status(Status { job: id })).await
-                {
-                    return Ok(status);
+            let mut ended = None;
+            let names = self.names();
+            let mut finished = 0;
+            for name in &names {
+                match self.look_after(&jobs, name, coordinator).await? {
+                    Some(status) if name == NAME => (ended, finished) = (Some(status), finished + 1),
+                    Some(_) => finished += 1,
+                    None => {}
                 }
             }
-            let lives =
-                |j: &Value| matches!(j["state"].as_str(), Some("created" | "running" | "restarting" | "finished"));
-            if !of_job().any(lives) {
-                // It was stopped, or its submission was lost with a coordinator.
-                let now = self.cluster.env.now().0.as_millis() as u64;
-                self.submit(1 + (now % 4) as u32).await;
+            if let Some(status) = ended.filter(|_| finished == names.len()) {
+                return Ok(status);
             }
         }
         Err("nobody waits any more".into())
+    }
+
+    /// The status of a job that has finished. One that was stopped or lost is started again.
+    async fn look_after(&self, jobs: &[Value], name: &str, coordinator: usize) -> Result<Option<Value>, String> {
+        let of_job = || jobs.iter().filter(|j| j["name"] == name);
+        let status = |job: &Value| {
+            let id = job["id"].as_str().unwrap_or_default().to_owned();
+            self.json(coordinator, client_request::Request::Status(Status { job: id }))
+        };
+        if let Some(failed) = of_job().find(|j| j["state"] == "failed") {
+            let why = status(failed).await.map_or(Value::Null, |s| s["error"].clone());
+            return Err(format!("the job {name} failed: {why}"));
+        }
+        if let Some(finished) = of_job().find(|j| j["state"] == "finished") {
+            return Ok(status(finished).await);
+        }
+        let lives = |j: &Value| matches!(j["state"].as_str(), Some("created" | "running" | "restarting" | "finished"));
+        if !of_job().any(lives) {
+            // It was stopped, or its submission was lost with a coordinator.
+            let now = self.cluster.env.now().0.as_millis() as u64;
+            self.submit(name, if name == NAME { 1 + (now % 4) as u32 } else { 1 }).await;
+        }
+        Ok(None)
     }
 
     async fn json(&self, coordinator: usize, request: client_request::Request) -> Option<Value> {

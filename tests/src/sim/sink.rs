@@ -24,9 +24,9 @@ pub type Row = Vec<Option<i64>>;
 /// Which commit: epoch, subtask, sequence.
 type CommitKey = (u64, u32, u32);
 
-/// The place where output goes. It outlives every node. Clones share it.
+/// The places where output goes, one of them. They outlive every node. Clones share them.
 #[derive(Clone)]
-pub struct Outside(Arc<Inner>);
+pub struct Outside(Arc<Inner>, Arc<str>);
 
 struct Inner {
     env: Env,
@@ -40,8 +40,8 @@ struct State {
     /// Requests that fail, in 100; half of them after they took effect.
     faults: u64,
     staged: BTreeMap<String, Staged>,
-    /// By sink.
-    committed: BTreeMap<String, BTreeMap<CommitKey, (String, Vec<Row>)>>,
+    /// By place and sink.
+    committed: BTreeMap<(String, String), BTreeMap<CommitKey, (String, Vec<Row>)>>,
     names: BTreeMap<String, (String, CommitKey)>,
 }
 
@@ -49,6 +49,7 @@ struct State {
 struct Staged {
     rows: Vec<Row>,
     writer: (Generation, Execution),
+    place: Arc<str>,
 }
 
 impl Outside {
@@ -57,7 +58,13 @@ impl Outside {
     pub fn new(env: Env, trace: Trace, ledger: Ledger, dice: Dice) -> Self {
         let state =
             State { dice, faults: 0, staged: BTreeMap::new(), committed: BTreeMap::new(), names: BTreeMap::new() };
-        Self(Arc::new(Inner { env, trace, ledger, state: Mutex::new(state) }))
+        Self(Arc::new(Inner { env, trace, ledger, state: Mutex::new(state) }), "".into())
+    }
+
+    /// Another place beside this one.
+    #[must_use]
+    pub fn at(&self, place: &str) -> Self {
+        Self(self.0.clone(), place.into())
     }
 
     /// So many requests in 100 fail from now on.
@@ -68,14 +75,16 @@ impl Outside {
     /// What the sink `name` has made visible, in the order of epochs, then subtasks.
     #[must_use]
     pub fn rows(&self, name: &str) -> Vec<Row> {
+        self.rows_until(name, u64::MAX)
+    }
+
+    /// As [`Outside::rows`], of epochs up to `epoch`.
+    #[must_use]
+    pub fn rows_until(&self, name: &str, epoch: u64) -> Vec<Row> {
         let state = self.0.state.lock();
-        state
-            .committed
-            .get(&sink_uid(name))
-            .into_iter()
-            .flat_map(|c| c.values())
-            .flat_map(|(_, rows)| rows.clone())
-            .collect()
+        let committed = state.committed.get(&(self.1.to_string(), sink_uid(name)));
+        let until = committed.into_iter().flatten().filter(|(key, _)| key.0 <= epoch);
+        until.flat_map(|(_, (_, rows))| rows.clone()).collect()
     }
 
     /// How long a request takes, and whether it fails before or after its effect.
@@ -131,7 +140,8 @@ impl Outside {
             self.0.trace.violation(format!("{key:?} {name} is committed, but no version lists it"));
         }
         let mut state = self.0.state.lock();
-        let of_sink = state.committed.entry(c.sink_uid.clone()).or_default();
+        let sink = (self.1.to_string(), c.sink_uid.clone());
+        let of_sink = state.committed.entry(sink.clone()).or_default();
         if let Some((there, _)) = of_sink.get(&key) {
             // As an Iceberg snapshot tells a repeated commit: by job and epoch.
             if *there != name {
@@ -152,14 +162,15 @@ impl Outside {
             self.0.trace.violation(format!("{name} has {} rows, the committable says {}", staged.rows.len(), c.rows));
         }
         state.names.insert(name.clone(), (c.sink_uid.clone(), key));
-        state.committed.entry(c.sink_uid.clone()).or_default().insert(key, (name, staged.rows));
+        state.committed.entry(sink).or_default().insert(key, (name, staged.rows));
     }
 
     /// What older writers left and nobody committed goes.
     fn clean_up(&self, generation: Generation, execution: Execution) {
         let mut state = self.0.state.lock();
         let committed: Vec<String> = state.names.keys().cloned().collect();
-        state.staged.retain(|name, s| s.writer >= (generation, execution) || committed.binary_search(name).is_ok());
+        let goes = |s: &Staged| s.place == self.1 && s.writer < (generation, execution);
+        state.staged.retain(|name, s| !goes(s) || committed.binary_search(name).is_ok());
     }
 }
 
@@ -173,6 +184,10 @@ pub fn sink_uid(name: &str) -> String {
 pub struct SimSink(pub Outside);
 
 impl Sink for SimSink {
+    fn is_a_place(&self) -> bool {
+        true
+    }
+
     fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
         let outside = self.0.clone();
         Ok(Box::new(Writer { outside, schema, context, rows: Vec::new(), sequence: 0 }))
@@ -209,7 +224,7 @@ impl SinkWriter for Writer {
             let name =
                 format!("{}-{}-{}-{:016x}-{epoch}-{}", c.generation, c.execution, c.subtask, c.unique, self.sequence);
             let rows = std::mem::take(&mut self.rows);
-            let staged = Staged { rows, writer: (c.generation, c.execution) };
+            let staged = Staged { rows, writer: (c.generation, c.execution), place: self.outside.1.clone() };
             let count = staged.rows.len() as u64;
             for attempt in 0.. {
                 let (to, staged) = (name.clone(), staged.clone());

@@ -7,22 +7,27 @@
 //! Replaces: the backend of `millstream_objects::Store`. Its retries, time-outs and the rules of each operation run as
 //! they ship.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use millstream_objects::object_store;
 use millstream_proto::version::VersionRecord;
 use millstream_state_store::version::decode_record;
+use millstream_state_store::version::delta::apply;
+use millstream_state_store::version::garbage::objects_of;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
+
+type Result<T, E = object_store::Error> = std::result::Result<T, E>;
 use parking_lot::Mutex;
 
 use super::trace::Trace;
@@ -42,10 +47,50 @@ struct LedgerInner {
 
 #[derive(Default)]
 struct Facts {
-    /// By path: the newest record.
+    /// By job: the newest record, whole.
     newest: BTreeMap<String, VersionRecord>,
     durable: BTreeMap<ListedCommittable, u64>,
     versions: u64,
+    /// By job and version: the job's own objects that the record refers to. Of all that were ever in the chain.
+    listed: BTreeMap<String, BTreeMap<u64, BTreeSet<String>>>,
+    /// By job and version: its greatest epoch.
+    epochs: BTreeMap<String, BTreeMap<u64, u64>>,
+    /// By job and object of it: what versions of others refer to. By job and version of the referrer.
+    shared: BTreeMap<(String, String), BTreeSet<(String, u64)>>,
+    /// By job: the versions that readers hold.
+    held: BTreeMap<String, Vec<u64>>,
+    /// By job: the greatest bound.
+    bounds: BTreeMap<String, u64>,
+    deleted: u64,
+    /// Paths of objects that were deleted.
+    gone: BTreeSet<String>,
+}
+
+impl Facts {
+    fn bound(&self, job: &str) -> u64 {
+        self.bounds.get(job).copied().unwrap_or_default()
+    }
+
+    /// What is wrong with deleting an object of a job.
+    fn deleting(&mut self, job: &str, path: &str) -> Option<String> {
+        self.deleted += 1;
+        let bound = self.bound(job);
+        let versions = self.listed.get(job)?;
+        let held = self.held.get(job).map(Vec::as_slice).unwrap_or_default();
+        if let Some(number) = path.strip_prefix("version/").and_then(|n| n.parse::<u64>().ok()) {
+            let newest = versions.last_key_value().map(|(n, _)| *n);
+            return (number >= bound && newest >= Some(number))
+                .then(|| format!("version {number} is deleted, the boundary is at {bound}"));
+        }
+        let object = path.strip_prefix("data/")?;
+        let sharers = self.shared.get(&(job.to_owned(), object.to_owned()));
+        if let Some((fork, n)) = sharers.into_iter().flatten().find(|(fork, n)| *n >= self.bound(fork)) {
+            return Some(format!("{path} of {job} is deleted, version {n} of {fork} refers to it"));
+        }
+        let kept = |n: &u64| *n >= bound || held.contains(n);
+        let needs = versions.iter().find(|(n, objects)| kept(n) && objects.contains(object));
+        needs.map(|(n, _)| format!("{path} is deleted, version {n} refers to it, the boundary is at {bound}"))
+    }
 }
 
 impl Ledger {
@@ -67,6 +112,60 @@ impl Ledger {
         self.0.facts.lock().versions
     }
 
+    /// How many objects were deleted.
+    #[must_use]
+    pub fn deleted(&self) -> u64 {
+        self.0.facts.lock().deleted
+    }
+
+    /// The newest record of a job, whole.
+    #[must_use]
+    pub fn newest(&self, job: &str) -> Option<VersionRecord> {
+        self.0.facts.lock().newest.get(job).cloned()
+    }
+
+    /// The greatest epoch in a version of a job.
+    #[must_use]
+    pub fn epoch_of(&self, job: &str, version: u64) -> Option<u64> {
+        self.0.facts.lock().epochs.get(job)?.get(&version).copied()
+    }
+
+    /// A reader's pin on a version of a job is confirmed.
+    pub fn hold(&self, job: &str, version: u64) {
+        self.0.facts.lock().held.entry(job.to_owned()).or_default().push(version);
+    }
+
+    /// The reader lets go of it.
+    pub fn let_go(&self, job: &str, version: u64) {
+        if let Some(held) = self.0.facts.lock().held.get_mut(job)
+            && let Some(i) = held.iter().position(|v| *v == version)
+        {
+            held.swap_remove(i);
+        }
+    }
+
+    /// Whether a version of the job's chain has ever referred to an object, and it was never deleted. One that was may come
+    /// again, by a write that lands late: then it is left over like one that was never listed.
+    #[must_use]
+    pub fn must_be_known(&self, job: &str, object: &str) -> bool {
+        let facts = self.0.facts.lock();
+        let listed = facts.listed.get(job).is_some_and(|versions| versions.values().any(|o| o.contains(object)));
+        listed && !facts.gone.contains(&format!("{job}/data/{object}"))
+    }
+
+    fn deleting(&self, path: &Path) {
+        self.0.trace.event("deleting", "store", path.as_ref());
+        let whole = path.as_ref().to_owned();
+        let Some((job, path)) = whole.split_once('/') else { return };
+        let mut facts = self.0.facts.lock();
+        let wrong = facts.deleting(job, path);
+        facts.gone.insert(whole.clone());
+        drop(facts);
+        if let Some(what) = wrong {
+            self.0.trace.violation(what);
+        }
+    }
+
     async fn absent_or_same(&self, path: &Path, payload: &PutPayload) {
         if let Ok(there) = self.0.store.get(path).await
             && let Ok(bytes) = there.bytes().await
@@ -77,6 +176,17 @@ impl Ledger {
     }
 
     fn landed(&self, path: &Path, payload: &PutPayload) {
+        if let Some((job, _)) = path.as_ref().split_once("/boundary/") {
+            let bound = boundary_of(&body(payload));
+            let mut facts = self.0.facts.lock();
+            let there = facts.bounds.entry(job.to_owned()).or_default();
+            let before = std::mem::replace(there, bound.max(*there));
+            drop(facts);
+            if bound < before {
+                self.0.trace.violation(format!("{path} lowers the boundary from {before} to {bound}"));
+            }
+            return;
+        }
         let Some((job, number)) = path.as_ref().split_once("/version/") else { return };
         let record = match decode_record(&body(payload)) {
             Ok(record) => record,
@@ -84,29 +194,64 @@ impl Ledger {
         };
         let mut wrong = Vec::new();
         let mut facts = self.0.facts.lock();
-        facts.versions += 1;
         if number.parse() != Ok(record.number) {
             wrong.push(format!("{path} holds version {}", record.number));
         }
         let before = facts.newest.get(job);
-        if record.number != before.map_or(0, |b| b.number) + 1 {
-            wrong.push(format!("{path} lands behind version {}", before.map_or(0, |b| b.number)));
+        let newest = before.map_or(0, |b| b.number);
+        // One that was collected may come again, from somebody who has slept: it counts for nothing.
+        let again = record.number <= newest && record.number < facts.bound(job);
+        if !again {
+            facts.versions += 1;
+            if record.number != newest + 1 {
+                wrong.push(format!("{path} lands behind version {newest}"));
+            }
+            match whole(facts.newest.get(job), record) {
+                Ok(record) => wrong.extend(facts.add(job, record)),
+                Err(what) => wrong.push(what),
+            }
         }
-        if let Some(b) = before
-            && (record.generation < b.generation || record.epoch < b.epoch)
-        {
-            wrong.push(format!("{path}: generation or epoch went back"));
-        }
-        for c in &record.committables {
-            let listed = (c.sink_uid.clone(), c.epoch, c.subtask, c.sequence, c.payload.clone());
-            facts.durable.entry(listed).or_insert(record.number);
-        }
-        facts.newest.insert(job.to_owned(), record);
         drop(facts);
         for what in wrong {
             self.0.trace.violation(what);
         }
     }
+}
+
+impl Facts {
+    /// A record of the chain stands; what is wrong with it.
+    fn add(&mut self, job: &str, record: VersionRecord) -> Option<String> {
+        let back = self.newest.get(job).filter(|b| record.generation < b.generation || record.epoch < b.epoch);
+        let wrong = back.map(|_| format!("{job}: generation or epoch went back in version {}", record.number));
+        for c in &record.committables {
+            let listed = (c.sink_uid.clone(), c.epoch, c.subtask, c.sequence, c.payload.clone());
+            self.durable.entry(listed).or_insert(record.number);
+        }
+        self.listed.entry(job.to_owned()).or_default().insert(record.number, objects_of(&record));
+        self.epochs.entry(job.to_owned()).or_default().insert(record.number, record.epoch);
+        for run in record.tree.iter().flat_map(|t| &t.runs).filter(|r| !r.origin.is_empty()) {
+            let key = (run.origin.clone(), run.object.clone());
+            self.shared.entry(key).or_default().insert((job.to_owned(), record.number));
+        }
+        self.newest.insert(job.to_owned(), record);
+        wrong
+    }
+}
+
+/// The whole record that a stored one stands for.
+fn whole(before: Option<&VersionRecord>, stored: VersionRecord) -> Result<VersionRecord, String> {
+    match (before, &stored.delta) {
+        (_, None) => Ok(stored),
+        (Some(before), Some(_)) => apply(before, &stored).map_err(|e| e.to_string()),
+        (None, Some(_)) => Err("the first version is a delta".to_owned()),
+    }
+}
+
+/// The bound in a boundary's object; 0 when it is none.
+fn boundary_of(bytes: &[u8]) -> u64 {
+    use prost::Message;
+    let payload = bytes.get(10..).unwrap_or_default();
+    millstream_proto::version::Boundary::decode(payload).map_or(0, |b| b.bound)
 }
 
 fn body(payload: &PutPayload) -> Bytes {
@@ -148,7 +293,13 @@ impl ObjectStore for Ledger {
     }
 
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.0.store.delete_stream(paths)
+        let this = self.clone();
+        let seen = paths.inspect(move |path| {
+            if let Ok(path) = path {
+                this.deleting(path);
+            }
+        });
+        self.0.store.delete_stream(seen.boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -1,0 +1,174 @@
+//! What of a job's state may be deleted. Pure: facts about the chain come in, names of objects go out.
+//!
+//! Live is what a version at or above the bound or a pinned one refers to, and what the group of such a version is read
+//! from. What was live and is not any more can never come back: object names are never used again, and whoever goes back
+//! to an older version pins it first. docs/garbage.md has the whole argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Kind;
+
+use super::delta::group_of;
+
+/// Which versions a job keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// So many of the newest checkpoints.
+    pub checkpoints: u32,
+    /// And all that are younger than the newest record by at most this, milliseconds. 0: none for their age.
+    pub age_ms: i64,
+}
+
+/// A record of the chain, as far as collecting goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link {
+    group: u64,
+    is_checkpoint: bool,
+    committed_ms: i64,
+}
+
+/// The records that stand, and which of them was the last to refer to each object. Names are those below the job's own
+/// `data/`; objects of other jobs are counted by their job's name.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    links: BTreeMap<u64, Link>,
+    /// And the size of the object.
+    last: BTreeMap<Arc<str>, (u64, u64)>,
+    /// By job: the last version that refers to an object of it.
+    origins: BTreeMap<String, u64>,
+}
+
+impl Chain {
+    /// Adds a whole record. Records come in any order; each once.
+    pub fn add(&mut self, record: &VersionRecord) {
+        let link = Link {
+            group: group_of(record),
+            is_checkpoint: record.kind() == Kind::Checkpoint,
+            committed_ms: record.committed_ms,
+        };
+        self.links.insert(record.number, link);
+        for run in record.tree.iter().flat_map(|t| &t.runs) {
+            if !run.origin.is_empty() {
+                let last = self.origins.entry(run.origin.clone()).or_default();
+                *last = record.number.max(*last);
+                continue;
+            }
+            match self.last.get_mut(run.object.as_str()) {
+                Some((last, _)) => *last = record.number.max(*last),
+                None => drop(self.last.insert(run.object.as_str().into(), (record.number, run.object_bytes))),
+            }
+        }
+    }
+
+    /// A record that cannot be read: it goes with its number, and keeps nothing alive.
+    pub fn add_unreadable(&mut self, number: u64) {
+        self.links.insert(number, Link { group: number, is_checkpoint: false, committed_ms: 0 });
+    }
+
+    /// Forgets a record that was deleted.
+    pub fn remove_record(&mut self, number: u64) {
+        self.links.remove(&number);
+    }
+
+    /// Forgets an object that was deleted.
+    pub fn remove_object(&mut self, object: &str) {
+        self.last.remove(object);
+    }
+
+    /// The newest record.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.links.last_key_value().map_or(0, |(n, _)| *n)
+    }
+
+    /// Whether a record stands, as far as is known.
+    #[must_use]
+    pub fn holds(&self, number: u64) -> bool {
+        self.links.contains_key(&number)
+    }
+
+    /// The least version that is to be kept. `in_use`: the oldest version that some worker may read.
+    #[must_use]
+    pub fn bound(&self, retention: Retention, in_use: Option<u64>) -> u64 {
+        let mut checkpoints = self.links.iter().rev().filter(|(_, l)| l.is_checkpoint);
+        let newest_ms = self.links.last_key_value().map_or(0, |(_, l)| l.committed_ms);
+        // Fewer than are to be kept: all are.
+        let kept = retention.checkpoints.max(1) as usize;
+        let by_count = checkpoints.nth(kept - 1).map_or(0, |(n, _)| *n);
+        let young = |l: &Link| retention.age_ms > 0 && newest_ms - l.committed_ms <= retention.age_ms;
+        let by_age = self.links.iter().find(|(_, l)| l.is_checkpoint && young(l)).map_or(u64::MAX, |(n, _)| *n);
+        by_count.min(by_age).min(in_use.unwrap_or(u64::MAX)).min(self.newest())
+    }
+
+    /// The records from which the versions from `bound` on are read.
+    fn group_start(&self, number: u64) -> u64 {
+        self.links.range(number..).next().map_or(number, |(n, l)| if *n == number { l.group } else { number })
+    }
+
+    /// The records that may go: those below the bound that no kept version is read from. Oldest first. `pinned`: versions.
+    #[must_use]
+    pub fn dead_records(&self, bound: u64, pinned: &BTreeSet<u64>) -> Vec<u64> {
+        let first = self.group_start(bound);
+        let kept: Vec<(u64, u64)> = pinned.iter().map(|p| (self.group_start(*p), *p)).collect();
+        let needed = |n: u64| kept.iter().any(|(from, to)| (*from..=*to).contains(&n));
+        self.links.range(..first).map(|(n, _)| *n).filter(|n| !needed(*n)).collect()
+    }
+
+    /// The objects that may go: no version from `bound` on refers to them. `pinned`: what pinned versions refer to.
+    /// With their sizes.
+    #[must_use]
+    pub fn dead_objects(&self, bound: u64, pinned: &BTreeSet<String>) -> Vec<(Arc<str>, u64)> {
+        let dead = |(object, (last, _)): &(&Arc<str>, &(u64, u64))| *last < bound && !pinned.contains(&***object);
+        self.last.iter().filter(dead).map(|(o, (_, bytes))| (o.clone(), *bytes)).collect()
+    }
+
+    /// Whether any version from `bound` on refers to an object.
+    #[must_use]
+    pub fn is_live(&self, object: &str, bound: u64) -> bool {
+        self.last.get(object).is_some_and(|(last, _)| *last >= bound)
+    }
+
+    /// Whether any version that is known refers to an object.
+    #[must_use]
+    pub fn knows(&self, object: &str) -> bool {
+        self.last.contains_key(object)
+    }
+
+    /// The jobs whose objects a version from `bound` on refers to.
+    #[must_use]
+    pub fn origins(&self, bound: u64) -> BTreeSet<String> {
+        self.origins.iter().filter(|(_, last)| **last >= bound).map(|(job, _)| job.clone()).collect()
+    }
+
+    /// How many records below `bound` stand.
+    #[must_use]
+    pub fn records_below(&self, bound: u64) -> u64 {
+        self.links.range(..bound).count() as u64
+    }
+}
+
+/// The objects of the job's own that a version refers to.
+#[must_use]
+pub fn objects_of(record: &VersionRecord) -> BTreeSet<String> {
+    let runs = record.tree.iter().flat_map(|t| &t.runs);
+    runs.filter(|r| r.origin.is_empty()).map(|r| r.object.clone()).collect()
+}
+
+/// The generation and execution in an object's name (`{2 hex}/{generation}-{execution}-{unique}`); `None` for a name of
+/// another form, which is nobody's to delete.
+#[must_use]
+pub fn writer_of(object: &str) -> Option<(u64, u64)> {
+    let mut parts = object.split_once('/')?.1.splitn(3, '-');
+    let (generation, execution) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().map(|_| (generation, execution))
+}
+
+/// Whether an object that no version refers to may go: nothing that its writer reports can be committed any more, since
+/// the deployment `current` has followed its own.
+#[must_use]
+pub fn is_over(object: &str, current: (u64, u64)) -> bool {
+    // A planted bug: what no version refers to is taken for left over, whoever may still report it.
+    writer_of(object).is_some_and(|writer| writer < current || cfg!(planted_bug = "4"))
+}
