@@ -188,7 +188,7 @@ async fn deletes(store: &Store) -> Result<()> {
     store.delete_all(gone, P).await?;
     store.delete_all(gone, P).await?;
     let left: Vec<String> = store.list("many", P).await?.into_iter().map(|l| l.path).collect();
-    need("many are deleted at once, and no others", left == kept, store)
+    need("many are deleted at once, and no others", left == kept, store)?;
     let bulk: Vec<String> = (0..1_205).map(|i| format!("bulk/{i}")).collect();
     for name in bulk.iter().step_by(100) {
         store.put(name, vec![Bytes::from_static(b"z")], P).await?;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use millstream_common::{Env, Error, Result};
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
