@@ -664,7 +664,8 @@ impl KeyedTask {
 
     async fn on_version(&mut self, version: &Arc<VersionView>) -> Result<()> {
         if let Some(id) = self.waiting {
-            if version.assignment.id != id {
+            // Planted bug 32: who takes over does not wait for what the barrier closed.
+            if version.assignment.id != id && !cfg!(planted_bug = "32") {
                 return Ok(());
             }
             self.waiting = None;

@@ -214,17 +214,22 @@ impl Plan {
 
     fn draw_leaves(&mut self, dice: &mut Dice) {
         self.drain_timeout = *dice.pick(&[1, 5, 25, 25].map(Duration::from_secs));
-        let count = *dice.pick(&[0, 0, 1, 2, 3, 6]);
-        // In some runs all are replaced in time.
+        // In some runs all are replaced in time; in some, all leave at once.
         let kinds = *dice.pick(&[1, 2, 3]);
+        let together = dice.chance(15).then(|| self.moment(dice));
+        let count = if together.is_some() { u64::from(self.workers) } else { *dice.pick(&[0, 0, 1, 2, 3, 6]) };
         for i in 0..count {
-            let when = self.moment(dice);
+            let when = match together {
+                Some(first) => first + dice.millis(0..400),
+                None => self.moment(dice),
+            };
             let joins = match dice.within(0..kinds) {
                 0 => Joins::Before(dice.millis(1_000..4_000)),
                 1 => Joins::After(dice.millis(0..4_000)),
                 _ => Joins::WhenHealed,
             };
-            let place = COORDINATORS + dice.within(0..u64::from(self.workers) + i) as usize;
+            let any = dice.within(0..u64::from(self.workers) + i);
+            let place = COORDINATORS + if together.is_some() { i } else { any } as usize;
             let spare = COORDINATORS + (u64::from(self.workers) + i) as usize;
             self.leaves.push((when, Leave { place, spare, joins }));
         }

@@ -36,6 +36,7 @@ impl JobMaster {
 
     /// Whether a worker has to stay for the job: it runs subtasks or will, or it owes commits.
     pub(crate) fn needs(&self, worker: &str) -> bool {
+        // Planted bug 31: a worker without subtasks may go, whatever it has not committed.
         let owes = self.departed.contains_key(worker) && !cfg!(planted_bug = "31");
         !self.has_ended() && (owes || self.workers_in_use().contains(worker))
     }
