@@ -5,6 +5,8 @@
 //! had changed), never before.
 
 mod drain;
+#[cfg(test)]
+mod drain_tests;
 mod rescale;
 
 use std::cmp::Reverse;

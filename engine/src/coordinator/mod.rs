@@ -15,8 +15,7 @@ use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result};
 use millstream_objects::Store;
 use millstream_proto::control::{
     ClientReply, Failure, JobRef, JobSpec, LeaderInfo, Leave, LetGo, Ping, ProcessUsage, Submit, ToCoordinator,
-    ToWorker, Welcome,
-    client_reply, client_request, to_coordinator, to_worker,
+    ToWorker, Welcome, client_reply, client_request, to_coordinator, to_worker,
 };
 use millstream_state_store::version::{CommitOutcome, VersionLog};
 use serde_json::{Value, json};

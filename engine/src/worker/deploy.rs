@@ -132,12 +132,7 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
     Ok(runs)
 }
 
-fn new_inputs(
-    context: &JobContext,
-    id: SubtaskId,
-    assignment: AssignmentId,
-    from: &BTreeSet<u32>,
-) -> Vec<NewInput> {
+fn new_inputs(context: &JobContext, id: SubtaskId, assignment: AssignmentId, from: &BTreeSet<u32>) -> Vec<NewInput> {
     let mut inputs = Vec::new();
     for (e, plan) in context.graph.edges.iter().enumerate().filter(|(_, e)| e.to == id.task) {
         let of_source = matches!(context.graph.tasks[plan.from].head, Head::Source(_));

@@ -22,8 +22,8 @@ use crate::client::Client;
 use crate::environment::{self, Environment};
 use crate::metrics::MetricsSource;
 use crate::process::Process;
-use crate::stores::ProcessStores;
 use crate::signals::Signals;
+use crate::stores::ProcessStores;
 use crate::{http, logs, options, out, signals, usage};
 
 /// From one question for a coordinator to the next, while none answers.
@@ -204,8 +204,7 @@ async fn work(
         let state = process.open_store(&url, settings)?;
         let plan = MemoryPlan::new(settings, environment::ram_bytes());
         let stores = Arc::new(ProcessStores::open(state, &url, settings, plan, env).await?);
-        let options =
-            WorkerOptions { leave: leave.clone(), ..worker_options(coordinators, slots, settings, env) };
+        let options = WorkerOptions { leave: leave.clone(), ..worker_options(coordinators, slots, settings, env) };
         if json {
             out::print_json(&json!({"worker": options.name, "slots": slots, "state": url}))?;
         } else {

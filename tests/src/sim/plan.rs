@@ -218,12 +218,14 @@ impl Plan {
         let kinds = *dice.pick(&[1, 2, 3]);
         let together = dice.chance(15).then(|| self.moment(dice));
         let count = if together.is_some() { u64::from(self.workers) } else { *dice.pick(&[0, 0, 1, 2, 3, 6]) };
+        let none_in_time = together.is_some() && dice.chance(50);
         for i in 0..count {
             let when = match together {
                 Some(first) => first + dice.millis(0..400),
                 None => self.moment(dice),
             };
             let joins = match dice.within(0..kinds) {
+                _ if none_in_time => Joins::WhenHealed,
                 0 => Joins::Before(dice.millis(1_000..4_000)),
                 1 => Joins::After(dice.millis(0..4_000)),
                 _ => Joins::WhenHealed,
