@@ -168,6 +168,10 @@ impl Worker {
     async fn serve(&mut self) -> Result<Departure> {
         let mut next = 0;
         loop {
+            // Without a session nothing can be given to it any more.
+            if self.options.leave.is_asked() && self.jobs.is_empty() && self.recovering.is_empty() {
+                return Ok(Departure { waiting: Vec::new() });
+            }
             let address = self.options.coordinators[next % self.options.coordinators.len()].clone();
             next += 1;
             match self.context.transport.connect_coordinator(&address).await {

@@ -7,7 +7,7 @@ use millstream_common::env::Moment;
 use millstream_common::{AssignmentId, Result};
 use millstream_proto::control::{
     CheckpointReport, CommittableId, CompactionsHeld, Confirmed, Deployed, JobRef, JobSpec, Prepared, Serving,
-    inject_barrier::Kind, to_coordinator::Message as Up, to_worker::Message as Down,
+    to_coordinator::Message as Up, to_worker::Message as Down,
 };
 use millstream_proto::version::version_record::Status;
 use millstream_proto::version::{Committable, VersionRecord};
@@ -437,7 +437,6 @@ fn slots_of_a_worker_that_leaves_do_not_count_for_a_rescale() {
 fn a_worker_that_goes_before_it_has_said_that_it_serves_holds_nobody_up() {
     let mut c = Cluster::running(2, &[("a", 1), ("b", 1), ("c", 1)]);
     c.leaves("a");
-    c.settle_until(|m| matches!(m, Down::InjectBarrier(b) if b.kind() == Kind::Rescale));
     while c.master.placement[0] == "a" {
         let next = c.inbox.pop_front();
         match next {
