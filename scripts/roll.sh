@@ -17,7 +17,7 @@ bin=${MILLSTREAM_BIN:-${CARGO_TARGET_DIR:-target}/release/millstream}
 dir=$(mktemp -d)
 pids=()
 cleanup() {
-    kill -9 "${pids[@]}" 2>/dev/null || true
+    { kill -9 "${pids[@]}" && wait; } 2>/dev/null || true
     rm -rf "$dir"
 }
 trap cleanup EXIT
