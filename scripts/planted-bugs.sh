@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plants one bug after the other, each of which somebody shipped (docs/simulation.md), and shows how many seeds the
+# Plants one bug after the other (docs/simulation.md: most of them somebody shipped), and shows how many seeds the
 # simulation takes to find it, and that the seeds up to there pass without it.
 #
 #   scripts/planted-bugs.sh [MAX_SEEDS] [BUG...]
@@ -12,7 +12,7 @@ max="${1:-1000}"
 shift || true
 bugs=("$@")
 if [ ${#bugs[@]} -eq 0 ]; then
-    bugs=(1 2 3 4 5 8 9 10 11 12 16 20 21 24 25 26 27 28)
+    bugs=(1 2 3 4 5 8 9 10 11 12 16 20 21 24 25 26 27 28 31 32)
 fi
 target=${CARGO_TARGET_DIR:-target}
 out=$target/planted
@@ -43,6 +43,8 @@ what() {
         25) echo "the epoch of a rescale is declined and taken along later" ;;
         26) echo "survivors keep their state while sources are rewound" ;;
         27) echo "old connections feed the new deployment" ;;
+        31) echo "a worker without subtasks is let go although it owes commits" ;;
+        32) echo "who takes over starts from a version before the barrier" ;;
         *) echo "?" ;;
     esac
 }

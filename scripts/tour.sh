@@ -9,7 +9,8 @@ bin=${MILLSTREAM_BIN:-${CARGO_TARGET_DIR:-target}/release/millstream}
 dir=$(mktemp -d)
 pids=()
 cleanup() {
-    kill "${pids[@]}" 2>/dev/null || true
+    # A worker that is asked to end would look for somebody who takes over.
+    kill -9 "${pids[@]}" 2>/dev/null || true
     ./scripts/minio.sh stop "$dir/minio" >/dev/null 2>&1 || true
 }
 trap cleanup EXIT

@@ -42,6 +42,10 @@ pub enum Command {
     Checkpoint(WaitingCommand),
     /// Change the parallelism of a running job.
     Rescale(RescaleArgs),
+    /// Spread the subtasks of a running job over the workers.
+    Rebalance(WaitingCommand),
+    /// The workers of a cluster, with their slots.
+    Workers(ClusterArg),
     /// End a job at once.
     Cancel(WaitingCommand),
     /// End a job after a last checkpoint.

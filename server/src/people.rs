@@ -112,6 +112,23 @@ pub fn list(doc: &Value) -> String {
     table.render()
 }
 
+/// A `workers` document.
+#[must_use]
+pub fn workers(doc: &Value) -> String {
+    let mut table = Table::new(&["worker", "pid", "address", "slots", "free", "leaving"]);
+    for w in items(doc) {
+        table.row(vec![
+            text(&w["worker"]),
+            text(&w["pid"]),
+            text(&w["address"]),
+            count(&w["slots"]),
+            count(&w["free"]),
+            w["leaving"].as_bool().map_or("-", |yes| if yes { "yes" } else { "no" }).to_owned(),
+        ]);
+    }
+    table.render()
+}
+
 /// A `versions` document.
 #[must_use]
 pub fn versions(doc: &Value) -> String {

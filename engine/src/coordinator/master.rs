@@ -4,6 +4,9 @@
 //! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
 //! had changed), never before.
 
+mod drain;
+#[cfg(test)]
+mod drain_tests;
 mod rescale;
 
 use std::cmp::Reverse;
@@ -23,6 +26,7 @@ use millstream_proto::version::version_record::Status;
 use millstream_state_store::version::boundary::Known;
 use millstream_state_store::version::delta::settle;
 
+use self::drain::Departed;
 use self::rescale::{Rescale, Stage};
 use super::assignment;
 use super::record::{self, CommittableKey, EpochResult, committable_id_key, committable_key};
@@ -35,8 +39,10 @@ use crate::settings::{RestartStrategy, Settings};
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerFacts {
     pub(crate) data_address: String,
-    /// Slots that no job uses.
+    /// Slots that no job uses; those of a worker that leaves are no place for anybody.
     pub(crate) free: u32,
+    /// It leaves, and waits until then for slots elsewhere.
+    pub(crate) leaving: Option<Moment>,
 }
 
 /// What a handler knows, and where it leaves what is to be done.
@@ -167,8 +173,10 @@ pub(crate) struct JobMaster {
     pub(crate) assignment: Assignment,
     /// By subtask index: the worker.
     pub(crate) placement: Vec<String>,
-    /// Workers without subtasks since a scale-in: they may still owe commits.
-    leaving: BTreeSet<String>,
+    /// Workers without subtasks since a rescale: they may still owe commits.
+    departed: BTreeMap<String, Departed>,
+    /// Since when a last checkpoint is waited for, before slots that leave are given up.
+    giving_up: Option<Moment>,
     splits: Vec<KnownSplit>,
     owners: BTreeMap<(String, String), u32>,
     finished: BTreeSet<(String, String)>,
@@ -224,7 +232,8 @@ impl JobMaster {
             attempt: 0,
             assignment,
             placement: Vec::new(),
-            leaving: BTreeSet::new(),
+            departed: BTreeMap::new(),
+            giving_up: None,
             splits,
             owners: BTreeMap::new(),
             finished: BTreeSet::new(),
@@ -332,12 +341,10 @@ impl JobMaster {
     /// How many slots of each worker the job holds.
     pub(crate) fn slots_in_use(&self) -> BTreeMap<String, u32> {
         let mut used = BTreeMap::new();
-        let planned = self.rescale.as_ref().and_then(|r| r.next.as_ref()).map(|n| &n.1);
-        let longest = match planned {
-            Some(next) if next.len() > self.placement.len() => next,
-            _ => &self.placement,
-        };
-        for w in longest {
+        let planned = self.rescale.iter().filter_map(|r| r.next.as_ref()).flat_map(|n| n.1.iter().enumerate());
+        // While a subtask moves it has a slot here and there.
+        let joining = planned.filter(|(i, w)| self.placement.get(*i) != Some(w)).map(|(_, w)| w);
+        for w in self.placement.iter().chain(joining) {
             *used.entry(w.clone()).or_insert(0) += 1;
         }
         used
@@ -472,6 +479,7 @@ impl JobMaster {
                 self.schedule_checkpoint(t);
                 self.send_live_splits(t);
                 self.check_end_of_input(t);
+                self.hand_over(t);
             }
         } else if let Some(Rescale { stage: Stage::Preparing(missing), .. }) = &mut self.rescale {
             missing.remove(&(worker.to_owned(), true));
@@ -526,7 +534,7 @@ impl JobMaster {
                 self.on_serving(worker, (s.pause_ms, s.open_ms), t);
             }
             M::SplitsFinished(s) => self.on_splits_finished(s.splits, t),
-            M::Hello(_) | M::Heartbeat(_) => {}
+            M::Hello(_) | M::Heartbeat(_) | M::Leave(_) => {}
         }
     }
 
@@ -582,6 +590,7 @@ impl JobMaster {
         if self.phase == Phase::Recovering {
             self.deploy(t);
         }
+        self.release_departed(t);
         self.pump(t);
     }
 
@@ -860,12 +869,19 @@ impl JobMaster {
         if self.rescale_is_near() {
             return self.when_prepared(t);
         }
+        if self.giving_up.is_some() {
+            return self.give_up(t);
+        }
         // A stop waits for the end of a rescale that was asked for before.
         if !self.stop_tokens.is_empty() && self.ending.is_none() && self.rescale.is_none() {
             self.ending = Some(Status::Stopped);
             return self.trigger(Kind::Last, t);
         }
         self.check_end_of_input(t);
+        if self.checkpoint.is_some() {
+            return;
+        }
+        self.hand_over(t);
         if self.checkpoint.is_some() {
             return;
         }
@@ -933,14 +949,16 @@ impl JobMaster {
 
     /// A worker is gone.
     pub(crate) fn on_worker_lost(&mut self, worker: &str, t: &mut Turn<'_>) {
-        // One that a scale-in has left without subtasks takes the commits along that it owes: others make them anew.
-        let owes = self.leaving.remove(worker) && !self.confirmed_all();
+        // One that a rescale has left without subtasks takes the commits along that it owes: others make them anew.
+        let owes = self.departed.remove(worker).is_some_and(|d| self.owes(&d)) && !cfg!(planted_bug = "31");
         if !self.has_ended() && (owes || self.workers_in_use().contains(worker)) {
             if cfg!(planted_bug = "26") {
                 self.keep_survivors();
             }
-            self.on_failure(Error::unavailable(format!("worker {worker} is lost")).code(7120), t);
+            return self.on_failure(Error::unavailable(format!("worker {worker} is lost")).code(7120), t);
         }
+        // Nobody waits for the word of one that has nothing to serve.
+        self.on_serving(worker, (0, 0), t);
     }
 
     /// Planted bug 26: the subtasks of the workers that are left go on with their state (what they have reported since the
@@ -975,10 +993,7 @@ impl JobMaster {
         if matches!(self.phase, Phase::Created | Phase::Restarting { .. }) {
             return;
         }
-        tracing::warn!("job {}: restart after: {error}", self.spec.name);
-        self.stop_deployment(t);
-        self.fail_requests(&error, t);
-        self.statistics.restarts += 1;
+        self.take_down(&error, t);
         let r = &self.settings.restart;
         // How long it could not be deployed says nothing for it.
         if self.phase == Phase::Running && t.now.since(self.running_since) >= r.reset_after {
@@ -990,9 +1005,17 @@ impl JobMaster {
         t.out.push(Action::Timer(Timer::Restart { execution: self.execution }, wait));
     }
 
+    /// Ends the deployment everywhere; what follows is for the caller to decide.
+    fn take_down(&mut self, error: &Error, t: &mut Turn<'_>) {
+        tracing::warn!("job {}: restart after: {error}", self.spec.name);
+        self.stop_deployment(t);
+        self.fail_requests(error, t);
+        self.statistics.restarted(error);
+    }
+
     fn stop_everywhere(&mut self, t: &mut Turn<'_>) {
         let mut workers = self.workers_in_use();
-        workers.append(&mut self.leaving);
+        workers.extend(std::mem::take(&mut self.departed).into_keys());
         for w in workers {
             let stop = to_worker::Message::StopJob(StopJob { job: Some(self.job_ref()) });
             t.out.push(Action::Send(w, Box::new(stop)));
@@ -1011,6 +1034,7 @@ impl JobMaster {
         self.failures_in_row = 0;
         self.ending = None;
         self.last_committed = false;
+        self.giving_up = None;
     }
 
     fn fail_requests(&mut self, error: &Error, t: &mut Turn<'_>) {

@@ -14,8 +14,8 @@ use millstream_common::env::{AbortOnDrop, Moment};
 use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result};
 use millstream_objects::Store;
 use millstream_proto::control::{
-    ClientReply, Failure, Fork, JobRef, JobSpec, LeaderInfo, Ping, ProcessUsage, Submit, ToCoordinator, ToWorker,
-    Welcome, client_reply, client_request, to_coordinator, to_worker,
+    ClientReply, Failure, Fork, JobRef, JobSpec, LeaderInfo, Leave, LetGo, Ping, ProcessUsage, Submit, ToCoordinator,
+    ToWorker, Welcome, client_reply, client_request, to_coordinator, to_worker,
 };
 use millstream_state_store::version::delta::stored;
 use millstream_state_store::version::{CommitOutcome, VersionLog};
@@ -71,6 +71,10 @@ struct WorkerSession {
     data_address: String,
     slots: u32,
     heard: Moment,
+    /// It leaves, and waits until then for slots elsewhere.
+    leaving: Option<Moment>,
+    /// It was told that nothing holds it any more.
+    let_go: bool,
     usage: ProcessUsage,
     _reader: AbortOnDrop,
 }
@@ -198,6 +202,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// The number of the error that says that an object is not there.
 const OBJECT_ABSENT: u32 = 4100;
+/// No worker that leaves is waited for longer.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// Events that wait before their senders do.
 const INBOX: usize = 4_096;
@@ -251,6 +257,7 @@ pub async fn run_coordinator(
             Some(e) = inbox.recv() => c.on_event(e),
             () = tick => {}
         }
+        c.let_go();
         let now = env.now();
         if now.since(last_tick) >= c.options.heartbeat_interval {
             // After a pause of the whole process somebody may lead instead.
@@ -329,9 +336,11 @@ impl Coordinator {
         if tx.try_send(ToWorker { message: Some(to_worker::Message::Welcome(welcome)) }).is_err() {
             return;
         }
-        tracing::info!("worker {} with {} slots at {}", hello.worker, hello.slots, hello.data_address);
+        let what = if hello.leave.is_some() { " that leave" } else { "" };
+        tracing::info!("worker {} with {} slots{what} at {}", hello.worker, hello.slots, hello.data_address);
         self.pids.insert(hello.worker.clone(), hello.pid);
         let heard = self.env.now();
+        let leaving = hello.leave.map(|leave| waits_until(heard, &leave));
         self.workers.insert(
             hello.worker,
             WorkerSession {
@@ -340,11 +349,41 @@ impl Coordinator {
                 data_address: hello.data_address,
                 slots: hello.slots,
                 heard,
+                leaving,
+                let_go: false,
                 usage: ProcessUsage::default(),
                 _reader: reader,
             },
         );
-        self.deploy_all();
+        self.tend_all();
+    }
+
+    /// From here on its slots are no place for a subtask.
+    fn on_leave(&mut self, name: &str, leave: Leave) {
+        let until = waits_until(self.env.now(), &leave);
+        let Some(w) = self.workers.get_mut(name) else { return };
+        w.leaving = Some(until);
+        tracing::info!("worker {name} leaves");
+        self.tend_all();
+    }
+
+    /// Lets those go that want to leave and that no job needs.
+    fn let_go(&mut self) {
+        let held = |name: &String| self.jobs.values().any(|j| j.master.needs(name));
+        let free = |(name, w): &(&String, &WorkerSession)| w.leaving.is_some() && !w.let_go && !held(name);
+        let free: Vec<String> = self.workers.iter().filter(free).map(|(name, _)| name.clone()).collect();
+        if free.is_empty() {
+            return;
+        }
+        let waits = |j: &&Job| matches!(j.master.phase, master::Phase::Created | master::Phase::Restarting { .. });
+        let waiting: Vec<String> = self.jobs.values().filter(waits).map(|j| j.master.spec.name.clone()).collect();
+        for name in free {
+            if let Some(w) = self.workers.get_mut(&name) {
+                w.let_go = true;
+            }
+            tracing::info!("worker {name} is let go");
+            self.send(&name, to_worker::Message::LetGo(LetGo { waiting: waiting.clone() }));
+        }
     }
 
     fn lose_worker(&mut self, name: &str, why: &str) {
@@ -378,6 +417,7 @@ impl Coordinator {
                 }
                 self.on_heartbeat(&name, beat);
             }
+            M::Leave(leave) => self.on_leave(&name, leave),
             message => {
                 let Some(job) = job_of(&message) else { return };
                 if let M::Report(r) = &message
@@ -429,7 +469,8 @@ impl Coordinator {
 
     fn count(&mut self, worker: &str, counters: millstream_proto::control::JobCounters) {
         let Some(of) = counters.job.clone() else { return };
-        if let Some(job) = self.jobs.get_mut(&of.id).filter(|j| j.master.job_ref() == of && !j.master.has_ended()) {
+        let counts = |m: &JobMaster| m.job_ref() == of && !m.has_ended() && m.reckons_with(worker);
+        if let Some(job) = self.jobs.get_mut(&of.id).filter(|j| counts(&j.master)) {
             job.master.statistics.update(worker, counters);
         }
     }
@@ -467,8 +508,8 @@ impl Coordinator {
         for name in self.workers.keys().cloned().collect::<Vec<_>>() {
             self.send(&name, to_worker::Message::Ping(Ping {}));
         }
-        // A scale-in may have left slots that another job waits for.
-        self.deploy_all();
+        // A scale-in may have left slots that another job waits for; who leaves does not wait for ever.
+        self.tend_all();
     }
 
     fn check_lead(&mut self) {
@@ -500,7 +541,8 @@ impl Coordinator {
             .iter()
             .map(|(name, w)| {
                 let free = w.slots.saturating_sub(used.get(name).copied().unwrap_or(0));
-                (name.clone(), WorkerFacts { data_address: w.data_address.clone(), free })
+                let free = if w.leaving.is_some() { 0 } else { free };
+                (name.clone(), WorkerFacts { data_address: w.data_address.clone(), free, leaving: w.leaving })
             })
             .collect()
     }
@@ -615,7 +657,7 @@ impl Coordinator {
         if let Some(cluster) = self.cluster.clone() {
             self.record_end(cluster, id.to_owned(), status);
         }
-        self.deploy_all();
+        self.tend_all();
     }
 
     /// Writes down that a job has ended, until it stands or somebody else leads.
@@ -650,9 +692,10 @@ impl Coordinator {
         self.past.insert(spec.id.clone(), failed);
     }
 
-    fn deploy_all(&mut self) {
+    /// Workers have come, leave, or have other slots: every job may have something to do.
+    fn tend_all(&mut self) {
         for id in self.jobs.keys().cloned().collect::<Vec<_>>() {
-            self.turn(&id, JobMaster::try_deploy);
+            self.turn(&id, JobMaster::tend);
         }
     }
 
@@ -814,6 +857,10 @@ impl Coordinator {
             Some(R::Rescale(r)) => {
                 return self.ask(&r.job, r.no_wait, reply, move |m, token, t| m.want_rescale(r.parallelism, token, t));
             }
+            Some(R::Rebalance(r)) => {
+                return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.want_rebalance(token, t));
+            }
+            Some(R::Workers(_)) => Ok(client_reply::Reply::Json(self.workers_document().to_string())),
             Some(R::Cancel(r)) => return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.cancel(token, t)),
             Some(R::Stop(r)) => return self.ask(&r.job, r.no_wait, reply, |m, token, t| m.want_stop(token, t)),
             Some(R::List(_)) => Ok(client_reply::Reply::Json(self.list().to_string())),
@@ -1015,6 +1062,17 @@ impl Coordinator {
         Value::Array(rows)
     }
 
+    fn workers_document(&self) -> Value {
+        let facts = self.facts();
+        let row = |(name, w): (&String, &WorkerSession)| {
+            json!({
+                "worker": name, "pid": self.pids.get(name), "address": w.data_address, "slots": w.slots,
+                "free": facts.get(name).map(|f| f.free), "leaving": w.leaving.is_some(),
+            })
+        };
+        self.workers.iter().map(row).collect()
+    }
+
     fn status(&self, id: &str) -> Value {
         if let Some(past) = self.past.get(id) {
             return past.clone();
@@ -1042,7 +1100,9 @@ impl Coordinator {
             already_finished: job.already_finished,
             garbage: job.collector.as_ref().map_or_else(|| job.garbage.clone(), Collector::status),
         };
-        status::status(&job.master, &facts)
+        let mut document = status::status(&job.master, &facts);
+        document["workers"] = self.workers_document();
+        document
     }
 
     fn versions(&self, job: &str, reply: oneshot::Sender<ClientReply>) {
@@ -1067,6 +1127,11 @@ impl Coordinator {
     }
 }
 
+/// Until when a worker that leaves waits for slots elsewhere.
+fn waits_until(now: Moment, leave: &Leave) -> Moment {
+    now + Duration::from_millis(leave.wait_ms).min(WAIT_MAX)
+}
+
 fn failure(e: &Error) -> ClientReply {
     let f: Failure = failure_to_proto(e);
     ClientReply { reply: Some(client_reply::Reply::Failure(f)) }
@@ -1085,6 +1150,6 @@ fn job_of(m: &to_coordinator::Message) -> Option<JobRef> {
         M::SplitsFinished(x) => x.job.clone(),
         M::Prepared(x) => x.job.clone(),
         M::CompactionsHeld(x) => x.job.clone(),
-        M::Hello(_) | M::Heartbeat(_) => None,
+        M::Hello(_) | M::Heartbeat(_) | M::Leave(_) => None,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use millstream_common::Error;
 use millstream_common::env::Moment;
 use millstream_proto::control::{JobCounters, RequestCounters, SubtaskCounters};
 
@@ -17,6 +18,8 @@ pub(crate) struct RescaleDone {
     pub(crate) pause_ms: u64,
     pub(crate) objects_copied: u64,
     pub(crate) bytes_written: u64,
+    /// Subtasks that went on on another worker.
+    pub(crate) moved: Vec<u32>,
 }
 
 /// Sums of what is over, and the latest of what runs.
@@ -24,6 +27,8 @@ pub(crate) struct RescaleDone {
 pub(crate) struct Statistics {
     pub(crate) rows_out: u64,
     pub(crate) restarts: u64,
+    /// Why it restarted last: number and text of the error.
+    pub(crate) last_failure: Option<(u16, String)>,
     pub(crate) completed: u64,
     pub(crate) failed: u64,
     pub(crate) bytes_last: u64,
@@ -71,6 +76,22 @@ impl Statistics {
         }
         self.current.clear();
         self.requests.clear();
+    }
+
+    /// A worker has nothing to do with the job any more; should it come back, it counts anew.
+    pub(crate) fn fold_worker(&mut self, worker: &str) {
+        let Some(last) = self.requests.remove(worker) else { return };
+        self.folded.cache.0 += last.cache_memory_hits;
+        self.folded.cache.1 += last.cache_disk_hits;
+        self.folded.cache.2 += last.cache_misses;
+        if let Some(requests) = &last.requests {
+            add_requests(&mut self.folded.requests, requests);
+        }
+    }
+
+    pub(crate) fn restarted(&mut self, error: &Error) {
+        self.restarts += 1;
+        self.last_failure = Some((error.number(), error.to_string()));
     }
 
     pub(crate) fn events_in(&self) -> u64 {

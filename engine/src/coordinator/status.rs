@@ -47,6 +47,9 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         "generation": master.record.generation,
         "execution": master.execution,
         "restarts": s.restarts,
+        "last_failure": s.last_failure.as_ref().map(|(number, what)| json!({
+            "code": format!("MS{number:04}"), "what": what,
+        })),
         "restored_from_version": master.restored_from,
         "already_finished": facts.already_finished,
         "events_in": s.events_in(),
@@ -73,7 +76,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         "forked_from": master.record.fork.as_ref().map(|f| json!({"job": f.job, "version": f.version})),
         "rescales": s.rescales.iter().map(|r| json!({
             "from": r.from, "to": r.to, "pause_ms": r.pause_ms,
-            "objects_copied": r.objects_copied, "bytes_written": r.bytes_written,
+            "objects_copied": r.objects_copied, "bytes_written": r.bytes_written, "moved": r.moved,
         })).collect::<Vec<_>>(),
         "splits": splits(master, subtasks.values().map(|s| &s.1)),
         "operators": operators(master, facts, &subtasks),

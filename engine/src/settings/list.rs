@@ -402,6 +402,15 @@ pub static SETTINGS: &[SettingDef] = &[
         None,
         "A worker that is silent for so long is lost: its jobs restart."
     ),
+    setting!(
+        "worker.drain-timeout" = "25s",
+        Time,
+        DURATION,
+        worker.drain_timeout,
+        Process,
+        None,
+        "So long a worker that is asked to end (SIGTERM, SIGINT) waits for slots on other workers; its jobs then restart from a last checkpoint once there are some. It ends 4 s later at most: keep that below what your platform allows (Kubernetes: 30 s)."
+    ),
 ];
 
 /// The page docs/settings.md.

@@ -65,6 +65,8 @@ pub struct Settings {
     pub memory: MemorySettings,
     /// `heartbeat.*`
     pub heartbeat: HeartbeatSettings,
+    /// `worker.*`
+    pub worker: WorkerSettings,
 }
 
 /// When and how state is committed.
@@ -225,6 +227,13 @@ pub struct HeartbeatSettings {
     pub interval: Duration,
     /// A worker or coordinator that is silent for so long is lost.
     pub timeout: Duration,
+}
+
+/// What a worker does when it is asked to end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WorkerSettings {
+    /// So long it waits for slots on other workers, and for a coordinator.
+    pub drain_timeout: Duration,
 }
 
 impl Settings {

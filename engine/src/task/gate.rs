@@ -1,10 +1,11 @@
 //! The input side of a subtask: merges its channels, aligns barriers, merges watermarks.
 //!
 //! Order of events on each channel is kept. A channel that has delivered a barrier is not read until all have. At a
-//! rescale barrier the set of channels changes: those from subtasks that leave go, those opened for the new assignment
-//! come, and every channel must announce its watermark anew, since its sender may have gained a split whose watermark
-//! is older.
+//! rescale barrier the set of channels changes: those from subtasks that leave, or go on on another worker, go; those
+//! opened for the new assignment come; and every channel must announce its watermark anew, since its sender may have
+//! gained a split whose watermark is older.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -85,11 +86,18 @@ pub enum GateEvent {
     Barrier(Barrier),
 }
 
+/// How the channels change at the barrier of an assignment.
+struct Upcoming {
+    assignment: AssignmentId,
+    moved: BTreeSet<u32>,
+    added: Vec<InputChannel>,
+}
+
 /// The channels of a subtask; see the module.
 pub struct InputGate {
     channels: Vec<InputChannel>,
     next: usize,
-    upcoming: Option<(AssignmentId, Vec<InputChannel>)>,
+    upcoming: Option<Upcoming>,
     barrier: Option<Barrier>,
     watermark: TimestampMs,
     idle_announced: bool,
@@ -102,9 +110,9 @@ impl InputGate {
         Self { channels, next: 0, upcoming: None, barrier: None, watermark, idle_announced: false }
     }
 
-    /// Channels that come with the barrier of `assignment`.
-    pub fn prepare(&mut self, assignment: AssignmentId, channels: Vec<InputChannel>) {
-        self.upcoming = Some((assignment, channels));
+    /// Channels that come with the barrier of `assignment`; those from the present instances of `moved` subtasks go.
+    pub fn prepare(&mut self, assignment: AssignmentId, moved: BTreeSet<u32>, added: Vec<InputChannel>) {
+        self.upcoming = Some(Upcoming { assignment, moved, added });
     }
 
     /// The merged watermark may be announced again from here on: the subtask gained key groups that have fired less.
@@ -193,11 +201,13 @@ impl InputGate {
     }
 
     fn change_channels(&mut self, id: AssignmentId, parallelism: u32) -> Result<()> {
-        self.channels.retain(|c| c.from < parallelism);
         match self.upcoming.take() {
-            Some((prepared, channels)) if prepared == id => self.channels.extend(channels),
+            Some(upcoming) if upcoming.assignment == id => {
+                self.channels.retain(|c| c.from < parallelism && !upcoming.moved.contains(&c.from));
+                self.channels.extend(upcoming.added);
+            }
             other => {
-                let prepared = other.map_or_else(|| "none".to_owned(), |o| o.0.to_string());
+                let prepared = other.map_or_else(|| "none".to_owned(), |o| o.assignment.to_string());
                 return Err(Error::internal(format!(
                     "the barrier carries assignment {id}, the channels are prepared for {prepared}"
                 )));
@@ -341,7 +351,7 @@ mod tests {
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(100))));
         let assignment = Assignment { id: AssignmentId(2), ranges: vec![KeyGroupRanges::all(); 3] };
         let (new, rx) = mpsc::channel(16);
-        g.prepare(AssignmentId(2), vec![InputChannel::new(0, 0, 2, true, ChannelEnd::Open(rx))]);
+        g.prepare(AssignmentId(2), BTreeSet::new(), vec![InputChannel::new(0, 0, 2, true, ChannelEnd::Open(rx))]);
         for t in &tx {
             let kind = BarrierKind::Rescale(Arc::new(assignment.clone()));
             t.try_send(StreamElement::Barrier(Barrier { epoch: Epoch(1), kind })).expect("room");
@@ -351,5 +361,29 @@ mod tests {
         assert!(now(&mut g).is_none(), "the new channel holds the watermark");
         new.try_send(StreamElement::Watermark(150)).expect("room");
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(150))));
+    }
+
+    #[test]
+    fn the_channel_of_a_moved_subtask_gives_way_at_the_barrier_and_not_before() {
+        let (mut g, mut tx) = gate(2);
+        let (new, rx) = mpsc::channel(16);
+        let joins = InputChannel::new(0, 0, 1, true, ChannelEnd::Open(rx));
+        g.prepare(AssignmentId(2), BTreeSet::from([1]), vec![joins]);
+        for t in &tx {
+            t.try_send(StreamElement::Watermark(10)).expect("room");
+        }
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))), "the present instance counts");
+        let assignment = Assignment { id: AssignmentId(2), ranges: vec![KeyGroupRanges::all(); 2] };
+        for t in &tx {
+            let kind = BarrierKind::Rescale(Arc::new(assignment.clone()));
+            t.try_send(StreamElement::Barrier(Barrier { epoch: Epoch(1), kind })).expect("room");
+        }
+        assert!(matches!(now(&mut g), Some(GateEvent::Barrier(_))));
+        // Its worker ends, and nobody minds.
+        drop(tx.pop());
+        tx[0].try_send(StreamElement::Watermark(20)).expect("room");
+        assert!(now(&mut g).is_none(), "the instance that took over holds the watermark");
+        new.try_send(StreamElement::Watermark(15)).expect("room");
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(15))));
     }
 }

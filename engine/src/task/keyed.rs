@@ -7,7 +7,8 @@
 //! slices between later batches and handed to the worker, which writes them.
 //!
 //! Behind a rescale barrier a subtask that gained key groups processes nothing until the version of that epoch is
-//! committed; one that lost some forgets them; one that left hands over its last epoch and ends.
+//! committed; one that lost some forgets them; one that leaves, or goes on on another worker, hands over its last epoch
+//! and ends.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -137,6 +138,8 @@ pub(crate) struct KeyedTask {
     encoding: Option<Encoding>,
     advancing: Option<u64>,
     waiting: Option<AssignmentId>,
+    /// This instance leaves with the barrier of the next assignment.
+    leaves: bool,
     /// Since when a barrier that changes or ends the stream has kept rows back.
     waiting_since: Option<Moment>,
     /// Since when it has had nothing to do but wait for the rest of a barrier.
@@ -193,6 +196,7 @@ impl KeyedTask {
             encoding: None,
             advancing: None,
             waiting,
+            leaves: false,
             waiting_since: None,
             aligning_since: None,
             opened: None,
@@ -514,7 +518,7 @@ impl KeyedTask {
     }
 
     async fn change_ranges(&mut self, assignment: &crate::element::Assignment, start: Moment) -> Result<()> {
-        let Some(ranges) = assignment.ranges.get(self.id.index as usize) else {
+        let Some(ranges) = assignment.ranges.get(self.id.index as usize).filter(|_| !self.leaves) else {
             self.ended = true;
             return Ok(());
         };
@@ -665,7 +669,8 @@ impl KeyedTask {
     fn prepare(&mut self, p: Preparation) {
         let inputs =
             p.inputs.into_iter().map(|i| InputChannel::new(i.input, i.edge, i.from, i.of_source, i.end)).collect();
-        self.gate.prepare(p.assignment, inputs);
+        self.leaves = p.leaves;
+        self.gate.prepare(p.assignment, p.moved, inputs);
         for (edge, channels) in p.outputs {
             for e in self.chain.edges.iter_mut().filter(|e| e.edge() == edge) {
                 e.prepare(p.assignment, channels.clone());
@@ -675,7 +680,8 @@ impl KeyedTask {
 
     async fn on_version(&mut self, version: &Arc<VersionView>) -> Result<()> {
         if let Some(id) = self.waiting {
-            if version.assignment.id != id {
+            // Planted bug 32: who takes over does not wait for what the barrier closed.
+            if version.assignment.id != id && !cfg!(planted_bug = "32") {
                 return Ok(());
             }
             self.waiting = None;

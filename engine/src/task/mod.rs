@@ -4,7 +4,7 @@
 //! A subtask talks to its worker by two bounded queues: [`TaskControl`] in, [`TaskEvent`] out. It never talks to the
 //! coordinator or writes an object itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -81,9 +81,14 @@ pub type NewOutputs = Vec<(u32, mpsc::Sender<StreamElement>)>;
 pub struct Preparation {
     /// The assignment that the barrier will carry.
     pub assignment: AssignmentId,
+    /// This instance leaves with the barrier.
+    pub leaves: bool,
+    /// Subtasks that go on elsewhere: channels from their present instances leave with the barrier.
+    pub moved: BTreeSet<u32>,
     /// New channels in.
     pub inputs: Vec<NewInput>,
-    /// New channels out: by edge, then by receiving subtask in rising order.
+    /// New channels out: by edge, then by receiving subtask in rising order. One to a subtask that goes on elsewhere
+    /// takes the place of the present one.
     pub outputs: Vec<(usize, NewOutputs)>,
     /// The splits that a source subtask will own: source uid, split.
     pub splits: Vec<OwnedSplit>,

@@ -83,7 +83,7 @@ impl EdgeOutput {
         self.edge
     }
 
-    /// Channels to subtasks that come with the barrier of `assignment`.
+    /// Channels that come with the barrier of `assignment`: to new subtasks, and to those that go on elsewhere.
     pub(crate) fn prepare(&mut self, assignment: AssignmentId, channels: NewOutputs) {
         self.upcoming = Some((assignment, channels));
     }
@@ -207,10 +207,13 @@ impl EdgeOutput {
         match self.upcoming.take() {
             Some((id, channels)) if id == assignment.id => {
                 for (to, tx) in channels {
-                    if to as usize != self.channels.len() {
-                        return Err(Error::internal(format!("channel to subtask {to} prepared out of order")));
+                    let count = self.channels.len();
+                    match self.channels.get_mut(to as usize) {
+                        // Its present instance has the barrier as the last of this channel.
+                        Some(channel) => *channel = tx,
+                        None if to as usize == count => self.channels.push(tx),
+                        None => return Err(Error::internal(format!("channel to subtask {to} prepared out of order"))),
                     }
-                    self.channels.push(tx);
                 }
             }
             _ => {

@@ -73,6 +73,8 @@ pub(crate) struct SourceTask {
     upcoming: Option<(AssignmentId, Vec<OwnedSplit>)>,
     assigned: Vec<OwnedSplit>,
     waiting: Option<AssignmentId>,
+    /// This instance leaves with the barrier of the next assignment.
+    leaves: bool,
     waiting_since: Option<Moment>,
     end_of_input: bool,
     ended: bool,
@@ -107,6 +109,7 @@ impl SourceTask {
             upcoming: None,
             assigned: p.splits,
             waiting: None,
+            leaves: false,
             waiting_since: None,
             end_of_input: false,
             ended: false,
@@ -351,6 +354,7 @@ impl SourceTask {
     fn prepare(&mut self, p: Preparation) {
         let splits = p.splits.into_iter().filter(|s| s.source_uid == self.plan.uid).collect();
         self.upcoming = Some((p.assignment, splits));
+        self.leaves = p.leaves;
         for (edge, channels) in p.outputs {
             for e in self.chain.edges.iter_mut().filter(|e| e.edge() == edge) {
                 e.prepare(p.assignment, channels.clone());
@@ -394,7 +398,7 @@ impl SourceTask {
 
     async fn change_splits(&mut self, id: AssignmentId, parallelism: u32, start: Moment) -> Result<()> {
         self.said = None;
-        if self.id.index >= parallelism {
+        if self.leaves || self.id.index >= parallelism {
             self.ended = true;
             return Ok(());
         }

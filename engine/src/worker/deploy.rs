@@ -1,6 +1,6 @@
 //! Makes subtasks from a deployment: their channels, operators, sinks, states. Also what a rescale prepares.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_common::env::AbortOnDrop;
@@ -111,7 +111,7 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
     let parallelism = d.assignment.parallelism();
     let mut inputs: BTreeMap<SubtaskId, Vec<InputChannel>> = BTreeMap::new();
     for &id in &all {
-        let channels = new_inputs(context, id, d.assignment.id, 0..parallelism);
+        let channels = new_inputs(context, id, d.assignment.id, &(0..parallelism).collect());
         inputs.insert(
             id,
             channels.into_iter().map(|c| InputChannel::new(c.input, c.edge, c.from, c.of_source, c.end)).collect(),
@@ -121,7 +121,8 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
     for id in all {
         let mut edges = Vec::new();
         for (e, plan) in context.graph.edges.iter().enumerate().filter(|(_, e)| e.from == id.task) {
-            let channels = connect(context, e, id.index, d.assignment.id, 0..parallelism, &d.addresses).await?;
+            let to = (0..parallelism).collect();
+            let channels = connect(context, e, id.index, d.assignment.id, &to, &d.addresses).await?;
             let channels = channels.into_iter().map(|c| c.1).collect();
             edges.push(EdgeOutput::new(e, plan.key_columns.clone(), plan.schema.clone(), &d.assignment, channels));
         }
@@ -131,16 +132,11 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
     Ok(runs)
 }
 
-fn new_inputs(
-    context: &JobContext,
-    id: SubtaskId,
-    assignment: AssignmentId,
-    from: std::ops::Range<u32>,
-) -> Vec<NewInput> {
+fn new_inputs(context: &JobContext, id: SubtaskId, assignment: AssignmentId, from: &BTreeSet<u32>) -> Vec<NewInput> {
     let mut inputs = Vec::new();
     for (e, plan) in context.graph.edges.iter().enumerate().filter(|(_, e)| e.to == id.task) {
         let of_source = matches!(context.graph.tasks[plan.from].head, Head::Source(_));
-        for sender in from.clone() {
+        for &sender in from {
             let end = context.worker.channels.expect(channel_key(context, e, sender, id.index, assignment));
             inputs.push(NewInput { input: plan.input, edge: e, from: sender, of_source, end });
         }
@@ -153,12 +149,12 @@ async fn connect(
     edge: usize,
     from: u32,
     assignment: AssignmentId,
-    to: std::ops::Range<u32>,
+    to: &BTreeSet<u32>,
     addresses: &[String],
 ) -> Result<Vec<(u32, mpsc::Sender<StreamElement>)>> {
     let worker = &context.worker;
     let mut channels = Vec::new();
-    for to in to {
+    for &to in to {
         let Some(address) = addresses.get(to as usize) else {
             return Err(Error::internal(format!("subtask {to} has no place")));
         };
@@ -235,7 +231,8 @@ fn start_subtask(
         }
     };
     context.gauges.add(id, d.attempt, metrics);
-    Ok(TaskRun { control: control_tx, _task: AbortOnDrop(handle) })
+    let joined = d.join.then_some(d.assignment.id);
+    Ok(TaskRun { control: control_tx, joined, leaves: false, _task: AbortOnDrop(handle) })
 }
 
 fn keyed_subtasks(context: &JobContext, d: &Deployment) -> usize {
@@ -300,23 +297,23 @@ pub(crate) async fn prepare_subtasks(
 ) -> Result<Vec<(SubtaskId, Preparation)>> {
     let (before, after) = (old.parallelism(), new.parallelism());
     let addresses = addresses(&prepare.placement);
+    let moved: BTreeSet<u32> = prepare.moved.iter().copied().collect();
+    // Everybody whose instance under the new assignment is another one than before.
+    let joining: BTreeSet<u32> = moved.iter().copied().chain(before..after).collect();
     let mut out = Vec::new();
     // Subtasks that this very assignment adds have all their channels already.
-    for &id in tasks.keys().filter(|id| id.index < before) {
-        let stays = id.index < after;
-        let inputs = if stays { new_inputs(context, id, new.id, before..after.max(before)) } else { Vec::new() };
+    for (&id, _) in tasks.iter().filter(|(_, t)| t.joined != Some(new.id)) {
+        let leaves = id.index >= after || moved.contains(&id.index);
+        // One that leaves with the barrier gets no new channel, although its route changes all the same.
+        let added = if leaves { BTreeSet::new() } else { joining.clone() };
+        let inputs = new_inputs(context, id, new.id, &added);
         let mut outputs = Vec::new();
         for (e, _) in context.graph.edges.iter().enumerate().filter(|(_, e)| e.from == id.task) {
-            let added = if stays { before..after.max(before) } else { 0..0 };
-            let mut channels = connect(context, e, id.index, new.id, added, &addresses).await?;
-            if !stays {
-                // It leaves with the barrier; its route changes all the same, to nobody new.
-                channels.clear();
-            }
-            outputs.push((e, channels));
+            outputs.push((e, connect(context, e, id.index, new.id, &added, &addresses).await?));
         }
         let splits = owned_splits(&prepare.splits, id.index);
-        out.push((id, Preparation { assignment: new.id, inputs, outputs, splits }));
+        let moved = moved.clone();
+        out.push((id, Preparation { assignment: new.id, leaves, moved, inputs, outputs, splits }));
     }
     Ok(out)
 }

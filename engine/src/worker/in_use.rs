@@ -50,6 +50,7 @@ mod tests {
             length: 1,
             meta_offset: 0,
             meta_length: 1,
+            directory_length: 1,
             checksum: 0,
             clip: KeyGroupRanges::all(),
             interval: Interval { min: at, max: at },

@@ -56,6 +56,10 @@ pub(crate) enum JobMessage {
 /// A running subtask.
 pub(crate) struct TaskRun {
     pub(crate) control: mpsc::Sender<TaskControl>,
+    /// It was deployed for this assignment while others ran: before that holds, it closes no epoch.
+    pub(crate) joined: Option<AssignmentId>,
+    /// It leaves with the barrier of the upcoming assignment.
+    pub(crate) leaves: bool,
     pub(crate) _task: AbortOnDrop,
 }
 
@@ -288,6 +292,9 @@ impl JobActor {
         let gained = gained.fold(KeyGroupRanges::empty(), |all, r| all.union(r));
         let deployment = Deployment::new(&deploy, assignment, version.clone())?;
         let tasks = deploy::start_subtasks(&self.context, &deployment).await?;
+        if let Some(id) = tasks.keys().find(|id| self.tasks.contains_key(id)) {
+            return Err(Error::internal(format!("subtask {} of {} runs here already", id.index, self.uid(*id))));
+        }
         self.tasks.extend(tasks);
         if let Some(version) = version {
             self.warming.behind(&self.context, &version, &gained);
@@ -306,6 +313,9 @@ impl JobActor {
         let preparations =
             deploy::prepare_subtasks(&self.context, &self.assignment, &assignment, &prepare, &self.tasks).await?;
         for (id, p) in preparations {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.leaves = p.leaves;
+            }
             self.control(id, TaskControl::Prepare(p))?;
         }
         let prepared = Message::Prepared(Prepared { job: self.job(), assignment_id: assignment.id.0 });
@@ -396,9 +406,9 @@ impl JobActor {
             _ => BarrierKind::Checkpoint,
         };
         // Subtasks that wait for the assignment of this very barrier do not close its epoch.
-        let takes_part = |id: &&SubtaskId| (id.index as usize) < self.assignment.ranges.len();
-        self.expected.insert(epoch, self.tasks.keys().filter(takes_part).count());
-        let sources: Vec<_> = self.sources().into_iter().filter(|id| takes_part(&id)).collect();
+        let takes_part = |task: &TaskRun| task.joined.is_none_or(|assignment| assignment <= self.assignment.id);
+        self.expected.insert(epoch, self.tasks.values().filter(|t| takes_part(t)).count());
+        let sources: Vec<_> = self.sources().into_iter().filter(|id| takes_part(&self.tasks[id])).collect();
         self.tell_live_splits();
         for id in sources {
             self.control(id, TaskControl::Barrier { epoch, kind: kind.clone() })?;
@@ -537,10 +547,9 @@ impl JobActor {
         if version.assignment.id != self.assignment.id {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
-            let parallelism = self.assignment.parallelism();
-            self.tasks.retain(|id, _| id.index < parallelism);
+            self.tasks.retain(|_, task| !task.leaves);
             // Nobody counts a worker without subtasks among those that read.
-            self.compacting.retain(|c| c.subtask.index < parallelism);
+            self.compacting.retain(|c| self.tasks.contains_key(&c.subtask));
             self.tell_held();
             self.serving.retain(|id, _| *id >= self.assignment.id);
             self.serving.entry(self.assignment.id).or_default();

@@ -3,7 +3,7 @@
 //! Order of events: it opens its data plane, then a session with the first coordinator that answers. A session that
 //! ends, or that brings nothing for the heart-beat time-out, is followed by a new one, with the next address. While it
 //! has no coordinator its jobs go on and hold their commits; a new session ends them, since the coordinator has
-//! deployed them elsewhere by then.
+//! deployed them elsewhere by then. When it is asked to leave it ends once the coordinator has let it go ([`leave`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ mod deploy;
 mod gauges;
 mod in_use;
 mod job;
+pub mod leave;
 pub mod stores;
 mod warming;
 mod writer;
@@ -36,6 +37,8 @@ use channels::Channels;
 use committer::Committers;
 pub(crate) use gauges::request_counters;
 use job::{JobHandle, JobMessage};
+pub use leave::{Departure, LeaveRequest};
+use leave::{GRACE, Leaving};
 pub use stores::Stores;
 
 /// What the operating system says about this process; implemented by the binary, constant in simulations.
@@ -61,6 +64,10 @@ pub struct WorkerOptions {
     pub heartbeat_timeout: Duration,
     /// What the process has used.
     pub usage: UsageFn,
+    /// Asks it to leave.
+    pub leave: LeaveRequest,
+    /// Once asked, it waits for so long for slots elsewhere, and for a coordinator.
+    pub drain_timeout: Duration,
 }
 
 /// What all parts of a worker share.
@@ -100,16 +107,24 @@ struct Worker {
     /// Recoveries that are being committed, by job.
     recovering: BTreeMap<String, AbortOnDrop>,
     generation: Generation,
+    leaving: Leaving,
 }
 
-/// Runs a worker until it is dropped. Ends with an error only when its data plane cannot be opened.
+/// How a session goes on.
+enum Turn {
+    On,
+    LetGo(Departure),
+}
+
+/// Runs a worker until it is dropped, or until it was asked to leave and was let go. Ends with an error when its data
+/// plane cannot be opened, or when it was not let go in time.
 pub async fn run_worker(
     options: WorkerOptions,
     transport: Arc<dyn Transport>,
     registry: Arc<JobRegistry>,
     stores: Arc<dyn Stores>,
     env: Env,
-) -> Result<()> {
+) -> Result<Departure> {
     let (data_address, mut connections) = transport.listen_data().await?;
     let channels = Channels::default();
     let arriving = channels.clone();
@@ -121,23 +136,53 @@ pub async fn run_worker(
     let slots = options.slots;
     let session = Mutex::new(None);
     let context = Arc::new(WorkerContext { env, transport, registry, stores, channels, data_address, slots, session });
-    let mut worker =
-        Worker { options, context, jobs: BTreeMap::new(), recovering: BTreeMap::new(), generation: Generation(0) };
+    let mut worker = Worker {
+        options,
+        context,
+        jobs: BTreeMap::new(),
+        recovering: BTreeMap::new(),
+        generation: Generation(0),
+        leaving: Leaving::default(),
+    };
     worker.run().await
 }
 
 impl Worker {
-    async fn run(&mut self) -> Result<()> {
+    async fn run(&mut self) -> Result<Departure> {
+        let (context, leave) = (self.context.clone(), self.options.leave.clone());
+        let timeout = self.options.drain_timeout;
+        let overdue = async {
+            leave.asked().await;
+            context.env.sleep(timeout).await;
+            if context.session.lock().is_none() {
+                return leave::unreachable(timeout);
+            }
+            context.env.sleep(GRACE).await;
+            leave::held(timeout)
+        };
+        millstream_common::select! {
+            outcome = self.serve() => outcome,
+            late = overdue => Err(late),
+        }
+    }
+
+    async fn serve(&mut self) -> Result<Departure> {
         let mut next = 0;
         loop {
+            // Without a session nothing can be given to it any more.
+            if self.options.leave.is_asked() && self.jobs.is_empty() && self.recovering.is_empty() {
+                return Ok(Departure { waiting: Vec::new() });
+            }
             let address = self.options.coordinators[next % self.options.coordinators.len()].clone();
             next += 1;
             match self.context.transport.connect_coordinator(&address).await {
                 Ok(link) => {
-                    if let Err(e) = self.session(link).await {
-                        tracing::info!("the session with the coordinator at {address} ended: {e}");
-                    }
+                    let outcome = self.session(link).await;
                     *self.context.session.lock() = None;
+                    match outcome {
+                        Ok(departure) => return self.gone(departure),
+                        Err(e) => tracing::info!("the session with the coordinator at {address} ended: {e}"),
+                    }
                 }
                 Err(e) => tracing::debug!("no coordinator at {address}: {e}"),
             }
@@ -145,7 +190,21 @@ impl Worker {
         }
     }
 
-    async fn session(&mut self, mut link: WorkerLink) -> Result<()> {
+    /// Whoever lets a worker go has ended everything that it ran.
+    fn gone(&self, departure: Departure) -> Result<Departure> {
+        match self.jobs.keys().chain(self.recovering.keys()).next() {
+            None => Ok(departure),
+            Some(job) => {
+                Err(Error::internal(format!("this worker was let go while it works for job {job}")).code(9114))
+            }
+        }
+    }
+
+    async fn session(&mut self, mut link: WorkerLink) -> Result<Departure> {
+        let mut told = self.options.leave.is_asked();
+        if told {
+            self.leaving.begin(&self.context.env);
+        }
         let hello = Hello {
             data_address: self.context.data_address.clone(),
             slots: self.options.slots,
@@ -153,6 +212,7 @@ impl Worker {
             worker: self.options.name.clone(),
             generation_seen: self.generation.0,
             protocol: PROTOCOL,
+            leave: self.leaving.message(&self.context.env, self.options.drain_timeout),
         };
         self.send(&link, to_coordinator::Message::Hello(hello)).await?;
         let silence = self.options.heartbeat_timeout;
@@ -176,6 +236,7 @@ impl Worker {
         *self.context.session.lock() = Some(link.tx.clone());
         let mut heard = self.context.env.now();
         let mut beat_at = heard + self.options.heartbeat_interval;
+        let leave = self.options.leave.clone();
         loop {
             // Messages that come all the time must not put the heart-beat off.
             let tick = self.context.env.sleep(beat_at.since(self.context.env.now()));
@@ -183,10 +244,19 @@ impl Worker {
                 m = link.rx.recv() => match m {
                     Some(m) => {
                         heard = self.context.env.now();
-                        self.on_message(m);
+                        if let Turn::LetGo(departure) = self.on_message(m) {
+                            return Ok(departure);
+                        }
                     }
                     None => return Err(Error::unavailable("the connection closed").code(2161)),
                 },
+                () = leave.asked(), if !told => {
+                    told = true;
+                    self.leaving.begin(&self.context.env);
+                    if let Some(leave) = self.leaving.message(&self.context.env, self.options.drain_timeout) {
+                        self.context.tell(to_coordinator::Message::Leave(leave));
+                    }
+                }
                 () = tick => {
                     beat_at = self.context.env.now() + self.options.heartbeat_interval;
                     self.heartbeat();
@@ -231,9 +301,9 @@ impl Worker {
         self.recovering.remove(id);
     }
 
-    fn on_message(&mut self, m: ToWorker) {
+    fn on_message(&mut self, m: ToWorker) -> Turn {
         use to_worker::Message;
-        let Some(message) = m.message else { return };
+        let Some(message) = m.message else { return Turn::On };
         match message {
             Message::Deploy(d) if d.join && self.runs(d.job.as_ref()) => {
                 self.pass_on(d.job.clone(), JobMessage::Join(Box::new(d)));
@@ -270,8 +340,10 @@ impl Worker {
             Message::HoldCompactions(h) => self.pass_on(h.job, JobMessage::HoldCompactions(h.hold)),
             Message::EndOfInput(e) => self.pass_on(e.job, JobMessage::EndOfInput),
             Message::PrepareRescale(p) => self.pass_on(p.job.clone(), JobMessage::Prepare(Box::new(p))),
+            Message::LetGo(l) => return Turn::LetGo(Departure { waiting: l.waiting }),
             Message::Welcome(_) | Message::Ping(_) => {}
         }
+        Turn::On
     }
 
     fn runs(&self, job: Option<&JobRef>) -> bool {

@@ -7,7 +7,9 @@ use millstream_engine::dataflow::JobRegistry;
 use millstream_engine::settings;
 use millstream_engine::transport::network::{Network, NetworkSettings};
 use millstream_proto::control::client_request::Request;
-use millstream_proto::control::{Cancel, Checkpoint, Fork, List, Rescale, Status, Stop, Submit, Versions};
+use millstream_proto::control::{
+    Cancel, Checkpoint, Fork, List, Rebalance, Rescale, Status, Stop, Submit, Versions, Workers,
+};
 use serde_json::{Value, json};
 
 use super::show;
@@ -36,6 +38,10 @@ fn start(cluster: &ClusterArg, environment: Environment) -> Result<Asking> {
 
 pub(super) fn list(cluster: &ClusterArg, json: bool, environment: Environment) -> Result<()> {
     look(cluster, Request::List(List {}), json, people::list, environment)
+}
+
+pub(super) fn workers(cluster: &ClusterArg, json: bool, environment: Environment) -> Result<()> {
+    look(cluster, Request::Workers(Workers {}), json, people::workers, environment)
 }
 
 pub(super) fn status(args: &JobCommand, json: bool, environment: Environment) -> Result<()> {
@@ -67,6 +73,11 @@ pub(super) fn rescale(args: &RescaleArgs, json: bool, environment: Environment) 
     let (job, no_wait) = (args.job.job.job.clone(), args.job.no_wait);
     let request = Request::Rescale(Rescale { job, parallelism: args.parallelism, no_wait });
     change(&args.job, request, json, environment)
+}
+
+pub(super) fn rebalance(args: &WaitingCommand, json: bool, environment: Environment) -> Result<()> {
+    let request = Request::Rebalance(Rebalance { job: args.job.job.clone(), no_wait: args.no_wait });
+    change(args, request, json, environment)
 }
 
 pub(super) fn cancel(args: &WaitingCommand, json: bool, environment: Environment) -> Result<()> {

@@ -50,6 +50,8 @@ pub fn carry_out(cli: Cli, registry: Arc<JobRegistry>, environment: Environment)
         Command::Status(args) => ask::status(&args, json, environment),
         Command::Checkpoint(args) => ask::checkpoint(&args, json, environment),
         Command::Rescale(args) => ask::rescale(&args, json, environment),
+        Command::Rebalance(args) => ask::rebalance(&args, json, environment),
+        Command::Workers(args) => ask::workers(&args, json, environment),
         Command::Cancel(args) => ask::cancel(&args, json, environment),
         Command::Stop(args) => ask::stop(&args, json, environment),
         Command::State(args) => state::carry_out(&args.command, json, environment),

@@ -101,7 +101,7 @@ async fn whole(
     let ended = millstream_common::select! {
         document = until_ended(&client, request, &job, &mut progress, env) => document.map(|d| (d, None)),
         result = &mut coordinator => result.and_then(|r| r).and_then(|()| Err(Error::internal("the coordinator ended").code(9304))),
-        result = &mut worker => result.and_then(|r| r).and_then(|()| Err(Error::internal("the worker ended").code(9305))),
+        result = &mut worker => result.and_then(|r| r).and_then(|_| Err(Error::internal("the worker ended").code(9305))),
         signal = signals::asked_to_end() => match signal {
             Ok(name) => Ok((called_off(&client, &job, env).await, Some(name))),
             Err(e) => Err(e),

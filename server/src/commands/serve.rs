@@ -1,6 +1,8 @@
-//! `coordinator` and `worker`: the processes of a cluster. Each ends with a signal, or when it is fenced.
+//! `coordinator` and `worker`: the processes of a cluster. A coordinator ends with a signal, or when it is fenced. A
+//! worker that is asked to end by a signal first hands over what it runs; a second signal ends it at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millstream_common::env::BoxFuture;
@@ -10,7 +12,7 @@ use millstream_engine::dataflow::JobRegistry;
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::Settings;
 use millstream_engine::transport::network::{Network, NetworkSettings};
-use millstream_engine::worker::{WorkerOptions, run_worker};
+use millstream_engine::worker::{Departure, LeaveRequest, WorkerOptions, run_worker};
 use millstream_objects::Store;
 use millstream_proto::control::{LeaderInfo, ProcessUsage};
 use serde_json::{Value, json};
@@ -20,6 +22,7 @@ use crate::client::Client;
 use crate::environment::{self, Environment};
 use crate::metrics::MetricsSource;
 use crate::process::{Process, for_cluster};
+use crate::signals::Signals;
 use crate::stores::ProcessStores;
 use crate::{http, logs, options, out, signals, usage};
 
@@ -73,6 +76,8 @@ pub(super) fn worker_options(coordinators: Vec<String>, slots: u32, settings: &S
         heartbeat_interval: settings.heartbeat.interval,
         heartbeat_timeout: settings.heartbeat.timeout,
         usage: Arc::new(process_usage),
+        leave: LeaveRequest::default(),
+        drain_timeout: settings.worker.drain_timeout,
     }
 }
 
@@ -191,6 +196,9 @@ async fn work(
     let client = Client::new(transport.clone(), coordinators.clone(), env.clone());
     serve_metrics(&args.serve, client.clone(), env).await?;
     let slots = args.slots.unwrap_or_else(|| u32::try_from(environment::cores()).unwrap_or(1));
+    let leave = LeaveRequest::default();
+    // Before it has been with a coordinator it can be missed by nobody.
+    let registered = AtomicBool::new(false);
     let working = async {
         let url = state_of(&client, env).await;
         let state = process.open_store(&url, settings)?;
@@ -198,18 +206,41 @@ async fn work(
         state.check_serves_cluster()?;
         let plan = MemoryPlan::new(settings, environment::ram_bytes());
         let stores = Arc::new(ProcessStores::open(state, &url, settings, plan, env).await?);
-        let options = worker_options(coordinators, slots, settings, env);
+        let options = WorkerOptions { leave: leave.clone(), ..worker_options(coordinators, slots, settings, env) };
         if json {
             out::print_json(&json!({"worker": options.name, "slots": slots, "state": url}))?;
         } else {
             tracing::info!("worker {} offers {slots} slots, state {url}", options.name);
         }
+        registered.store(true, Ordering::Relaxed);
         env.run(Lane::Io, "worker", run_worker(options, transport, registry, stores, env.clone())).await?
     };
+    let mut signals = Signals::listen()?;
+    let asked = async {
+        let signal = signals.next().await;
+        if !registered.load(Ordering::Relaxed) {
+            return ended_by(signal, "worker");
+        }
+        out::note(&format!("{signal}: this worker hands over what it runs; a second signal ends it at once"));
+        leave.ask();
+        let second = signals.next().await;
+        Err(Error::canceled(format!("{second} ended this worker before it had handed over what it ran"))
+            .code(6001)
+            .next("its jobs restart from their newest version"))
+    };
     millstream_common::select! {
-        result = working => result,
-        signal = signals::asked_to_end() => ended_by(signal?, "worker"),
+        result = working => result.map(|departure| out::note(&departed(&departure))),
+        result = asked => result,
     }
+}
+
+/// The last line of a worker that was let go.
+fn departed(departure: &Departure) -> String {
+    if departure.waiting.is_empty() {
+        return "this worker has handed over what it ran, and ends".to_owned();
+    }
+    let jobs = departure.waiting.join(", ");
+    format!("this worker ends; waiting for slots, with their state as of the newest version: {jobs}")
 }
 
 /// Where the cluster's state is, from the first coordinator that answers.

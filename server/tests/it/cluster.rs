@@ -11,7 +11,7 @@ use crate::run::lines;
 use crate::{Done, command, millstream_in};
 
 /// A process that ends with the test.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -20,14 +20,15 @@ impl Drop for Running {
     }
 }
 
-struct Cluster {
-    folder: tempfile::TempDir,
-    address: String,
-    processes: Vec<Running>,
+pub struct Cluster {
+    pub folder: tempfile::TempDir,
+    pub address: String,
+    /// The coordinator first.
+    pub processes: Vec<Running>,
 }
 
 impl Cluster {
-    fn start(workers: usize, slots: &str) -> Self {
+    pub fn start(workers: usize, slots: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (coordinator, address) = coordinator(folder.path(), "127.0.0.1:0");
         let mut cluster = Self { folder, address, processes: vec![coordinator] };
@@ -46,18 +47,18 @@ impl Cluster {
         self.processes.push(Running(child));
     }
 
-    fn ask(&self, words: &[&str]) -> Done {
+    pub fn ask(&self, words: &[&str]) -> Done {
         // Before `--`, where the job's own arguments begin.
         let at = words.iter().position(|w| *w == "--").unwrap_or(words.len());
         let words = [&words[..at], &["--coordinator", &self.address], &words[at..]].concat();
         millstream_in(self.folder.path(), &words)
     }
 
-    fn status(&self, job: &str) -> Value {
+    pub fn status(&self, job: &str) -> Value {
         self.ask(&["status", job, "--json"]).ok().json()
     }
 
-    fn wait_for(&self, job: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait_for(&self, job: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let start = Instant::now();
         loop {
             let status = self.status(job);

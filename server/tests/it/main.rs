@@ -6,6 +6,7 @@
 mod cluster;
 mod command_line;
 mod documents;
+mod drain;
 mod run;
 mod state;
 mod versions;

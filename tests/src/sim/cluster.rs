@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millstream_common::{Env, Lane, Result};
+use millstream_common::{Env, ErrorKind, Lane, Result};
 use millstream_engine::coordinator::{CoordinatorOptions, run_coordinator};
 use millstream_engine::settings::Settings;
 use millstream_engine::transport::{CONTROL_QUEUE, Transport};
 use millstream_engine::worker::stores::TaskMemory;
-use millstream_engine::worker::{Stores, WorkerOptions, run_worker};
+use millstream_engine::worker::{LeaveRequest, Stores, WorkerOptions, run_worker};
 use millstream_objects::{FaultyStore, Meter, Store};
 use millstream_proto::control::ProcessUsage;
 use millstream_state_store::Caches;
@@ -57,6 +57,7 @@ struct Process {
     node: Node,
     host: String,
     exited: Arc<AtomicBool>,
+    leave: LeaveRequest,
 }
 
 impl Cluster {
@@ -77,7 +78,13 @@ impl Cluster {
     /// All places that may have a process.
     #[must_use]
     pub fn places(&self) -> std::ops::Range<usize> {
-        0..COORDINATORS + self.plan.workers as usize
+        0..COORDINATORS + self.plan.workers as usize + self.plan.leaves.len()
+    }
+
+    /// Whether a place is for a worker that replaces one that leaves.
+    #[must_use]
+    pub fn is_spare(&self, place: usize) -> bool {
+        place >= COORDINATORS + self.plan.workers as usize
     }
 
     /// Who is in a place now.
@@ -118,16 +125,20 @@ impl Cluster {
         let node = Node::new(&host, self.env.clone());
         let env = Env::new(Arc::new(node.clone()), seed, WALL_MS + skew);
         let exited = Arc::new(AtomicBool::new(false));
+        let leave = LeaveRequest::default();
         self.trace.event("start", &host, "");
         let main: millstream_common::env::BoxFuture<'static, Result<()>> =
-            if coordinator { self.coordinator(place, &host, &env) } else { self.worker(place, &host, &env) };
+            if coordinator { self.coordinator(place, &host, &env) } else { self.worker(place, &host, &env, &leave) };
         let (done, trace, name) = (exited.clone(), self.trace.clone(), host.clone());
         env.spawn(Lane::Io, "main", async move {
-            let outcome = main.await;
-            trace.event("exit", &name, &outcome.err().map_or_else(String::new, |e| e.to_string()));
+            let outcome = main.await.err();
+            trace.event("exit", &name, &outcome.as_ref().map_or_else(String::new, |e| e.to_string()));
+            if let Some(broken) = outcome.filter(|e| e.kind() == ErrorKind::Internal) {
+                trace.violation(format!("{name} ended with: {broken}"));
+            }
             done.store(true, Ordering::Relaxed);
         });
-        self.places.lock().insert(place, Process { node, host, exited });
+        self.places.lock().insert(place, Process { node, host, exited, leave });
     }
 
     fn store_of(&self, host: &str, env: &Env) -> Store {
@@ -158,7 +169,13 @@ impl Cluster {
         Box::pin(run_coordinator(options, arriving, transport, Arc::new(registry(&self.parts)), stores, env.clone()))
     }
 
-    fn worker(&self, place: usize, host: &str, env: &Env) -> millstream_common::env::BoxFuture<'static, Result<()>> {
+    fn worker(
+        &self,
+        place: usize,
+        host: &str,
+        env: &Env,
+        leave: &LeaveRequest,
+    ) -> millstream_common::env::BoxFuture<'static, Result<()>> {
         let stores = Arc::new(SimStores::new(self.store_of(host, env), &self.plan));
         let options = WorkerOptions {
             name: host.to_owned(),
@@ -168,9 +185,12 @@ impl Cluster {
             heartbeat_interval: Duration::from_millis(500),
             heartbeat_timeout: self.plan.heartbeat_timeout,
             usage: Arc::new(ProcessUsage::default),
+            leave: leave.clone(),
+            drain_timeout: self.plan.drain_timeout,
         };
         let transport: Arc<dyn Transport> = Arc::new(SimTransport::new(self.net.clone(), host, self.plan.data_queue));
-        Box::pin(run_worker(options, transport, Arc::new(registry(&self.parts)), stores, env.clone()))
+        let worker = run_worker(options, transport, Arc::new(registry(&self.parts)), stores, env.clone());
+        Box::pin(async move { worker.await.map(drop) })
     }
 
     /// Ends the process in a place.
@@ -179,6 +199,14 @@ impl Cluster {
         self.trace.event("kill", &process.host, if silently { "silently" } else { "" });
         self.net.host_down(&process.host, silently);
         process.node.kill();
+    }
+
+    /// Asks the worker in a place to leave.
+    pub fn leave(&self, place: usize) {
+        let places = self.places.lock();
+        let Some(process) = places.get(&place) else { return };
+        self.trace.event("leave", &process.host, "");
+        process.leave.ask();
     }
 
     /// The process in a place stands still, or goes on.
@@ -206,11 +234,12 @@ impl Cluster {
         running.filter(disobeys).map(|p| p.host.clone()).collect()
     }
 
-    /// The places whose process has ended by itself; they are free now.
-    pub fn reap(&self) -> Vec<usize> {
-        let ended: Vec<usize> =
-            self.places.lock().iter().filter(|(_, p)| p.exited.load(Ordering::Relaxed)).map(|(i, _)| *i).collect();
-        for &place in &ended {
+    /// The places whose process has ended by itself, and whether it had been asked to; they are free now.
+    pub fn reap(&self) -> Vec<(usize, bool)> {
+        let ended = |(_, p): &(&usize, &Process)| p.exited.load(Ordering::Relaxed);
+        let ended: Vec<(usize, bool)> =
+            self.places.lock().iter().filter(ended).map(|(i, p)| (*i, p.leave.is_asked())).collect();
+        for &(place, _) in &ended {
             self.kill(place, false);
         }
         ended

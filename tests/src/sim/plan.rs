@@ -47,6 +47,10 @@ pub struct Plan {
     pub readers: Vec<Duration>,
     /// When somebody forks the job, and whether from an older version than the newest.
     pub forks: Vec<(Duration, bool)>,
+    /// Workers that are asked to leave, by time.
+    pub leaves: Vec<(Duration, Leave)>,
+    /// For how long those wait for slots elsewhere.
+    pub drain_timeout: Duration,
     /// What goes wrong, by time.
     pub faults: Vec<(Duration, Fault)>,
     /// When everything is repaired.
@@ -69,6 +73,30 @@ pub enum Request {
     Status,
     /// A stop. Somebody starts it again, with another parallelism.
     Stop,
+    /// An even spread over the workers.
+    Rebalance,
+}
+
+/// A worker is asked to end, and another one takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leave {
+    /// Whose.
+    pub place: usize,
+    /// Where the other one is started.
+    pub spare: usize,
+    /// When.
+    pub joins: Joins,
+}
+
+/// When the worker comes that replaces one that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    /// So long before.
+    Before(Duration),
+    /// So long after.
+    After(Duration),
+    /// When everything is repaired.
+    WhenHealed,
 }
 
 /// What goes wrong. Nodes are meant by their place: coordinators are 0 and 1, workers follow.
@@ -152,6 +180,8 @@ impl Plan {
             requests: Vec::new(),
             readers: Vec::new(),
             forks: Vec::new(),
+            leaves: Vec::new(),
+            drain_timeout: Duration::ZERO,
             faults: Vec::new(),
             healed: Duration::ZERO,
             late_split: !matches!(job, "busiest" | "mixed" | LATE),
@@ -160,6 +190,7 @@ impl Plan {
         plan.healed = dice.millis(plan.paced_ms / 2 + 1_000..plan.paced_ms + 5_000);
         plan.draw_garbage(&mut Dice::new(seed, "garbage"));
         plan.draw_requests(&mut Dice::new(seed, "requests"));
+        plan.draw_leaves(&mut Dice::new(seed, "leaves"));
         if !Dice::new(seed, "calm").chance(12) {
             plan.draw_faults(&mut Dice::new(seed, "faults"));
         }
@@ -201,10 +232,46 @@ impl Plan {
             self.requests.push((self.moment(dice), Request::Checkpoint));
             self.requests.push((self.moment(dice), Request::Status));
         }
+        for _ in 0..*dice.pick(&[0, 0, 1, 4]) {
+            self.requests.push((self.moment(dice), Request::Rebalance));
+        }
         for _ in 0..*dice.pick(&[0, 0, 0, 1, 2]) {
             self.requests.push((self.moment(dice), Request::Stop));
         }
         self.requests.sort_by_key(|r| r.0);
+    }
+
+    fn draw_leaves(&mut self, dice: &mut Dice) {
+        self.drain_timeout = *dice.pick(&[1, 5, 25, 25].map(Duration::from_secs));
+        // In some runs all are replaced in time; in some, all leave at once.
+        let kinds = *dice.pick(&[1, 2, 3]);
+        let together = dice.chance(15).then(|| self.moment(dice));
+        let count = if together.is_some() { u64::from(self.workers) } else { *dice.pick(&[0, 0, 1, 2, 3, 6]) };
+        let none_in_time = together.is_some() && dice.chance(50);
+        for i in 0..count {
+            let when = match together {
+                Some(first) => first + dice.millis(0..400),
+                None => self.moment(dice),
+            };
+            let joins = match dice.within(0..kinds) {
+                _ if none_in_time => Joins::WhenHealed,
+                0 => Joins::Before(dice.millis(1_000..4_000)),
+                1 => Joins::After(dice.millis(0..4_000)),
+                _ => Joins::WhenHealed,
+            };
+            let any = dice.within(0..u64::from(self.workers) + i);
+            let place = COORDINATORS + if together.is_some() { i } else { any } as usize;
+            let spare = COORDINATORS + (u64::from(self.workers) + i) as usize;
+            self.leaves.push((when, Leave { place, spare, joins }));
+        }
+        self.leaves.sort_by_key(|l| l.0);
+    }
+
+    /// Whether each worker that leaves finds slots elsewhere, and has the time to hand over.
+    #[must_use]
+    pub fn leaves_at_leisure(&self) -> bool {
+        let in_time = |joins| matches!(joins, Joins::Before(_));
+        self.drain_timeout >= Duration::from_secs(25) && self.leaves.iter().all(|l| in_time(l.1.joins))
     }
 
     fn draw_faults(&mut self, dice: &mut Dice) {
@@ -221,12 +288,19 @@ impl Plan {
                 self.faults.push((self.requests[i].0 + dice.millis(0..800), fault));
             }
         }
+        // And amid handing over.
+        for i in 0..self.leaves.len() {
+            if dice.chance(40) {
+                let fault = self.fault(dice, kinds);
+                self.faults.push((self.leaves[i].0 + dice.millis(0..1_500), fault));
+            }
+        }
         self.faults.sort_by_key(|f| f.0);
     }
 
     /// `kinds`: how many kinds of faults this run has, so that some runs have many of few kinds.
     fn fault(&self, dice: &mut Dice, kinds: u64) -> Fault {
-        let places = COORDINATORS as u64 + u64::from(self.workers);
+        let places = COORDINATORS as u64 + u64::from(self.workers) + self.leaves.len() as u64;
         let place = dice.within(0..places) as usize;
         let lasts = dice.millis(200..9_000);
         match dice.within(0..kinds) {

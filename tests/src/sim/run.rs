@@ -10,8 +10,8 @@ use millstream_common::{Env, Lane};
 use millstream_engine::transport::Transport;
 use millstream_objects::FaultyStore;
 use millstream_proto::control::{
-    Checkpoint, ClientReply, ClientRequest, Failure, Fork, List, Rescale, Status, Stop, Submit, Versions, client_reply,
-    client_request,
+    Checkpoint, ClientReply, ClientRequest, Failure, Fork, List, Rebalance, Rescale, Status, Stop, Submit, Versions,
+    client_reply, client_request,
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -21,7 +21,7 @@ use super::cluster::{Cluster, Shared};
 use super::data::Dataset;
 use super::dice::Dice;
 use super::jobs::{JobParts, LATE};
-use super::plan::{COORDINATORS, Fault, Plan, Request};
+use super::plan::{COORDINATORS, Fault, Joins, Plan, Request};
 use super::sink::Outside;
 use super::source::SimSource;
 use super::store::Ledger;
@@ -127,10 +127,11 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     let virtual_time = env.now().0;
     let figures = match &end {
         Some(Ok(s)) => format!(
-            "generation {}, execution {}, {} rescales, {} checkpoints",
+            "generation {}, execution {}, {} rescales, {} moves, {} checkpoints",
             s["generation"],
             s["execution"],
-            s["rescales"].as_array().map_or(0, Vec::len),
+            rescales(s, |r| r["from"] != r["to"]),
+            rescales(s, |r| r["from"] == r["to"]),
             s["checkpoints"]["completed"]
         ),
         _ => String::new(),
@@ -154,10 +155,11 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     }
     let (trace_hash, events) = trace.hash();
     let summary = format!(
-        "{} p{} on {} workers, {} faults, {} requests, {} versions, {} deleted; {figures}",
+        "{} p{} on {} workers, {} leave, {} faults, {} requests, {} versions, {} deleted; {figures}",
         plan.job,
         plan.parallelism,
         plan.workers,
+        plan.leaves.len(),
         plan.faults.len(),
         plan.requests.len(),
         cluster.ledger.versions(),
@@ -166,12 +168,17 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     Outcome { seed, violations: trace.violations(), trace_hash, events, virtual_time, summary }
 }
 
+fn rescales(status: &Value, which: impl Fn(&Value) -> bool) -> usize {
+    status["rescales"].as_array().map_or(0, |all| all.iter().filter(|r| which(r)).count())
+}
+
 type End = Option<Result<Value, String>>;
 
 /// What the driver does at a moment.
 enum Step {
     Fault(Fault),
     Start(usize),
+    Leave(usize),
     Resume(usize, String),
     Heal(Repair),
     HealAll,
@@ -207,8 +214,17 @@ impl Driver {
     }
 
     async fn drive(&mut self, progress: &Mutex<End>) -> End {
-        for place in self.cluster.places().filter(|&p| p != 1) {
+        let first = |p: &usize| *p != 1 && !self.cluster.is_spare(*p);
+        for place in self.cluster.places().filter(first).collect::<Vec<_>>() {
             self.at(Duration::ZERO, Step::Start(place));
+        }
+        for (when, leave) in std::mem::take(&mut self.plan.leaves) {
+            self.at(when, Step::Leave(leave.place));
+            match leave.joins {
+                Joins::Before(lead) => self.at(when.saturating_sub(lead), Step::Start(leave.spare)),
+                Joins::After(wait) => self.at(when + wait, Step::Start(leave.spare)),
+                Joins::WhenHealed => {}
+            }
         }
         for (when, fault) in std::mem::take(&mut self.plan.faults) {
             self.at(when, Step::Fault(fault));
@@ -225,7 +241,10 @@ impl Driver {
                 return None;
             }
             self.check_obedience(now);
-            for place in self.cluster.reap() {
+            for (place, asked) in self.cluster.reap() {
+                if asked {
+                    continue;
+                }
                 // Whoever looks after processes starts another one, the longer after the more often it has ended.
                 self.exits += 1;
                 self.later(Duration::from_millis(700 + 400 * self.exits.min(20)), Step::Start(place));
@@ -258,6 +277,7 @@ impl Driver {
         match step {
             Step::Fault(fault) => self.fault(fault),
             Step::Start(place) => self.cluster.start(place),
+            Step::Leave(place) => self.cluster.leave(place),
             Step::Resume(place, host) => self.cluster.set_paused(place, &host, false),
             Step::Heal(repair) => self.heal(&repair),
             Step::HealAll => {
@@ -405,6 +425,7 @@ impl Client {
                 }
                 Request::Checkpoint => client_request::Request::Checkpoint(Checkpoint { job, no_wait: false }),
                 Request::Status => client_request::Request::Status(Status { job }),
+                Request::Rebalance => client_request::Request::Rebalance(Rebalance { job, no_wait: false }),
                 Request::Stop => client_request::Request::Stop(Stop { job, no_wait: false }),
             };
             // Refusals and lost replies are as good as any answer here.

@@ -116,6 +116,7 @@ fn up(m: &ToCoordinator) -> String {
         Some(M::Serving(s)) => format!("serving a{}", s.assignment_id),
         Some(M::SplitsFinished(s)) => format!("splits finished {}", s.splits.len()),
         Some(M::CompactionsHeld(_)) => "compactions held".into(),
+        Some(M::Leave(l)) => format!("leave within {} ms", l.wait_ms),
         Some(M::Prepared(p)) => format!("prepared a{}", p.assignment_id),
         None => "nothing".into(),
     }
@@ -137,6 +138,7 @@ fn down(m: &ToWorker) -> String {
         Some(M::EndOfInput(_)) => "end of input".into(),
         Some(M::PrepareRescale(p)) => format!("prepare a{}", p.assignment.as_ref().map_or(0, |a| a.id)),
         Some(M::HoldCompactions(h)) => format!("hold compactions {}", h.hold),
+        Some(M::LetGo(l)) => format!("let go, {:?} wait", l.waiting),
         Some(M::Ping(_)) => "ping".into(),
         None => "nothing".into(),
     }
@@ -146,7 +148,7 @@ fn down(m: &ToWorker) -> String {
 fn ends_all(m: &ToWorker) -> bool {
     use to_worker::Message as M;
     match &m.message {
-        Some(M::Welcome(_) | M::StopJob(_) | M::CommitNow(_)) => true,
+        Some(M::Welcome(_) | M::StopJob(_) | M::CommitNow(_) | M::LetGo(_)) => true,
         Some(M::Deploy(d)) => !d.join,
         _ => false,
     }

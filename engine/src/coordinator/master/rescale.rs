@@ -1,4 +1,4 @@
-//! A live rescale, stage by stage: compactions come to rest, subtasks and channels are prepared and caches warmed up, a
+//! A live rescale, of key groups to another number of subtasks or of subtasks to other workers, stage by stage: compactions come to rest, subtasks and channels are prepared and caches warmed up, a
 //! checkpoint makes the next epoch small, a barrier carries the new assignment, and those who gained key groups come to
 //! serve. One at a time; a failure anywhere takes the region back to the newest record, whosever assignment that has.
 
@@ -9,13 +9,17 @@ use millstream_common::env::Moment;
 use millstream_common::{Error, KeyGroupRanges};
 use millstream_proto::control::{HoldCompactions, PrepareRescale, inject_barrier::Kind, to_worker};
 
-use super::{Action, JobMaster, Phase, Timer, Turn, assignment, place, place_near, placement_message};
+use super::{
+    Action, Departed, JobMaster, Phase, Timer, Turn, WorkerFacts, assignment, place, place_near, placement_message,
+};
 use crate::convert::assignment_to_proto;
 use crate::coordinator::statistics::RescaleDone;
 use crate::element::Assignment;
 
 /// How long a rescale waits for running compactions.
 const QUIET_AT_MOST: Duration = Duration::from_secs(30);
+/// And how long when a worker waits to leave.
+const QUIET_BEFORE_DRAIN: Duration = Duration::from_secs(5);
 
 /// Checkpoints that go before the one of a rescale, at most.
 const BEFORE_AT_MOST: u32 = 4;
@@ -46,6 +50,17 @@ impl Before {
     }
 }
 
+/// What a rescale is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Another parallelism.
+    Parallelism(u32),
+    /// Subtasks leave workers that leave.
+    Drain,
+    /// Subtasks spread over the workers.
+    Rebalance,
+}
+
 #[derive(Debug)]
 pub(super) enum Stage {
     /// Compactions come to their end first: they would share disk and network with the commit. Checkpoints go on.
@@ -64,10 +79,13 @@ pub(super) type Plan = (Assignment, Vec<String>, BTreeMap<(String, String), u32>
 
 pub(super) struct Rescale {
     pub(super) token: Option<u64>,
+    purpose: Purpose,
     from: u32,
     to: u32,
     pub(super) stage: Stage,
     pub(super) next: Option<Plan>,
+    /// The subtasks that go on on another worker.
+    moved: BTreeSet<u32>,
     /// The longest pause of the subtasks that were there before, ms.
     pause_ms: u64,
     /// Since when some subtask has processed nothing that stood before the barrier.
@@ -123,12 +141,9 @@ impl JobMaster {
         } else if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
             Some(self.not_running())
         } else if self.rescale.is_some() {
-            Some(Error::unavailable("another rescale is under way").code(7130).next("ask again when it is done"))
+            Some(self.rescale_under_way())
         } else if parallelism > now && place(parallelism - now, t.workers).is_none() {
-            let free: u32 = t.workers.values().map(|w| w.free).sum();
-            let what =
-                format!("{} more slots are needed for parallelism {parallelism}, {free} are free", parallelism - now);
-            Some(Error::config(what).code(7131).next("start more workers, or ask for less"))
+            Some(too_few_slots(parallelism, parallelism - now, t.workers))
         } else {
             None
         };
@@ -138,13 +153,29 @@ impl JobMaster {
         if parallelism == now {
             return t.out.push(Action::Reply(token, Ok(())));
         }
-        let stage = Stage::Quiet(self.placement.iter().cloned().collect());
+        self.start_rescale(Purpose::Parallelism(parallelism), Some(token), t);
+    }
+
+    pub(super) fn rescale_under_way(&self) -> Error {
+        let what = match self.rescale.as_ref().map(|r| r.purpose) {
+            Some(Purpose::Drain) => "subtasks are moving off a worker that leaves",
+            Some(Purpose::Rebalance) => "subtasks are moving to other workers",
+            _ => "another rescale is under way",
+        };
+        Error::unavailable(what).code(7130).next("ask again when it is done")
+    }
+
+    pub(super) fn start_rescale(&mut self, purpose: Purpose, token: Option<u64>, t: &mut Turn<'_>) {
+        let now = self.assignment.parallelism();
+        let to = if let Purpose::Parallelism(to) = purpose { to } else { now };
         self.rescale = Some(Rescale {
-            token: Some(token),
+            token,
+            purpose,
             from: now,
-            to: parallelism,
-            stage,
+            to,
+            stage: Stage::Quiet(self.placement.iter().cloned().collect()),
             next: None,
+            moved: BTreeSet::new(),
             pause_ms: 0,
             stopped: None,
             open_ms: 0,
@@ -155,7 +186,8 @@ impl JobMaster {
         });
         self.rescales_asked += 1;
         let timer = Timer::Quiet { execution: self.execution, asked: self.rescales_asked };
-        t.out.push(Action::Timer(timer, QUIET_AT_MOST.min(self.settings.checkpoint.timeout)));
+        let at_most = if purpose == Purpose::Drain { QUIET_BEFORE_DRAIN } else { QUIET_AT_MOST };
+        t.out.push(Action::Timer(timer, at_most.min(self.settings.checkpoint.timeout)));
         self.hold_compactions(true, t);
     }
 
@@ -177,62 +209,82 @@ impl JobMaster {
         self.prepare_rescale(t);
     }
 
+    /// The assignment that the rescale leads to, where its subtasks run and who reads which split, and which subtasks move.
+    /// `None` when there are no slots for it any more, or nothing is left to be done.
+    fn plan(&self, purpose: Purpose, (from, to): (u32, u32), t: &Turn<'_>) -> Option<(Plan, BTreeSet<u32>)> {
+        let id = self.assignment.id.next();
+        let mut placement: Vec<String> = self.placement.iter().take(to as usize).cloned().collect();
+        if from == to {
+            // Key groups and splits stay with their subtasks.
+            let moves = self.moves(purpose, t);
+            if moves.is_empty() {
+                return None;
+            }
+            let moved = moves.keys().copied().collect();
+            for (i, w) in moves {
+                placement[i as usize] = w;
+            }
+            let assignment = Assignment { id, ranges: self.assignment.ranges.clone() };
+            return Some(((assignment, placement, self.owners.clone()), moved));
+        }
+        let assignment = assignment::rescale(&self.assignment, id, to);
+        let near = |i: u32| self.workers_of(&assignment.ranges[i as usize]);
+        placement.extend(place_near((from..to).map(near).collect(), t.workers)?);
+        let owners = self.owners_for(to);
+        Some(((assignment, placement, owners), BTreeSet::new()))
+    }
+
     fn prepare_rescale(&mut self, t: &mut Turn<'_>) {
         let Some(r) = &self.rescale else { return };
         let (from, to) = (r.from, r.to);
-        let id = self.assignment.id.next();
-        let assignment = assignment::rescale(&self.assignment, id, to);
-        let mut placement: Vec<String> = self.placement.iter().take(to as usize).cloned().collect();
-        if to > from {
-            let near = |i: u32| self.workers_of(&assignment.ranges[i as usize]);
-            match place_near((from..to).map(near).collect(), t.workers) {
-                Some(added) => placement.extend(added),
-                None => {
-                    let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
-                    if let Some(token) = self.rescale.take().and_then(|r| r.token) {
-                        t.out.push(Action::Reply(token, Err(e)));
-                    }
-                    self.hold_compactions(false, t);
-                    if self.checkpoint.is_none() {
-                        self.after_checkpoint(t);
-                    }
-                    return;
-                }
-            }
-        }
-        let owners = self.owners_for(to);
+        let Some((plan, moved)) = self.plan(r.purpose, (from, to), t) else { return self.call_rescale_off(t) };
+        let (assignment, placement, owners) = &plan;
         let mut missing = BTreeSet::new();
         self.attempt += 1;
-        let joined: BTreeSet<String> = placement.iter().skip(from as usize).cloned().collect();
+        let joins = |i: u32| i >= from || moved.contains(&i);
+        let joined: BTreeSet<&String> = (0u32..).zip(placement).filter(|(i, _)| joins(*i)).map(|(_, w)| w).collect();
         for w in joined {
-            let subtasks =
-                (0u32..).zip(&placement).skip(from as usize).filter(|(_, p)| **p == w).map(|(i, _)| i).collect();
-            let mut deploy = self.deploy_message(t, &assignment, &placement, subtasks, &owners);
+            let subtasks = (0u32..).zip(placement).filter(|(i, p)| joins(*i) && *p == w).map(|(i, _)| i).collect();
+            let mut deploy = self.deploy_message(t, assignment, placement, subtasks, owners);
             deploy.join = true;
             deploy.previous = Some(assignment_to_proto(&self.assignment));
             t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::Deploy(deploy))));
-            missing.insert((w, true));
+            missing.insert((w.clone(), true));
         }
         for w in self.placement.iter().cloned().collect::<BTreeSet<_>>() {
             let prepare = PrepareRescale {
                 job: Some(self.job_ref()),
-                assignment: Some(assignment_to_proto(&assignment)),
-                placement: Some(placement_message(&placement, t.workers)),
-                splits: self.split_owner_messages(&owners),
+                assignment: Some(assignment_to_proto(assignment)),
+                placement: Some(placement_message(placement, t.workers)),
+                splits: self.split_owner_messages(owners),
+                moved: moved.iter().copied().collect(),
             };
             t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::PrepareRescale(prepare))));
             missing.insert((w, false));
         }
-        let timeout = Timer::RescaleTimeout { assignment: id, execution: self.execution, stands: false };
+        let timeout = Timer::RescaleTimeout { assignment: assignment.id, execution: self.execution, stands: false };
         t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));
         if let Some(r) = &mut self.rescale {
             r.enter(Stage::Preparing(missing), t.now);
-            r.next = Some((assignment, placement, owners));
+            r.moved = moved;
+            r.next = Some(plan);
+        }
+    }
+
+    /// Nobody has been told of it yet but to hold compactions.
+    fn call_rescale_off(&mut self, t: &mut Turn<'_>) {
+        if let Some(token) = self.rescale.take().and_then(|r| r.token) {
+            let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
+            t.out.push(Action::Reply(token, Err(e)));
+        }
+        self.hold_compactions(false, t);
+        if self.checkpoint.is_none() {
+            self.after_checkpoint(t);
         }
     }
 
     /// How many key groups of `ranges` each worker serves now: what it has in its caches is near.
-    fn workers_of(&self, ranges: &KeyGroupRanges) -> BTreeMap<String, u32> {
+    pub(super) fn workers_of(&self, ranges: &KeyGroupRanges) -> BTreeMap<String, u32> {
         let mut groups = BTreeMap::new();
         for (owned, worker) in self.assignment.ranges.iter().zip(&self.placement) {
             *groups.entry(worker.clone()).or_default() += owned.intersect(ranges).len();
@@ -280,8 +332,13 @@ impl JobMaster {
         let Some(r) = &mut self.rescale else { return };
         if let Some((assignment, placement, owners)) = r.next.clone() {
             self.assignment = assignment;
-            self.leaving.extend(workers.iter().cloned());
-            self.leaving.retain(|w| !placement.contains(w));
+            for (i, w) in (0u32..).zip(&self.placement) {
+                let none = || Departed { epoch: 0, subtasks: BTreeSet::new() };
+                let departed = self.departed.entry(w.clone()).or_insert_with(none);
+                departed.epoch = self.record.epoch;
+                departed.subtasks.insert(i);
+            }
+            self.departed.retain(|w, _| !placement.contains(w));
             self.placement = placement;
             self.owners = owners;
         }
@@ -294,7 +351,9 @@ impl JobMaster {
         missing.remove(worker);
         r.pause_ms = r.pause_ms.max(pause_ms);
         r.open_ms = r.open_ms.max(open_ms);
-        if !missing.is_empty() {
+        let all = missing.is_empty();
+        self.release_departed(t);
+        if !all {
             return;
         }
         if let Some(mut r) = self.rescale.take() {
@@ -304,13 +363,18 @@ impl JobMaster {
             let pause_ms = r.pause_ms.max(to_commit + r.open_ms);
             let stages: Vec<_> = r.took.iter().map(|(name, took)| format!("{name} {took:.1?}")).collect();
             let (name, stages) = (&self.spec.name, stages.join(", "));
-            tracing::info!("job {name}: rescaled from {} to {}, pause {pause_ms} ms; {stages}", r.from, r.to);
+            let what = match r.purpose {
+                Purpose::Parallelism(to) => format!("rescaled from {} to {to}", r.from),
+                Purpose::Drain | Purpose::Rebalance => format!("moved subtasks {:?}", r.moved),
+            };
+            tracing::info!("job {name}: {what}, pause {pause_ms} ms; {stages}");
             self.statistics.rescales.push(RescaleDone {
                 from: r.from,
                 to: r.to,
                 pause_ms,
                 objects_copied: self.statistics.requests().copy.saturating_sub(r.copies_before),
                 bytes_written: r.bytes,
+                moved: r.moved.into_iter().collect(),
             });
             self.hold_compactions(false, t);
             if let Some(token) = r.token {
@@ -321,6 +385,17 @@ impl JobMaster {
             self.after_checkpoint(t);
         }
     }
+}
+
+/// Why there can be no rescale to `parallelism`.
+fn too_few_slots(parallelism: u32, more: u32, workers: &BTreeMap<String, WorkerFacts>) -> Error {
+    let free: u32 = workers.values().map(|w| w.free).sum();
+    let leaving = workers.values().filter(|w| w.leaving.is_some()).count();
+    let mut what = format!("{more} more slots are needed for parallelism {parallelism}, {free} are free");
+    if leaving > 0 {
+        what += &format!("; those of {leaving} workers that leave do not count");
+    }
+    Error::config(what).code(7131).next("start more workers, or ask for less")
 }
 
 #[cfg(test)]
