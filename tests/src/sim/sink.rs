@@ -24,6 +24,9 @@ pub type Row = Vec<Option<i64>>;
 /// Which commit: epoch, subtask, sequence.
 type CommitKey = (u64, u32, u32);
 
+/// What a sink has made visible: the staged name and its rows.
+type Commitments = BTreeMap<CommitKey, (String, Vec<Row>)>;
+
 /// The places where output goes, one of them. They outlive every node. Clones share them.
 #[derive(Clone)]
 pub struct Outside(Arc<Inner>, Arc<str>);
@@ -41,7 +44,7 @@ struct State {
     faults: u64,
     staged: BTreeMap<String, Staged>,
     /// By place and sink.
-    committed: BTreeMap<(String, String), BTreeMap<CommitKey, (String, Vec<Row>)>>,
+    committed: BTreeMap<(String, String), Commitments>,
     names: BTreeMap<String, (String, CommitKey)>,
 }
 
