@@ -11,9 +11,7 @@ pub struct Counters {
     pub written: u64,
     /// Bytes of its flushes, as they were written.
     pub flushed: u64,
-    /// Data blocks that were found in its cache.
-    pub block_hits: u64,
-    /// Data blocks that were not.
+    /// Data blocks that were not found in its cache.
     pub block_misses: u64,
 }
 

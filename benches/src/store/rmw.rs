@@ -131,13 +131,13 @@ impl Changing for Stored {
 
 /// Runs it.
 pub fn run(bench: &StoreBench, args: &RmwArgs) -> Result<()> {
-    let mut table = Table::new(&["keys", "what", "ns a key", "cpu ns a key", "bar ns", "times ours"]);
+    let mut table = Table::new(&["keys", "what", "ns a key", "cpu ns a key", "bar ns", "cpu: times ours"]);
     for &keys in &args.keys {
         let (names, walls, cpus) = measure_keys(bench, args, keys)?;
         for (i, name) in names.iter().enumerate() {
             let (wall, cpu) = (nanoseconds(&walls[i]), nanoseconds(&cpus[i]));
             let bar = bar_ns(keys).to_owned();
-            table.row(vec![keys.to_string(), name.clone(), wall, cpu, bar, times(&walls[i], &walls[0])]);
+            table.row(vec![keys.to_string(), name.clone(), wall, cpu, bar, times(&cpus[i], &cpus[0])]);
         }
     }
     let title = format!("rmw: read-modify-write of resident keys, batches of {BATCH} random keys");
@@ -158,7 +158,7 @@ fn measure_keys(bench: &StoreBench, args: &RmwArgs, keys: u64) -> Result<Measure
         note(&format!("rmw: {keys} keys into {}", one.name()));
         for from in (0..keys).step_by(BATCH) {
             one.change(&ChangeBatch::of(from..(from + BATCH as u64).min(keys))?)?;
-            if from / BATCH as u64 % BATCHES_A_CHECKPOINT as u64 == 0 {
+            if (from / BATCH as u64).is_multiple_of(BATCHES_A_CHECKPOINT as u64) {
                 one.checkpoint()?;
             }
         }

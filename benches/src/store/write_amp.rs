@@ -99,6 +99,8 @@ fn update(bench: &StoreBench, args: &WriteAmpArgs, popularity: &Popularity, stor
             note(&format!("write-amp: {}, {epoch} of {}", store.name(), args.epochs));
         }
     }
+    // What a store that flushes by itself has in its buffer counts, too.
+    store.flush()?;
     last.truncate(BATCH);
     let batch = Batch::of(last, |_| Some(args.epochs));
     batch.check(&store.name(), store.multi_get(&batch)?)

@@ -123,7 +123,6 @@ impl Contender for RocksDb {
         Ok(Counters {
             written: flushed + count("rocksdb.compact.write.bytes"),
             flushed,
-            block_hits: count("rocksdb.block.cache.data.hit"),
             block_misses: count("rocksdb.block.cache.data.miss"),
         })
     }
