@@ -1,7 +1,8 @@
-//! Measures the `millstream` binary from outside and prints tables in Markdown.
+//! Measures the `millstream` binary from outside, and the state store from inside, and prints tables in Markdown.
 //!
-//! Everything here drives fresh processes through the command line, in fresh folders, and reads what a user can read:
-//! `--summary`, `status --json`, `versions --json`, `/metrics`. No code of the engine runs in this process.
+//! `bench` drives fresh processes through the command line, in fresh folders, and reads what a user can read: `--summary`,
+//! `status --json`, `versions --json`, `/metrics`. No code of the engine runs in its process. `store-bench` ([`store`]) calls
+//! the state store and working sets, beside other stores.
 //!
 //! - [`throughput`]: Nexmark queries, in units of the [`yardstick`], beside the figures of [`peers`].
 //! - [`rescale`], [`restore`]: how long a job stands still, over the size of its state.
@@ -23,6 +24,7 @@ pub mod place;
 pub mod rescale;
 pub mod restore;
 pub mod stats;
+pub mod store;
 pub mod table;
 pub mod throughput;
 pub mod yardstick;

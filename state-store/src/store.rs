@@ -3,6 +3,7 @@
 //! It holds no list of what is live: runs come from the version (or from this process's own flushes) and are handed
 //! in. It never deletes and never overwrites: each object has a name that was never used before.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -239,14 +240,23 @@ impl StateStore {
 
     /// Drops the blocks of a run that is no longer live from memory: they make room for those of its successors.
     pub fn forget(&self, run: &Run) {
-        let Some(directory) = self.0.caches.metadata::<Directory>(&directory_key(run)) else { return };
+        self.known_blocks(run).iter().for_each(|(key, _)| self.0.caches.forget_block(key));
+    }
+
+    /// The blocks of a run, as far as its index is in memory: their names in the caches and their bytes in the object.
+    #[must_use]
+    pub fn known_blocks(&self, run: &Run) -> Vec<(BlockKey, Range<u64>)> {
+        let Some(directory) = self.0.caches.metadata::<Directory>(&directory_key(run)) else { return Vec::new() };
         let object = run.object_id();
+        let mut known = Vec::new();
         for info in directory.parts() {
             let Some(part) = self.0.caches.metadata::<Part>(&part_key(run, info)) else { continue };
-            for block in part.blocks() {
-                self.0.caches.forget_block(&BlockKey { object, offset: run.offset + block.offset });
-            }
+            known.extend(part.blocks().iter().map(|block| {
+                let offset = run.offset + block.offset;
+                (BlockKey { object, offset }, offset..offset + u64::from(block.length))
+            }));
         }
+        known
     }
 
     /// An immutable view of the runs that overlap `ranges`.
