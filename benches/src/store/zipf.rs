@@ -19,12 +19,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_cache::{BlockKey, CacheOptions, Caches, DiskOptions};
+use millstream_cache::{BlockKey, CacheOptions, DiskOptions};
 use millstream_common::env::Running;
 use millstream_common::{Error, KeyGroupRanges, Lane, Result};
 use millstream_engine::state::{KeyedState, StateSet};
 use millstream_objects::object_store::ObjectStore;
 use millstream_objects::{Faults, FaultyStore, Purpose};
+use millstream_state_store::Caches;
 use millstream_state_store::key::KeyBuffer;
 use millstream_state_store::{ReadReport, ReadTime, StateStoreOptions};
 
