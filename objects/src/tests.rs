@@ -34,7 +34,7 @@ async fn memory_passes_the_exam_under_a_paused_clock() {
     conformance::many(&store, &env, 2_500).await.unwrap();
     conformance::run(&store.child("a/prefix"), &env).await.unwrap();
     assert_eq!(env.now(), Default::default());
-    assert_eq!(store.meter().snapshot().tally(crate::Operation::List, Purpose::Check).requests, 2 * 11 + 3 + 2);
+    assert_eq!(store.meter().snapshot().tally(crate::Operation::List, Purpose::Check).requests, 2 * 11 + 3 + 4);
 }
 
 #[test]

@@ -89,6 +89,13 @@ pub async fn fork(registry: &JobRegistry, parent: &Store, order: &ForkOrder, env
         match child.commit(&stored(None, &record)).await? {
             CommitOutcome::Committed => Ok(forked),
             CommitOutcome::Lost { .. } => {
+                // The record may have stood before the answer came, and others may have gone on from it since: then the pin
+                // is needed.
+                let newest = child.newest().await.map_err(Error::maybe_applied)?;
+                let origin = newest.and_then(|n| n.fork);
+                if origin == Some(ForkOrigin { job: order.parent.clone(), version }) {
+                    return Ok(forked);
+                }
                 Err(Error::config(format!("there is a job '{}' already", order.name)).code(1512))
             }
         }
