@@ -27,7 +27,7 @@ use crate::fold::{Resolved, resolve};
 use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{Block, PartInfo, SharedBlock};
+use crate::section::{Block, PartInfo, SharedBlock, is_same};
 use crate::view::View;
 
 /// Keys that go through the steps together: what the steps ask for fits into the nearest cache.
@@ -160,6 +160,9 @@ struct Search<'a> {
 
 const OPEN: u32 = u32::MAX;
 
+/// Room is made beforehand for entries of at most so many bytes each.
+const LARGEST_EXPECTED: u64 = 256;
+
 impl View {
     /// The values of `keys` (whole store keys, in any order, duplicates allowed) at `time`, and what it cost. A key of
     /// a key group outside the view's ranges is an error: its owner is somebody else.
@@ -198,6 +201,7 @@ impl View {
         report.keys += batch.len() as u64;
         let parts = self.parts_for(&batch, report).await?;
         let mut search = Search::new(&batch);
+        search.arena.reserve(self.expected_bytes(batch.len()));
         self.search_memory(&parts, &mut search, report)?;
         let mut pending = std::mem::take(&mut search.candidates);
         while !pending.is_empty() {
@@ -210,6 +214,13 @@ impl View {
         self.resolve_all(&mut search, time)?;
         let Search { puts, arena, .. } = search;
         Ok(Values { arena: Bytes::from(arena), spans: puts.into_iter().map(|p| p.span).collect(), places })
+    }
+
+    /// About how many bytes so many entries have: as those of the largest run do.
+    fn expected_bytes(&self, entries: usize) -> usize {
+        let of = |run: &Run| run.length.checked_div(run.entries).unwrap_or_default().min(LARGEST_EXPECTED);
+        let bytes = self.runs().iter().max_by_key(|r| r.entries).map_or(0, |run| of(run));
+        entries * bytes as usize
     }
 
     fn batch<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Batch> {
@@ -226,7 +237,7 @@ impl View {
         let mut before: &[u8] = &[];
         for i in sorted(keys) {
             let key = keys[i as usize].as_ref();
-            if batch.ends.is_empty() || before != key {
+            if batch.ends.is_empty() || !is_same(before, key) {
                 let id = key::state_of(key).ok_or_else(|| crate::layout::bad_key(key))?;
                 let layout = match state {
                     Some((known, layout)) if known == id => layout,
@@ -351,6 +362,8 @@ struct Work {
     /// The distinct blocks and how many of the selected keys, one after the other, each may hold.
     groups: Vec<(u32, usize)>,
     found: Vec<Option<SharedBlock>>,
+    /// By selected key: where its block has it, by the table alone.
+    guesses: Vec<Option<usize>>,
 }
 
 impl Work {
@@ -408,26 +421,27 @@ impl Work {
                 None => keys.for_each(drop),
             }
         }
+        self.guesses.clear();
         let mut keys = self.selected.iter();
         for (found, (_, count)) in self.found.iter().zip(&self.groups) {
             let keys = keys.by_ref().take(*count);
             match found {
-                Some(block) => keys.for_each(|&k| block.0.prefetch_entry(search.batch.hashes[k as usize])),
-                None => keys.for_each(drop),
+                Some(block) => self.guesses.extend(keys.map(|&k| block.0.guess(search.batch.hashes[k as usize]))),
+                None => self.guesses.extend(keys.map(|_| None)),
             }
         }
-        let mut keys = self.selected.iter();
+        let mut keys = self.selected.iter().zip(&self.guesses);
         for (found, (block, count)) in self.found.drain(..).zip(&self.groups) {
             let keys = keys.by_ref().take(*count);
             match found {
                 Some(found) => {
-                    for &k in keys {
-                        search.look(&found.0, k, run)?;
+                    for (&k, guess) in keys {
+                        search.look(&found.0, k, run, *guess)?;
                     }
                 }
                 None => {
                     let start = search.candidate_keys.len();
-                    search.candidate_keys.extend(keys);
+                    search.candidate_keys.extend(keys.map(|(k, _)| *k));
                     let wish = BlockWish { part: p, block: *block as usize };
                     // Keys of one block may come in two groups.
                     match search.candidates.last_mut() {
@@ -466,17 +480,18 @@ impl<'a> Search<'a> {
         for at in candidate.keys.clone() {
             let k = self.candidate_keys[at];
             if self.settled[k as usize] > candidate.run {
-                self.look(block, k, candidate.run)?;
+                self.look(block, k, candidate.run, None)?;
             }
         }
         Ok(())
     }
 
-    /// Takes the entries of key `k` from a block of `run`.
+    /// Takes the entries of key `k` from a block of `run`. `guess`: where they may be.
     #[inline]
-    fn look(&mut self, block: &Block, k: u32, run: u32) -> Result<()> {
+    fn look(&mut self, block: &Block, k: u32, run: u32, guess: Option<usize>) -> Result<()> {
         let key = self.batch.key(k as usize);
-        let Some(mut at) = block.find(self.batch.hashes[k as usize], key) else { return Ok(()) };
+        let guessed = guess.filter(|i| block.is_key(*i, key));
+        let Some(mut at) = guessed.or_else(|| block.find(self.batch.hashes[k as usize], key)) else { return Ok(()) };
         let entry = block.entry(at);
         if is_plain_put(entry) {
             let (start, end) = self.keep(entry)?;

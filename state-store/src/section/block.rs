@@ -302,16 +302,16 @@ impl Block {
         }
     }
 
-    /// Asks for the memory of the key with this hash and of its entry, as the table knows them: it is wrong about 1 of
-    /// 65,536 other keys.
+    /// Where the entries of the key with this hash begin, as the table knows it: it is wrong about 1 of 65,536 other keys.
+    /// Asks for the memory of the key and its entry.
     #[inline]
-    pub(crate) fn prefetch_entry(&self, hash: u64) {
-        if let Some(i) = self.probe(hash, |_| true) {
-            prefetch(&self.body, self.keys.hint(i));
-            let value = self.values.hint(i);
-            prefetch(&self.body, value);
-            prefetch(&self.body, value + 64);
-        }
+    pub(crate) fn guess(&self, hash: u64) -> Option<usize> {
+        let i = self.probe(hash, |_| true)?;
+        prefetch(&self.body, self.keys.hint(i));
+        let value = self.values.hint(i);
+        prefetch(&self.body, value);
+        prefetch(&self.body, value + 64);
+        Some(i)
     }
 
     /// The first entry of a key, if it is here. `hash`: the stable hash of the key.
@@ -414,8 +414,28 @@ impl Block {
     pub(crate) fn is_key(&self, i: usize, key: &[u8]) -> bool {
         i < self.entries
             && key.len() >= self.prefix
-            && key[self.prefix..] == *self.suffix(i)
-            && key[..self.prefix] == *self.prefix()
+            && is_same(&key[self.prefix..], self.suffix(i))
+            && is_same(&key[..self.prefix], self.prefix())
+    }
+}
+
+/// Equality of short strings, without a call: keys have a few to some dozen bytes.
+#[inline(always)]
+pub(crate) fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let n = a.len();
+    if n != b.len() {
+        return false;
+    }
+    let word = |s: &[u8], at: usize| s.get(at..at + 8).and_then(|w| w.try_into().ok()).map_or(0, u64::from_ne_bytes);
+    match n {
+        0..8 => a.iter().zip(b).fold(0, |all, (x, y)| all | (x ^ y)) == 0,
+        // The last two words may overlap the first ones.
+        8..=16 => word(a, 0) == word(b, 0) && word(a, n - 8) == word(b, n - 8),
+        17..=32 => {
+            let differs = |at| word(a, at) ^ word(b, at);
+            differs(0) | differs(8) | differs(n - 16) | differs(n - 8) == 0
+        }
+        _ => a == b,
     }
 }
 
