@@ -5,7 +5,7 @@
 //! those of RocksDB, SlateDB and fjall ([`peers`]) in the same run. Stores take their turns in each repetition, so that a
 //! slow minute meets all of them; what they answer is checked by sums.
 //!
-//! - [`point_read`], [`rmw`], [`write`], [`barrier`]: CPU work in memory.
+//! - [`point_read`], [`rmw`], [`mod@write`], [`barrier`]: CPU work in memory.
 //! - [`after_checkpoints`], [`write_amp`]: many checkpoints, with compactions as a worker picks them.
 //! - [`cold`], [`zipf`], [`checkpoint_size`]: gigabytes, kept in [`data`].
 //!
