@@ -158,6 +158,7 @@ fn digits(value: &Value, scale: i8) -> Option<i128> {
 
 fn decimal<T: arrow_array::types::DecimalType>(value: T::Native, precision: u8, scale: i8) -> Option<ArrayRef> {
     let array = PrimitiveArray::<T>::from_iter_values([value]);
+    array.validate_decimal_precision(precision).ok()?;
     array.with_precision_and_scale(precision, scale).ok().map(|a| Arc::new(a) as ArrayRef)
 }
 
