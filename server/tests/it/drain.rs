@@ -1,5 +1,6 @@
 //! Workers that are asked to end, as processes: who takes over, what they say, and how they end.
 
+use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ struct Worker(Option<Child>);
 impl Worker {
     fn start(cluster: &Cluster, slots: &str, drain_timeout: &str) -> Self {
         let setting = format!("worker.drain-timeout={drain_timeout}");
-        let known = workers(cluster).len();
+        let names = || workers(cluster).iter().map(|w| w["worker"].to_string()).collect::<BTreeSet<_>>();
+        let known = names();
         let child = command(&["worker", "--coordinator", &cluster.address, "--slots", slots, "-D", &setting])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -23,7 +25,8 @@ impl Worker {
             .unwrap();
         let worker = Self(Some(child));
         let start = Instant::now();
-        while workers(cluster).len() == known {
+        // Others may go meanwhile.
+        while names().is_subset(&known) {
             assert!(start.elapsed() < Duration::from_secs(60), "a worker says hello within 60 s");
         }
         worker
