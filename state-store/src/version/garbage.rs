@@ -26,6 +26,7 @@ pub struct Retention {
 struct Link {
     group: u64,
     is_checkpoint: bool,
+    is_take_over: bool,
     committed_ms: i64,
 }
 
@@ -46,6 +47,7 @@ impl Chain {
         let link = Link {
             group: group_of(record),
             is_checkpoint: record.kind() == Kind::Checkpoint,
+            is_take_over: record.kind() == Kind::TakeOver,
             committed_ms: record.committed_ms,
         };
         self.links.insert(record.number, link);
@@ -64,7 +66,7 @@ impl Chain {
 
     /// A record that cannot be read: it goes with its number, and keeps nothing alive.
     pub fn add_unreadable(&mut self, number: u64) {
-        self.links.insert(number, Link { group: number, is_checkpoint: false, committed_ms: 0 });
+        self.links.insert(number, Link { group: number, is_checkpoint: false, is_take_over: false, committed_ms: 0 });
     }
 
     /// Forgets a record that was deleted.
@@ -107,13 +109,15 @@ impl Chain {
         self.links.range(number..).next().map_or(number, |(n, l)| if *n == number { l.group } else { number })
     }
 
-    /// The records that may go: those below the bound that no kept version is read from. Oldest first. `pinned`: versions.
+    /// The records that may go: those below the bound that no kept version is read from, but no take-over: it stands in the
+    /// way of the leader that it has deposed, whenever that wakes up. Oldest first. `pinned`: versions.
     #[must_use]
     pub fn dead_records(&self, bound: u64, pinned: &BTreeSet<u64>) -> Vec<u64> {
         let first = self.group_start(bound);
         let kept: Vec<(u64, u64)> = pinned.iter().map(|p| (self.group_start(*p), *p)).collect();
         let needed = |n: u64| kept.iter().any(|(from, to)| (*from..=*to).contains(&n));
-        self.links.range(..first).map(|(n, _)| *n).filter(|n| !needed(*n)).collect()
+        let dead = |(n, link): &(&u64, &Link)| !link.is_take_over && !needed(**n);
+        self.links.range(..first).filter(dead).map(|(n, _)| *n).collect()
     }
 
     /// The objects that may go: no version from `bound` on refers to them. `pinned`: what pinned versions refer to.

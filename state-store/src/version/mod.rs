@@ -29,6 +29,7 @@ use futures::future::try_join_all;
 use millstream_common::{Env, Error, Generation, Result, VersionNumber};
 use millstream_objects::{Created, Purpose, Store};
 use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Kind;
 
 use boundary::BoundaryLog;
 use decide::{Next, ReadBack, Sent, after_create, after_read_back};
@@ -203,14 +204,16 @@ impl VersionLog {
     /// on an error that no repetition can mend it ends, too, and the error says whether the record may stand all the same.
     /// Dropping the future leaves the same doubt.
     ///
-    /// A number below the boundary is lost, although it could be taken: its record had been collected, and the chain has
-    /// gone on elsewhere.
+    /// A take-over below the boundary is lost, although its number could be taken: the record there had been collected, and
+    /// the chain has gone on elsewhere. Other records need no such look: the number behind a leader's newest one is its
+    /// successor's take-over, which is never deleted (docs/garbage.md).
     pub async fn commit(&self, record: &VersionRecord) -> Result<CommitOutcome> {
         // A planted bug: the boundary is looked at before the number is taken.
         let before = if cfg!(planted_bug = "1") { Some(self.boundaries.newest().await?) } else { None };
         let outcome = self.take_number(record).await?;
         // A planted bug: whoever created the record believes that it counts.
-        if outcome != CommitOutcome::Committed || cfg!(planted_bug = "3") {
+        let looks = record.kind() == Kind::TakeOver && !cfg!(planted_bug = "3");
+        if outcome != CommitOutcome::Committed || !looks {
             return Ok(outcome);
         }
         let known = match before {

@@ -450,6 +450,10 @@ mod chain {
         assert!(error.number() == 4007 && error.to_string().contains("builds on version"), "{error}");
     }
 
+    fn take_over(number: u64, generation: u64, nonce: &str) -> VersionRecord {
+        VersionRecord { kind: Kind::TakeOver.into(), ..record(number, generation, nonce) }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_number_below_the_boundary_is_lost() {
         let env = Env::test(1);
@@ -463,10 +467,10 @@ mod chain {
         assert_eq!(drawn, Drawn::Ours(known));
         // Collected, and created again by somebody who has slept.
         log.store.delete(&VersionLog::path(VersionNumber(3)), Purpose::Version).await.unwrap();
-        let lost = log.commit(&record(3, 1, "late")).await.unwrap();
+        let lost = log.commit(&take_over(3, 1, "late")).await.unwrap();
         assert_eq!(lost, CommitOutcome::Lost { winner: Generation(2), number: VersionNumber(3) });
         // At the bound and above it counts.
-        assert_eq!(log.commit(&record(6, 1, "6")).await.unwrap(), CommitOutcome::Committed);
+        assert_eq!(log.commit(&take_over(6, 1, "6")).await.unwrap(), CommitOutcome::Committed);
         assert_eq!(log.boundaries().known(), known);
     }
 
@@ -497,7 +501,7 @@ mod chain {
                     other.store.delete(&VersionLog::path(VersionNumber(n)), Purpose::Version).await.unwrap();
                 }
             };
-            let late = record(4, 1, "late");
+            let late = take_over(4, 1, "late");
             let (outcome, ()) = futures::join!(sleeper.commit(&late), collect);
             assert!(matches!(outcome.unwrap(), CommitOutcome::Lost { .. }), "{wait_ms} ms");
             created += u64::from(other.read(VersionNumber(4)).await.unwrap().is_some());
@@ -618,6 +622,10 @@ mod chain {
         assert_eq!(chain.dead_records(6, &BTreeSet::new()), [1, 2, 3, 4, 5]);
         assert_eq!(chain.dead_records(6, &BTreeSet::from([4])), [1, 2, 5]);
         assert_eq!(chain.dead_records(6, &BTreeSet::from([2])), [3, 4, 5]);
+        // What stands in the way of a deposed leader stays.
+        let mut succeeded = chain.clone();
+        succeeded.add(&VersionRecord { number: 4, kind: Kind::TakeOver.into(), ..VersionRecord::default() });
+        assert_eq!(succeeded.dead_records(6, &BTreeSet::new()), [1, 2, 3, 5]);
         assert!(chain.is_live("d", 4) && !chain.is_live("d", 5) && !chain.is_live("x", 0));
     }
 
