@@ -57,9 +57,14 @@ impl Store {
     }
 
     async fn try_to_create(&self) -> Result<Created> {
+        let (env, limit) = (&self.backend.env, self.backend.options.retry_timeout);
+        let started = env.now();
         for attempt in 1..TRIES {
             match self.create(PROBE, Bytes::from_static(CONTENT), Purpose::Leader).await {
-                Err(e) if e.kind() == ErrorKind::Unavailable => self.backend.pause(attempt).await,
+                // What is not certain is not repeated there, and may be here; what was repeated has taken its time.
+                Err(e) if e.kind() == ErrorKind::Unavailable && env.now().since(started) < limit => {
+                    self.backend.pause(attempt).await;
+                }
                 done => return done,
             }
         }
