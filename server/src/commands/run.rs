@@ -152,7 +152,11 @@ async fn called_off(client: &Client, job: &Job, env: &Env) -> Value {
         _ = signals::asked_to_end() => Err(Error::canceled("a second signal")),
     };
     // It was not open yet, or hangs: all the same it ends with this process.
-    last.unwrap_or_else(|_| json!({"job": job.job, "name": job.name, "state": "canceled"}))
+    let mut document = last.unwrap_or_else(|_| json!({"job": job.job, "name": job.name}));
+    if !has_ended(&document) {
+        document["state"] = "canceled".into();
+    }
+    document
 }
 
 fn has_ended(document: &Value) -> bool {
