@@ -25,9 +25,9 @@ build() { # build BUG: the simulation with that bug, or without any ("")
 
 what() {
     case "$1" in
-        1) echo "the boundary is looked at before a number is taken, not after" ;;
+        1) echo "take-over records are collected like others" ;;
         2) echo "a take-over starts from an older record than the one before it" ;;
-        3) echo "a number that was collected is created again and believed" ;;
+        3) echo "who opens a job does not look at the boundary behind its take-over" ;;
         4) echo "what no version refers to is deleted, whoever may still report it" ;;
         5) echo "a pin is believed although its version is below the boundary" ;;
         8) echo "a late release of a pin hits a later pin" ;;

@@ -51,47 +51,49 @@ impl PartOf<'_> {
         }
     }
 
-    /// Those of `blocks` that are in memory, in their order. The cache is told what was read, or asked, only where it must
+    /// Those of `blocks` that are in memory, in their order; how many. The cache is told what was read, or asked, only where it must
     /// be: see [`millstream_cache::Caches::turnover`].
     pub(crate) fn blocks_in_memory(
         &self,
         store: &StateStore,
-        blocks: impl Iterator<Item = usize> + Clone,
+        blocks: &[usize],
         out: &mut Vec<Option<SharedBlock>>,
-    ) {
+    ) -> u64 {
         let caches = &store.0.caches;
         let turnover = caches.turnover();
         out.clear();
         {
             let slots = self.part.slots().read();
-            blocks.clone().for_each(|b| prefetch_address(slots[b].as_ptr()));
-            out.extend(blocks.clone().map(|b| slots[b].upgrade().map(SharedBlock)));
+            blocks.iter().for_each(|&b| prefetch_address(slots[b].as_ptr()));
+            out.extend(blocks.iter().map(|&b| slots[b].upgrade().map(SharedBlock)));
         }
-        let mut hits = 0;
-        for (found, b) in out.iter_mut().zip(blocks) {
-            match found {
+        let (mut known, mut found) = (0, 0);
+        for (there, &b) in out.iter_mut().zip(blocks) {
+            match there {
                 Some(block) => {
-                    hits += 1;
+                    known += 1;
                     if block.0.touched.load(Ordering::Relaxed) != turnover {
                         block.0.touched.store(turnover, Ordering::Relaxed);
                         caches.touch(&self.key(b));
                     }
                 }
                 None => {
-                    *found = caches.block(&self.key(b));
-                    if let Some(block) = found {
+                    *there = caches.block(&self.key(b));
+                    if let Some(block) = there {
+                        found += 1;
                         block.0.touched.store(turnover, Ordering::Relaxed);
                         self.remember(b, block);
                     }
                 }
             }
         }
-        caches.count_memory_hits(hits);
+        caches.count_memory_hits(known);
+        known + found
     }
 }
 
 /// A block that is wanted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockWish {
     /// Index of its part among those that the caller reads.
     pub(crate) part: usize,

@@ -35,7 +35,7 @@ pub struct FsckReport {
     pub jobs: Vec<String>,
     /// Version records that were read.
     pub versions: u64,
-    /// Of them, those below the boundary that no pin keeps: they are about to be deleted.
+    /// Of them, those below the boundary that no pin keeps: take-overs, and what is about to be deleted.
     pub given_up: u64,
     /// Pins that keep a version.
     pub pins: u64,

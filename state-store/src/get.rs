@@ -357,10 +357,11 @@ impl Batch {
 struct Work {
     asked: Vec<u32>,
     selected: Vec<u32>,
-    /// By selected key: its block.
-    blocks: Vec<u32>,
-    /// The distinct blocks and how many of the selected keys, one after the other, each may hold.
-    groups: Vec<(u32, usize)>,
+    /// The distinct blocks that may hold selected keys, in their order.
+    blocks: Vec<usize>,
+    /// By selected key: which of `blocks`.
+    places: Vec<usize>,
+    /// By block: itself, if it is in memory.
     found: Vec<Option<SharedBlock>>,
     /// By selected key: where its block has it, by the table alone.
     guesses: Vec<Option<usize>>,
@@ -385,18 +386,17 @@ impl Work {
         report.filtered += (self.asked.len() - self.selected.len()) as u64;
     }
 
-    /// The block of each selected key, from `from` on; the last one.
+    /// The blocks of the selected keys, from `from` on; the last one.
     fn find_blocks(&mut self, part: &PartOf<'_>, batch: &Batch, from: usize) -> usize {
         self.blocks.clear();
-        self.groups.clear();
+        self.places.clear();
         let mut block = from;
         for &k in &self.selected {
             block = part.part.seek(block, batch.key(k as usize));
-            self.blocks.push(block as u32);
-            match self.groups.last_mut() {
-                Some((last, count)) if *last == block as u32 => *count += 1,
-                _ => self.groups.push((block as u32, 1)),
+            if self.blocks.last() != Some(&block) {
+                self.blocks.push(block);
             }
+            self.places.push(self.blocks.len() - 1);
         }
         block
     }
@@ -410,49 +410,23 @@ impl Work {
         search: &mut Search<'_>,
         report: &mut ReadReport,
     ) -> Result<()> {
-        let run = part.run_index as u32;
-        part.blocks_in_memory(&view.store, self.groups.iter().map(|g| g.0 as usize), &mut self.found);
-        report.memory_hits += self.found.iter().filter(|b| b.is_some()).count() as u64;
-        let mut keys = self.selected.iter();
-        for (found, (_, count)) in self.found.iter().zip(&self.groups) {
-            let keys = keys.by_ref().take(*count);
-            match found {
-                Some(block) => keys.for_each(|&k| block.0.prefetch_place(search.batch.hashes[k as usize])),
-                None => keys.for_each(drop),
+        report.memory_hits += part.blocks_in_memory(&view.store, &self.blocks, &mut self.found);
+        let hash = |k: u32| search.batch.hashes[k as usize];
+        for (&k, &place) in self.selected.iter().zip(&self.places) {
+            if let Some(block) = &self.found[place] {
+                block.0.prefetch_place(hash(k));
             }
         }
         self.guesses.clear();
-        let mut keys = self.selected.iter();
-        for (found, (_, count)) in self.found.iter().zip(&self.groups) {
-            let keys = keys.by_ref().take(*count);
-            match found {
-                Some(block) => self.guesses.extend(keys.map(|&k| block.0.guess(search.batch.hashes[k as usize]))),
-                None => self.guesses.extend(keys.map(|_| None)),
+        let guesses = self.selected.iter().zip(&self.places);
+        self.guesses.extend(guesses.map(|(&k, &place)| self.found[place].as_ref()?.0.guess(hash(k))));
+        for ((&k, &place), guess) in self.selected.iter().zip(&self.places).zip(&self.guesses) {
+            match &self.found[place] {
+                Some(block) => search.look(&block.0, k, part.run_index as u32, *guess)?,
+                None => search.miss(BlockWish { part: p, block: self.blocks[place] }, part.run_index as u32, k),
             }
         }
-        let mut keys = self.selected.iter().zip(&self.guesses);
-        for (found, (block, count)) in self.found.drain(..).zip(&self.groups) {
-            let keys = keys.by_ref().take(*count);
-            match found {
-                Some(found) => {
-                    for (&k, guess) in keys {
-                        search.look(&found.0, k, run, *guess)?;
-                    }
-                }
-                None => {
-                    let start = search.candidate_keys.len();
-                    search.candidate_keys.extend(keys.map(|(k, _)| *k));
-                    let wish = BlockWish { part: p, block: *block as usize };
-                    // Keys of one block may come in two groups.
-                    match search.candidates.last_mut() {
-                        Some(c) if c.wish.part == p && c.wish.block == wish.block => {
-                            c.keys.end = search.candidate_keys.len();
-                        }
-                        _ => search.candidates.push(Candidate { wish, run, keys: start..search.candidate_keys.len() }),
-                    }
-                }
-            }
-        }
+        self.found.clear();
         Ok(())
     }
 }
@@ -467,6 +441,16 @@ impl<'a> Search<'a> {
             puts: vec![Put { run: OPEN, span: ABSENT }; batch.len()],
             found: Vec::new(),
             arena: Vec::new(),
+        }
+    }
+
+    /// Key `k` may be in a block that is not in memory. Those of one block come one after the other.
+    fn miss(&mut self, wish: BlockWish, run: u32, k: u32) {
+        let at = self.candidate_keys.len();
+        self.candidate_keys.push(k);
+        match self.candidates.last_mut() {
+            Some(last) if last.wish == wish => last.keys.end = at + 1,
+            _ => self.candidates.push(Candidate { wish, run, keys: at..at + 1 }),
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! It runs beside the master of the job, in the process that leads it, and never in the way of a commit. Order of events of a
 //! collection: compute the bound; draw the boundary; list the pins; make sure that nobody else has taken the job over;
-//! delete the objects that only versions below the bound refer to; delete the records that no kept version is read from. The
-//! records go last: as long as they stand, they say what is left to be deleted, whoever goes on after a crash.
+//! delete the objects that only versions below the bound refer to; delete the records that no kept version is read from, but
+//! never a take-over. The records go last: as long as they stand, they say what is left to be deleted, whoever goes on
+//! after a crash.
 //!
 //! Once in a while it lists the state objects, too, and deletes those of earlier deployments that no version refers to.
 //!
@@ -19,6 +20,7 @@ use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result, Version
 use millstream_objects::{Purpose, Store};
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::pin::Kind as PinKind;
+use millstream_proto::version::version_record::Kind;
 use millstream_state_store::object_path;
 use millstream_state_store::version::VersionLog;
 use millstream_state_store::version::boundary::{Drawn, Known};
@@ -73,6 +75,18 @@ struct Facts {
     /// Objects that no record will ever list.
     stale: Vec<String>,
     done: Done,
+}
+
+impl Facts {
+    /// What a kept version needs must be known before anything goes.
+    fn check_readable(&self, bound: u64) -> Result<()> {
+        match self.unreadable.range(bound..).next() {
+            None => Ok(()),
+            Some(n) => Err(Error::corrupt(format!("version {n} cannot be read, so what it needs is not known"))
+                .code(4007)
+                .next("it is collected once the version is no longer kept")),
+        }
+    }
 }
 
 /// What was done so far.
@@ -236,16 +250,24 @@ impl Work {
         if self.loaded {
             return Ok(());
         }
-        let numbers = self.log.list().await?;
+        let bound = self.log.boundaries().newest().await?.bound;
+        let pinned: BTreeSet<u64> = self.log.pins().list().await?.iter().map(|p| p.pin.version).collect();
+        let numbers: BTreeSet<VersionNumber> = self.log.list().await?.into_iter().collect();
         let unknown: Vec<VersionNumber> = {
             let facts = self.facts.lock();
-            numbers.into_iter().filter(|n| !facts.chain.holds(n.0)).collect()
+            numbers.iter().filter(|n| !facts.chain.holds(n.0)).copied().collect()
+        };
+        // A take-over that stands alone below the bound: what it refers to went before the records around it did.
+        let is_done = |n: VersionNumber, record: &VersionRecord| {
+            let alone = n.0 < bound && !numbers.contains(&n.next()) && !pinned.contains(&n.0);
+            alone && record.kind() == Kind::TakeOver
         };
         let facts = self.facts.clone();
         self.log
             .read_each(&unknown, |number, record| {
                 let mut facts = facts.lock();
                 match record {
+                    Ok(Some(record)) if is_done(number, &record) => {}
                     Ok(Some(record)) => facts.chain.add(&record),
                     Ok(None) => {}
                     Err(e) => {
@@ -273,11 +295,7 @@ impl Work {
         };
         let known = if wanted > known.bound { self.draw(known, wanted).await? } else { known };
         let bound = known.bound;
-        if let Some(n) = self.facts.lock().unreadable.range(bound..).next() {
-            return Err(Error::corrupt(format!("version {n} cannot be read, so what it needs is not known"))
-                .code(4007)
-                .next("it is collected once the version is no longer kept"));
-        }
+        self.facts.lock().check_readable(bound)?;
         let pins = match early {
             Some(pins) => pins,
             None => self.log.pins().list().await?,
@@ -353,6 +371,7 @@ impl Work {
         let versions: BTreeSet<u64> = pins.iter().filter(|p| p.holds(newest)).map(|p| p.pin.version).collect();
         let mut objects = BTreeSet::new();
         let mut origins = BTreeSet::new();
+        let is_sure = |n| pins.iter().any(|p| p.confirmed && p.pin.version == n && p.holds(newest));
         for &n in versions.range(..bound) {
             match self.log.read(VersionNumber(n)).await {
                 Ok(Some(record)) => {
@@ -362,7 +381,8 @@ impl Work {
                 }
                 // A pin that came too late.
                 Ok(None) => {}
-                Err(e) if e.is_final() => tracing::warn!("version {n}, which is pinned, cannot be read: {e}"),
+                Err(e) if e.is_final() && !is_sure(n) => tracing::warn!("version {n}, pinned late, cannot be read: {e}"),
+                // As long as it is not known what it needs, nothing is deleted.
                 Err(e) => return Err(e),
             }
         }
@@ -416,11 +436,7 @@ impl Work {
         let mut bytes = 0;
         {
             let facts = self.facts.lock();
-            if let Some(n) = facts.unreadable.range(bound..).next() {
-                return Err(
-                    Error::corrupt(format!("version {n} cannot be read, so what it needs is not known")).code(4007)
-                );
-            }
+            facts.check_readable(bound)?;
             for found in &listed {
                 let Some(object) = found.path.strip_prefix("data/") else { continue };
                 // What a record refers to is for `collect`.

@@ -1050,6 +1050,13 @@ impl Coordinator {
         Ok(VersionLog::new(store, self.env.clone()))
     }
 
+    /// Whether a job that was fenced has failed is not known before its end is recorded: whoever fenced it may lead the
+    /// cluster by now, and run it.
+    fn state_of(&self, job: &Job) -> &'static str {
+        let fenced = matches!(job.master.phase, master::Phase::Ended(master::End::Fenced));
+        if fenced && self.cluster.is_some() && !job.end_recorded { "restarting" } else { job.master.state() }
+    }
+
     fn list(&self) -> Value {
         let mut rows: Vec<Value> = self
             .past
@@ -1057,7 +1064,7 @@ impl Coordinator {
             .map(|(id, s)| json!({"id": id, "name": s["name"], "state": s["state"], "parallelism": s["parallelism"]}))
             .collect();
         rows.extend(self.jobs.iter().map(|(id, j)| {
-            json!({"id": id, "name": j.master.spec.name, "state": j.master.state(), "parallelism": j.master.assignment.parallelism()})
+            json!({"id": id, "name": j.master.spec.name, "state": self.state_of(j), "parallelism": j.master.assignment.parallelism()})
         }));
         Value::Array(rows)
     }
@@ -1083,7 +1090,9 @@ impl Coordinator {
             return json!({"id": id, "state": state});
         };
         if let Some(ended) = &job.ended {
-            return ended.clone();
+            let mut document = ended.clone();
+            document["state"] = self.state_of(job).into();
+            return document;
         }
         let mut processes = job.usage.clone();
         processes.retain(|w, _| self.pids.get(w) != Some(&self.options.pid));

@@ -66,6 +66,8 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
             From::Version(_) | From::None => newest_whole(&log).await?,
         };
         let newest = if cfg!(planted_bug = "2") { read_once.get_or_insert(newest).clone() } else { newest };
+        // Where a fork's pin is does not depend on what it starts from.
+        let origin = newest.as_ref().and_then(|n| n.fork.clone());
         let mut kept = None;
         let base = match request.from {
             From::Version(n) if newest.is_some() => {
@@ -116,6 +118,7 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         taken.retained_checkpoints = settings.checkpoint.retained;
         taken.retained_for_ms = settings.checkpoint.retained_for.as_millis() as u64;
         taken.base = base.as_ref().map_or(0, |b| b.number);
+        taken.fork = taken.fork.or(origin);
         taken.nonce = env.unique_id();
         taken.committed_ms = env.wall_ms();
         let known = log.boundaries().known();

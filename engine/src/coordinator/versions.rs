@@ -21,7 +21,11 @@ pub async fn list(log: &VersionLog) -> Result<Vec<Value>> {
     let mut retained = (0, 0);
     let mut newest_ms = 0;
     let pins = log.pins().list().await?;
-    log.read_each(&log.list().await?, |number, record| {
+    // Take-overs stand for ever: what is below the boundary is not even read, unless it is pinned.
+    let bound = log.boundaries().find().await?.bound;
+    let mut numbers = log.list().await?;
+    numbers.retain(|n| n.0 >= bound || pins.iter().any(|p| p.pin.version == n.0));
+    log.read_each(&numbers, |number, record| {
         let record = match record {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(()),

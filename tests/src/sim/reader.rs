@@ -53,7 +53,9 @@ pub async fn read(cluster: Arc<Cluster>, store: Store, number: u64, seed: u64) {
 
 /// Pins some version that is listed.
 async fn pin(log: &VersionLog, id: &str, dice: &mut Dice, env: &Env) -> Result<Option<(u64, Pinned)>> {
-    let numbers = log.list().await?;
+    let mut numbers = log.list().await?;
+    let bound = log.boundaries().find().await?.bound;
+    numbers.retain(|n| n.0 >= bound);
     let Some(last) = numbers.last() else { return Ok(None) };
     // Old ones above all: they are about to go.
     let version = if dice.chance(60) { numbers[0].0 } else { numbers[dice.within(0..numbers.len() as u64) as usize].0 };

@@ -17,6 +17,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use millstream_objects::object_store;
 use millstream_proto::version::VersionRecord;
+use millstream_proto::version::version_record::Kind;
 use millstream_state_store::version::decode_record;
 use millstream_state_store::version::delta::apply;
 use millstream_state_store::version::garbage::objects_of;
@@ -59,6 +60,8 @@ struct Facts {
     shared: BTreeMap<(String, String), BTreeSet<(String, u64)>>,
     /// By job: the versions that readers hold.
     held: BTreeMap<String, Vec<u64>>,
+    /// By job: the versions that took it over.
+    take_overs: BTreeMap<String, BTreeSet<u64>>,
     /// By job: the greatest bound.
     bounds: BTreeMap<String, u64>,
     deleted: u64,
@@ -78,6 +81,9 @@ impl Facts {
         let versions = self.listed.get(job)?;
         let held = self.held.get(job).map(Vec::as_slice).unwrap_or_default();
         if let Some(number) = path.strip_prefix("version/").and_then(|n| n.parse::<u64>().ok()) {
+            if self.take_overs.get(job).is_some_and(|t| t.contains(&number)) {
+                return Some(format!("version {number} is deleted, a take-over"));
+            }
             let newest = versions.last_key_value().map(|(n, _)| *n);
             return (number >= bound && newest >= Some(number))
                 .then(|| format!("version {number} is deleted, the boundary is at {bound}"));
@@ -229,6 +235,9 @@ impl Facts {
         }
         self.listed.entry(job.to_owned()).or_default().insert(record.number, objects_of(&record));
         self.epochs.entry(job.to_owned()).or_default().insert(record.number, record.epoch);
+        if record.kind() == Kind::TakeOver {
+            self.take_overs.entry(job.to_owned()).or_default().insert(record.number);
+        }
         for run in record.tree.iter().flat_map(|t| &t.runs).filter(|r| !r.origin.is_empty()) {
             let key = (run.origin.clone(), run.object.clone());
             self.shared.entry(key).or_default().insert((job.to_owned(), record.number));
