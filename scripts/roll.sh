@@ -26,7 +26,16 @@ port=$((20000 + RANDOM % 10000))
 export MILLSTREAM_COORDINATOR=127.0.0.1:$port
 "$bin" coordinator --state "file://$dir/state" --listen "127.0.0.1:$port" >/dev/null 2>"$dir/coordinator.log" &
 pids+=($!)
-until "$bin" list >/dev/null 2>&1; do sleep 0.1; done
+# until CONDITION: as long as the cluster's processes live.
+wait_for() {
+    until "$@"; do
+        kill -0 "${pids[@]}" 2>/dev/null || { echo "a process has ended before it was to; see $dir" >&2; exit 1; }
+        sleep 0.1
+    done
+}
+serves() { "$bin" list >/dev/null 2>&1; }
+registered() { "$bin" workers --json | grep -q "\"pid\":$1,"; }
+wait_for serves
 
 number=0
 workers=()
@@ -35,14 +44,15 @@ start_worker() {
     "$bin" worker --slots 2 --cache-dir "$dir/w$number" >/dev/null 2>"$dir/worker$number.log" &
     workers+=("$!:$number")
     pids+=($!)
-    until "$bin" workers --json | grep -q "\"pid\":$!,"; do sleep 0.05; done
+    wait_for registered $!
 }
 field() { "$bin" status "$id" --json | grep -o "\"$1\":[^,}]*" | head -1 | cut -d: -f2; }
 
 start_worker
 start_worker
 id=$("$bin" submit keyed-count -p 4 -- --keys $keys --value-bytes 100 --events "$events" --rate "$rate" --output "files:$dir/out")
-until [ "$(field version)" -gt 3 ]; do sleep 0.2; done
+has_versions() { [ "$(field version)" -gt 3 ]; }
+wait_for has_versions
 echo "job $id: keyed-count, 4 subtasks on 2 workers, $rate events a second"
 
 for round in 1 2; do
@@ -54,6 +64,9 @@ for round in 1 2; do
         kill -TERM "${old%%:*}"
         code=0
         wait "${old%%:*}" || code=$?
+        living=()
+        for pid in "${pids[@]}"; do [ "$pid" = "${old%%:*}" ] || living+=("$pid"); done
+        pids=("${living[@]}")
         took=$((($(date +%s%N) - began) / 1000000))
         said=$(tail -1 "$dir/worker${old##*:}.log")
         echo "round $round: worker ${old##*:} ended with $code after $took ms ($said); restarts $(field restarts)"
@@ -62,7 +75,8 @@ for round in 1 2; do
     done
 done
 
-until [ "$("$bin" status "$id" --json | grep -c '"state":"finished"')" = 1 ]; do sleep 0.5; done
+has_ended() { "$bin" status "$id" --json | grep -q '"state":"\(finished\|failed\|canceled\)"'; }
+wait_for has_ended
 status=$("$bin" status "$id" --json)
 echo "moves: $(echo "$status" | grep -o '"moved":\[[0-9,]*\]' | tr '\n' ' ')"
 echo "pause_ms of each: $(echo "$status" | grep -o '"pause_ms":[0-9]*' | cut -d: -f2 | tr '\n' ' ')"

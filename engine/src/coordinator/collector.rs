@@ -381,7 +381,9 @@ impl Work {
                 }
                 // A pin that came too late.
                 Ok(None) => {}
-                Err(e) if e.is_final() && !is_sure(n) => tracing::warn!("version {n}, pinned late, cannot be read: {e}"),
+                Err(e) if e.is_final() && !is_sure(n) => {
+                    tracing::warn!("version {n}, pinned late, cannot be read: {e}")
+                }
                 // As long as it is not known what it needs, nothing is deleted.
                 Err(e) => return Err(e),
             }

@@ -869,13 +869,13 @@ impl JobMaster {
         if self.rescale_is_near() {
             return self.when_prepared(t);
         }
-        if self.giving_up.is_some() {
-            return self.give_up(t);
-        }
         // A stop waits for the end of a rescale that was asked for before.
         if !self.stop_tokens.is_empty() && self.ending.is_none() && self.rescale.is_none() {
             self.ending = Some(Status::Stopped);
             return self.trigger(Kind::Last, t);
+        }
+        if self.giving_up.is_some() {
+            return self.give_up(t);
         }
         self.check_end_of_input(t);
         if self.checkpoint.is_some() {
@@ -951,13 +951,14 @@ impl JobMaster {
     pub(crate) fn on_worker_lost(&mut self, worker: &str, t: &mut Turn<'_>) {
         // One that a rescale has left without subtasks takes the commits along that it owes: others make them anew.
         let owes = self.departed.remove(worker).is_some_and(|d| self.owes(&d)) && !cfg!(planted_bug = "31");
-        if !self.has_ended() && (owes || self.workers_in_use().contains(worker)) {
+        if !self.has_ended() && (owes || self.uses(worker)) {
             if cfg!(planted_bug = "26") {
                 self.keep_survivors();
             }
             return self.on_failure(Error::unavailable(format!("worker {worker} is lost")).code(7120), t);
         }
-        // Nobody waits for the word of one that has nothing to serve.
+        // Nobody waits for the word of one that has nothing to serve; should it come back, it counts anew.
+        self.statistics.fold_worker(worker);
         self.on_serving(worker, (0, 0), t);
     }
 

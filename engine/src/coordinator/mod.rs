@@ -375,7 +375,8 @@ impl Coordinator {
         if free.is_empty() {
             return;
         }
-        let waits = |j: &&Job| matches!(j.master.phase, master::Phase::Created | master::Phase::Restarting { .. });
+        let waits =
+            |j: &&Job| matches!(j.master.phase, master::Phase::Created | master::Phase::Restarting { delayed: false });
         let waiting: Vec<String> = self.jobs.values().filter(waits).map(|j| j.master.spec.name.clone()).collect();
         for name in free {
             if let Some(w) = self.workers.get_mut(&name) {

@@ -35,7 +35,9 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
     let mut requests = s.requests();
     add_requests(&mut requests, &facts.own_requests);
     let cache = s.cache();
-    let subtasks = s.subtasks();
+    let mut subtasks = s.subtasks();
+    // Those that a scale-in took away say nothing of the job any more.
+    subtasks.retain(|(_, index), _| *index < master.assignment.parallelism());
     json!({
         "job": master.spec.job,
         "name": master.spec.name,

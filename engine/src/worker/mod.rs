@@ -153,12 +153,9 @@ impl Worker {
         let timeout = self.options.drain_timeout;
         let overdue = async {
             leave.asked().await;
-            context.env.sleep(timeout).await;
-            if context.session.lock().is_none() {
-                return leave::unreachable(timeout);
-            }
-            context.env.sleep(GRACE).await;
-            leave::held(timeout)
+            context.env.sleep(timeout + GRACE).await;
+            let has_session = context.session.lock().is_some();
+            if has_session { leave::held(timeout) } else { leave::unreachable(timeout) }
         };
         millstream_common::select! {
             outcome = self.serve() => outcome,
@@ -169,6 +166,10 @@ impl Worker {
     async fn serve(&mut self) -> Result<Departure> {
         let mut next = 0;
         loop {
+            if self.options.leave.is_asked() {
+                // From then on it counts, whether a coordinator is there to be told or not.
+                self.leaving.begin(&self.context.env);
+            }
             // Without a session nothing can be given to it any more.
             if self.options.leave.is_asked() && self.jobs.is_empty() && self.recovering.is_empty() {
                 return Ok(Departure { waiting: Vec::new() });

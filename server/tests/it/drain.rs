@@ -28,6 +28,7 @@ impl Worker {
         // Others may go meanwhile.
         while names().is_subset(&known) {
             assert!(start.elapsed() < Duration::from_secs(60), "a worker says hello within 60 s");
+            std::thread::sleep(Duration::from_millis(50));
         }
         worker
     }

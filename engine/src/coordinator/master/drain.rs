@@ -38,12 +38,18 @@ impl JobMaster {
     pub(crate) fn needs(&self, worker: &str) -> bool {
         // Planted bug 31: a worker without subtasks may go, whatever it has not committed.
         let owes = self.departed.contains_key(worker) && !cfg!(planted_bug = "31");
-        !self.has_ended() && (owes || self.workers_in_use().contains(worker))
+        !self.has_ended() && (owes || self.uses(worker))
     }
 
     /// Whether what a worker counts is of the present deployment.
     pub(crate) fn reckons_with(&self, worker: &str) -> bool {
-        self.departed.contains_key(worker) || self.workers_in_use().contains(worker)
+        self.departed.contains_key(worker) || self.uses(worker)
+    }
+
+    /// Whether a worker has to do with the present deployment.
+    pub(super) fn uses(&self, worker: &str) -> bool {
+        let next = self.rescale.iter().filter_map(|r| r.next.as_ref()).flat_map(|n| &n.1);
+        self.placement.iter().chain(next).any(|w| w == worker)
     }
 
     /// Moves subtasks off workers that leave as soon as that is possible; gives up what nobody takes over in time.
@@ -53,17 +59,21 @@ impl JobMaster {
             self.giving_up = None;
             return;
         };
-        if self.phase != Phase::Running || self.ending.is_some() || self.input_ended {
+        let stops = self.rescale.is_none() && !self.stop_tokens.is_empty();
+        if self.phase != Phase::Running || self.ending.is_some() || self.input_ended || stops {
             return;
         }
-        let free_to_move = self.rescale.is_none() && self.stop_tokens.is_empty();
-        if free_to_move && !drained(&self.placement, t.workers).is_empty() {
+        if self.rescale.is_none() && !drained(&self.placement, t.workers).is_empty() {
             self.giving_up = None;
             tracing::info!("job {}: its subtasks on workers that leave move to others", self.spec.name);
             return self.start_rescale(Purpose::Drain, None, t);
         }
         if first > t.now || self.rescale_is_near() {
             return;
+        }
+        if self.rescale.as_ref().is_some_and(|r| r.purpose == Purpose::Drain) {
+            // There are slots: what is waited for no longer is that compactions end.
+            return self.when_quiet(t);
         }
         match self.giving_up {
             None => {
@@ -94,14 +104,7 @@ impl JobMaster {
 
     /// Spreads the subtasks of the job over the workers so that these have equally many free slots.
     pub(crate) fn want_rebalance(&mut self, token: u64, t: &mut Turn<'_>) {
-        let refusal = if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
-            Some(self.not_running())
-        } else if self.rescale.is_some() {
-            Some(self.rescale_under_way())
-        } else {
-            None
-        };
-        if let Some(e) = refusal {
+        if let Some(e) = self.refuses_rescale() {
             return t.out.push(Action::Reply(token, Err(e)));
         }
         if balanced(&self.placement, t.workers).is_empty() {
@@ -138,7 +141,9 @@ impl JobMaster {
             Some(Stage::Serving(missing)) => missing.clone(),
             _ => BTreeSet::new(),
         };
-        let done = |(w, d): &(&String, &Departed)| !unheard.contains(*w) && !self.owes(d);
+        // One that has come back, or is about to, keeps what it runs.
+        let used = self.workers_in_use();
+        let done = |(w, d): &(&String, &Departed)| !used.contains(*w) && !unheard.contains(*w) && !self.owes(d);
         let released: Vec<String> = self.departed.iter().filter(done).map(|(w, _)| w.clone()).collect();
         for w in released {
             self.departed.remove(&w);

@@ -246,6 +246,42 @@ fn subtasks_move_off_a_worker_that_leaves_and_it_is_needed_no_more() {
 }
 
 #[test]
+fn a_worker_that_comes_back_is_not_stopped_for_what_it_owed() {
+    let mut c = Cluster::running(2, &[("a", 1), ("b", 1)]);
+    c.with_output = true;
+    assert_eq!(c.placement(), "a b");
+    c.turn(|m, t| m.want_rescale(1, 1, t));
+    c.settle();
+    assert_eq!(c.placement(), "a");
+    // It joins again before what it owes is visible.
+    c.turn(|m, t| m.want_rescale(2, 2, t));
+    c.settle_until(|m| matches!(m, Down::PrepareRescale(_)));
+    c.confirms("b");
+    c.settle();
+    assert!(!c.was_stopped("b"));
+    assert_eq!((c.placement().as_str(), c.restarts()), ("a b", 0));
+}
+
+#[test]
+fn what_a_worker_owes_is_not_forgotten_while_it_runs_others() {
+    let mut c = Cluster::running(3, &[("a", 3)]);
+    c.with_output = true;
+    c.joins("b", 2);
+    c.turn(|m, t| m.want_rebalance(1, t));
+    c.settle();
+    assert_eq!(c.placement(), "a a b", "one subtask has moved, its output is not visible yet");
+    c.joins("c", 2);
+    c.leaves("a");
+    c.settle();
+    assert!(!c.placement().contains('a'));
+    c.confirms("b");
+    c.confirms("c");
+    assert!(c.master.needs("a"));
+    c.confirms("a");
+    assert!(!c.master.needs("a") && c.was_stopped("a"));
+}
+
+#[test]
 fn a_worker_stays_until_its_output_is_confirmed() {
     let mut c = Cluster::running(2, &[("a", 1), ("b", 1), ("c", 1)]);
     c.with_output = true;
@@ -325,6 +361,10 @@ fn slots_that_come_while_the_last_checkpoint_is_taken_are_used() {
     c.leaves("a");
     c.passes(26);
     c.joins("b", 1);
+    // However often it is looked at meanwhile.
+    c.passes(0);
+    c.settle();
+    c.passes(3);
     c.settle();
     assert_eq!((c.placement().as_str(), c.restarts()), ("b", 0));
 }

@@ -1,6 +1,6 @@
-//! A live rescale, of key groups to another number of subtasks or of subtasks to other workers, stage by stage: compactions come to rest, subtasks and channels are prepared and caches warmed up, a
-//! checkpoint makes the next epoch small, a barrier carries the new assignment, and those who gained key groups come to
-//! serve. One at a time; a failure anywhere takes the region back to the newest record, whosever assignment that has.
+//! A live rescale, of key groups to another number of subtasks or of subtasks to other workers, stage by stage:
+//! compactions come to rest, subtasks and channels are prepared and caches warmed up, a checkpoint makes the next epoch
+//! small, a barrier carries the new assignment, and those who gained key groups come to serve. One at a time; a failure anywhere takes the region back to the newest record, whosever assignment that has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -79,7 +79,7 @@ pub(super) type Plan = (Assignment, Vec<String>, BTreeMap<(String, String), u32>
 
 pub(super) struct Rescale {
     pub(super) token: Option<u64>,
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     from: u32,
     to: u32,
     pub(super) stage: Stage,
@@ -138,10 +138,8 @@ impl JobMaster {
         let now = self.assignment.parallelism();
         let refusal = if parallelism == 0 {
             Some(Error::config("parallelism 0 is no parallelism").code(1506))
-        } else if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
-            Some(self.not_running())
-        } else if self.rescale.is_some() {
-            Some(self.rescale_under_way())
+        } else if let Some(e) = self.refuses_rescale() {
+            Some(e)
         } else if parallelism > now && place(parallelism - now, t.workers).is_none() {
             Some(too_few_slots(parallelism, parallelism - now, t.workers))
         } else {
@@ -156,13 +154,17 @@ impl JobMaster {
         self.start_rescale(Purpose::Parallelism(parallelism), Some(token), t);
     }
 
-    pub(super) fn rescale_under_way(&self) -> Error {
-        let what = match self.rescale.as_ref().map(|r| r.purpose) {
-            Some(Purpose::Drain) => "subtasks are moving off a worker that leaves",
-            Some(Purpose::Rebalance) => "subtasks are moving to other workers",
-            _ => "another rescale is under way",
+    /// Why no rescale of any kind can begin now.
+    pub(super) fn refuses_rescale(&self) -> Option<Error> {
+        if self.phase != Phase::Running || self.input_ended || self.ending.is_some() {
+            return Some(self.not_running());
+        }
+        let what = match self.rescale.as_ref()?.purpose {
+            Purpose::Drain => "subtasks are moving off a worker that leaves",
+            Purpose::Rebalance => "subtasks are moving to other workers",
+            Purpose::Parallelism(_) => "another rescale is under way",
         };
-        Error::unavailable(what).code(7130).next("ask again when it is done")
+        Some(Error::unavailable(what).code(7130).next("ask again when it is done"))
     }
 
     pub(super) fn start_rescale(&mut self, purpose: Purpose, token: Option<u64>, t: &mut Turn<'_>) {
@@ -273,9 +275,12 @@ impl JobMaster {
 
     /// Nobody has been told of it yet but to hold compactions.
     fn call_rescale_off(&mut self, t: &mut Turn<'_>) {
-        if let Some(token) = self.rescale.take().and_then(|r| r.token) {
-            let e = Error::unavailable("the free slots have gone").code(7132).next("ask again");
-            t.out.push(Action::Reply(token, Err(e)));
+        let called_off = self.rescale.take().map(|r| (r.token, r.purpose));
+        if let Some((Some(token), purpose)) = called_off {
+            // Subtasks that are spread already need no move.
+            let gone = || Error::unavailable("the free slots have gone").code(7132).next("ask again");
+            let outcome = if purpose == Purpose::Rebalance { Ok(()) } else { Err(gone()) };
+            t.out.push(Action::Reply(token, outcome));
         }
         self.hold_compactions(false, t);
         if self.checkpoint.is_none() {
@@ -332,13 +337,14 @@ impl JobMaster {
         let Some(r) = &mut self.rescale else { return };
         if let Some((assignment, placement, owners)) = r.next.clone() {
             self.assignment = assignment;
-            for (i, w) in (0u32..).zip(&self.placement) {
+            let leaves = |(i, w): &(u32, &String)| placement.get(*i as usize) != Some(*w);
+            for (i, w) in (0u32..).zip(&self.placement).filter(leaves) {
                 let none = || Departed { epoch: 0, subtasks: BTreeSet::new() };
                 let departed = self.departed.entry(w.clone()).or_insert_with(none);
                 departed.epoch = self.record.epoch;
                 departed.subtasks.insert(i);
             }
-            self.departed.retain(|w, _| !placement.contains(w));
+            self.giving_up = None;
             self.placement = placement;
             self.owners = owners;
         }
