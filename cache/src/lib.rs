@@ -61,9 +61,9 @@ pub struct CacheStats {
     pub disk_hits: u64,
     /// Blocks found in neither.
     pub misses: u64,
-    /// Look-ups on the SSD that failed or gave damaged bytes, and writes that failed; a look-up counts as a miss besides.
+    /// Look-ups on the SSD that failed or gave damaged bytes, and writes that failed.
     pub disk_errors: u64,
-    /// Look-ups on the SSD that were given up because they took longer than the object store would have; misses besides.
+    /// Look-ups on the SSD that were given up because they took longer than the object store would have.
     pub disk_slow: u64,
     /// Blocks that were not written onto the SSD because they came faster than it took them, or while it rested.
     pub disk_dropped: u64,
@@ -196,20 +196,22 @@ impl<B: CacheBlock> Caches<B> {
         self.0.env.as_ref().is_some_and(|env| self.0.health.lock().is_usable(env.now()))
     }
 
-    /// A block from the SSD, if it is there and whole. Counts a hit or a miss.
+    /// A block from the SSD, if it is there and whole. Counts a hit; a miss is for [`Caches::count_misses`].
     pub async fn disk_block(&self, key: &BlockKey) -> Option<B> {
         let found = match &self.0.env {
             Some(env) => self.judge(env, self.0.blocks.disk(key)).await,
             None => None,
         };
-        match &found {
-            Some(block) => {
-                count(&self.0.counters.disk_hits);
-                self.0.turnover.add(block.memory_bytes() as u64);
-            }
-            None => count(&self.0.counters.misses),
+        if let Some(block) = &found {
+            count(&self.0.counters.disk_hits);
+            self.0.turnover.add(block.memory_bytes() as u64);
         }
         found
+    }
+
+    /// Counts blocks that were found in no tier, by who had to fetch them.
+    pub fn count_misses(&self, blocks: u64) {
+        self.0.counters.misses.fetch_add(blocks, Ordering::Relaxed);
     }
 
     /// What a look-up on the SSD finds, and what its outcome says of the SSD.
@@ -244,7 +246,7 @@ impl<B: CacheBlock> Caches<B> {
         self.0.blocks.contains(key)
     }
 
-    /// A block from memory for work that must not change what is hot; counts nothing.
+    /// A block from memory; counts nothing. It makes the block hotter: whoever walks looks where it knows of it first.
     #[must_use]
     pub fn peek_block(&self, key: &BlockKey) -> Option<B> {
         self.0.blocks.memory(key)
@@ -311,6 +313,11 @@ impl<B: CacheBlock> Caches<B> {
     /// Keeps a decoded meta part of `bytes` bytes.
     pub fn insert_metadata<T: Send + Sync + 'static>(&self, key: BlockKey, value: Arc<T>, bytes: usize) {
         self.0.metadata.insert(key, value, bytes);
+    }
+
+    /// Drops metadata.
+    pub fn forget_metadata(&self, key: &BlockKey) {
+        self.0.metadata.forget(key);
     }
 
     /// What the caches did so far.

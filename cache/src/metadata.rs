@@ -35,6 +35,10 @@ impl Metadata {
         self.0.insert(key, Kept { value, bytes });
     }
 
+    pub(crate) fn forget(&self, key: &BlockKey) {
+        self.0.invalidate(key);
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.0.weighted_size()
     }

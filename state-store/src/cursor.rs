@@ -107,6 +107,8 @@ struct Cursor {
     range: usize,
     /// All entries of the first loaded block lie in the clip.
     inside: bool,
+    /// A key, put together; kept for its memory.
+    key: Vec<u8>,
 }
 
 impl<'a> Cursors<'a> {
@@ -131,6 +133,7 @@ impl<'a> Cursors<'a> {
                 until: 0,
                 range: 0,
                 inside: false,
+                key: Vec::new(),
             })
             .collect();
         for (part, of) in parts.iter().enumerate() {
@@ -172,7 +175,9 @@ impl<'a> Cursors<'a> {
         let mut missing = Vec::new();
         for (i, wish) in wishes.iter().enumerate() {
             // What is hot is none of a walk's business: no hit is counted and nothing is put in.
-            let there = self.store.0.caches.peek_block(&self.parts[wish.part].key(wish.block));
+            let of = &self.parts[wish.part];
+            let known = of.part.slots().read()[wish.block].upgrade().map(SharedBlock);
+            let there = known.or_else(|| self.store.0.caches.peek_block(&of.key(wish.block)));
             match there {
                 Some(_) => report.memory_hits += 1,
                 None => missing.push(i),
@@ -263,7 +268,6 @@ impl Cursor {
 
     /// Moves on to the next entry that is to be seen: inside a range and the clip.
     fn settle(&mut self, parts: &[PartOf<'_>], ranges: &[KeyRange], layouts: &Layouts) -> Result<()> {
-        let mut key = Vec::new();
         while let Some((_, SharedBlock(block))) = self.loaded.front() {
             if self.at >= block.len() {
                 self.loaded_bytes -= block.body_len() as u64;
@@ -287,10 +291,10 @@ impl Cursor {
             if self.inside {
                 return Ok(());
             }
-            key.clear();
-            key.extend_from_slice(block.prefix());
-            key.extend_from_slice(block.suffix(self.at));
-            if self.clip.contains(layouts.locate(&key)?.group) {
+            self.key.clear();
+            self.key.extend_from_slice(block.prefix());
+            self.key.extend_from_slice(block.suffix(self.at));
+            if self.clip.contains(layouts.locate(&self.key)?.group) {
                 return Ok(());
             }
             self.at += 1;

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use millstream_cache::{BlockKey, Flight, Lead, ObjectId, Wait};
+use millstream_common::collections::HashMap;
 use millstream_common::prefetch::prefetch_address;
 use millstream_common::{Error, Result};
 use millstream_objects::Purpose;
@@ -137,9 +138,11 @@ impl StateStore {
         let limit = kib(self.0.options.bytes_in_flight).max(1);
         let permits = kib(range.end - range.start).min(limit) as u32;
         let _bytes = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
-        self.0.requests.spend(1, self.0.env.now());
         let (store, path) = (self.store_of(run), run.path());
-        let request = || store.get_range(&path, range.clone(), purpose);
+        let request = || {
+            self.0.requests.spend(1, self.0.env.now());
+            store.get_range(&path, range.clone(), purpose)
+        };
         self.0.hedge.get(&self.0.env, range.end - range.start, request).await
     }
 
@@ -407,19 +410,25 @@ impl StateStore {
         again: &mut Vec<usize>,
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<()> {
+        let firsts = first_of_object(parts);
         let wanted: Vec<Wanted> = leads
             .iter()
             .map(|(i, _)| {
-                let of = &parts[wishes[*i].part];
-                Wanted { object: first_of_object(parts, wishes[*i].part), range: of.range(wishes[*i].block) }
+                let wish = wishes[*i];
+                Wanted { object: firsts[wish.part], range: parts[wish.part].range(wish.block) }
             })
             .collect();
+        let mut limits = self.plan_limits();
+        if !mode.keep {
+            // What comes along has no place.
+            limits.room_bytes = 0;
+        }
         let mut leads: Vec<_> = leads.into_iter().map(Some).collect();
         let get = |get: PlannedGet| async move {
             let bytes = self.get(parts[get.object].run, get.range.clone(), mode.purpose).await;
             (get, bytes)
         };
-        let mut gets: FuturesUnordered<_> = plan(&wanted, self.plan_limits()).into_iter().map(get).collect();
+        let mut gets: FuturesUnordered<_> = plan(&wanted, limits).into_iter().map(get).collect();
         let mut waits: FuturesUnordered<_> =
             waits.into_iter().map(|(i, wait)| async move { (i, wait.result().await) }).collect();
         while !(gets.is_empty() && waits.is_empty()) {
@@ -442,6 +451,9 @@ impl StateStore {
             for member in &get.members {
                 let Some((i, lead)) = leads[*member].take() else { continue };
                 report.misses += 1;
+                if mode.keep {
+                    self.0.caches.count_misses(1);
+                }
                 let of = &parts[wishes[i].part];
                 let block = self.decode_block(of, wishes[i].block, &get.range, &bytes)?;
                 let block = if mode.keep { SharedBlock::from(block) } else { SharedBlock::to_walk(block) };
@@ -453,7 +465,8 @@ impl StateStore {
                 take(i, block)?;
             }
             if mode.keep {
-                for of in parts.iter().filter(|p| p.object == parts[get.object].object) {
+                let here = |(_, first): &(&PartOf<'_>, &usize)| **first == get.object;
+                for (of, _) in parts.iter().zip(&firsts).filter(here) {
                     self.keep_neighbours(of, &get.range, &bytes);
                 }
             }
@@ -494,9 +507,10 @@ impl StateStore {
     }
 }
 
-/// The first part that lies in the same object: parts of several runs of one object may share a GET.
-fn first_of_object(parts: &[PartOf<'_>], part: usize) -> usize {
-    parts.iter().position(|p| p.object == parts[part].object).unwrap_or(part)
+/// For each part the first one that lies in the same object: parts of several runs of one object may share a GET.
+fn first_of_object(parts: &[PartOf<'_>]) -> Vec<usize> {
+    let mut firsts: HashMap<ObjectId, usize> = HashMap::default();
+    parts.iter().enumerate().map(|(i, part)| *firsts.entry(part.object).or_insert(i)).collect()
 }
 
 /// The directory's name in the caches.

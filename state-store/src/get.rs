@@ -71,12 +71,6 @@ impl Values {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> {
         (0..self.len()).map(|i| self.get(i))
     }
-
-    /// Bytes of memory that they hold.
-    #[must_use]
-    pub fn memory_bytes(&self) -> usize {
-        self.arena.len() + self.spans.len() * size_of::<(u32, u32)>() + self.places.len() * size_of::<u32>()
-    }
 }
 
 /// The distinct keys of a call, sorted.
@@ -212,7 +206,11 @@ impl View {
             self.store.blocks(&parts, &wishes, mode, report, |i, block| search.take(&now[i], &block.0)).await?;
         }
         self.resolve_all(&mut search, time)?;
-        let Search { puts, arena, .. } = search;
+        let Search { puts, mut arena, .. } = search;
+        // Of many absent keys little is left of the room that was made.
+        if arena.capacity() / 2 > arena.len() {
+            arena.shrink_to_fit();
+        }
         Ok(Values { arena: Bytes::from(arena), spans: puts.into_iter().map(|p| p.span).collect(), places })
     }
 

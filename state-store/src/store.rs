@@ -215,12 +215,15 @@ impl StateStore {
         caches.insert_metadata(directory_key(run), section.directory, bytes);
         for (at, body) in section.kept_blocks {
             let key = BlockKey { object, offset: run.offset + at };
-            let wanted = small || caches.room_bytes() >= body.len() as u64;
+            if !small && caches.room_bytes() < body.len() as u64 {
+                continue;
+            }
             // It was made here: what cannot be read was never kept.
-            match SharedBlock::of_body(body).ok().filter(|_| wanted) {
-                Some(block) if small => caches.insert_block(key, block),
-                Some(block) => caches.insert_in_memory(key, block),
-                None => {}
+            let Ok(block) = SharedBlock::of_body(body) else { continue };
+            if small {
+                caches.insert_block(key, block);
+            } else {
+                caches.insert_in_memory(key, block);
             }
         }
     }
@@ -238,9 +241,15 @@ impl StateStore {
         if run.origin.is_empty() { self.0.store.clone() } else { self.0.store.sibling(&run.origin) }
     }
 
-    /// Drops the blocks of a run that is no longer live from memory: they make room for those of its successors.
+    /// Drops the blocks and the index of a run that is no longer live from memory: they make room for those of its
+    /// successors.
     pub fn forget(&self, run: &Run) {
-        self.known_blocks(run).iter().for_each(|(key, _)| self.0.caches.forget_block(key));
+        let caches = &self.0.caches;
+        self.known_blocks(run).iter().for_each(|(key, _)| caches.forget_block(key));
+        if let Some(directory) = caches.metadata::<Directory>(&directory_key(run)) {
+            directory.parts().iter().for_each(|info| caches.forget_metadata(&part_key(run, info)));
+            caches.forget_metadata(&directory_key(run));
+        }
     }
 
     /// The blocks of a run, as far as its index is in memory: their names in the caches and their bytes in the object.

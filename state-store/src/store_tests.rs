@@ -100,6 +100,7 @@ async fn a_cold_batch_takes_two_dependent_stages() {
     assert!(took <= latency * 4, "{took:?} {report:?}");
     assert!(report.gets > 6 && report.waited == took && report.filtered > 10_000, "{report:?}");
     assert_eq!(report.gets, store.meter().snapshot().tally(Operation::Get, Purpose::State).requests);
+    assert_eq!(states.caches().stats().misses, report.misses, "also without an SSD");
     let (_, again) = view(&states, &runs).multi_get(&all, &NOW).await.unwrap();
     assert_eq!((again.gets, again.misses), (0, 0));
 }
@@ -301,6 +302,21 @@ async fn what_a_compaction_wrote_is_read_without_a_get_while_there_is_room() {
     let after = states.caches().stats().memory_bytes;
     assert!(after < before && after > 0, "{before} {after}");
     assert_eq!(view(&states, &outputs).multi_get(&all, &NOW).await.unwrap().1.gets, 0);
+}
+
+#[tokio::test]
+async fn what_was_prefetched_is_read_without_a_get() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let runs = written_again(&store, &env, &all, 3, 50).await;
+    let states = state_store(&store, &env, true, small_blocks());
+    let view = view(&states, &runs);
+    let prefetched = view.prefetch(&all[..500]).await.unwrap();
+    assert!(prefetched.gets > 3 && prefetched.misses > 100, "{prefetched:?}");
+    let (values, report) = view.multi_get(&all[..500], &NOW).await.unwrap();
+    assert!(values.iter().all(|v| v == Some(&[3; 50][..])));
+    assert_eq!((report.gets, report.misses), (0, 0), "{report:?}");
 }
 
 #[tokio::test]

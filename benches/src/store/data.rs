@@ -94,7 +94,7 @@ impl DataFolder {
                 "{name} would take {more} bytes, and {there} are taken of {MOST_BYTES}"
             ))
             .at(self.0.display().to_string())
-            .next("delete folders in it that are not needed, or ask for less by --bytes or --sizes"));
+            .next("delete folders in it that are not needed, or ask for less by --gigabytes or --sizes"));
         }
         note(&format!("building {}", folder.display()));
         let unfinished = self.0.join(format!("unfinished-{}-{name}", std::process::id()));

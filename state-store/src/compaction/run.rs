@@ -9,14 +9,15 @@
 use std::sync::Arc;
 
 use millstream_cache::{BlockKey, CacheBlock, ObjectId};
-use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result};
+use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
 use crate::Layouts;
 use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
-use crate::entry::ReadTime;
+use crate::entry::{MergeOperator, ReadTime};
 use crate::fetch::PartOf;
 use crate::fold::Fold;
+use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Interval, PartInfo, SectionBuilder, SharedBlock};
@@ -84,15 +85,24 @@ impl StateStore {
     ) -> Result<()> {
         let mut chain = Chain::default();
         let mut keys = 0;
+        // The state of the key before, with its operator.
+        let mut known: Option<(StateId, Option<&dyn MergeOperator>)> = None;
         let mut room = self.keep_output(output);
         loop {
             match cursors.next_chain(&mut chain)? {
                 Step::End => return Ok(()),
                 Step::Dry => cursors.fill(report).await?,
                 Step::Chain => {
-                    let state = layouts.locate(&chain.key)?.state;
-                    let name = layouts.get(state).map_or("", |l| l.merge_operator.as_str());
-                    let operator = if name.is_empty() { None } else { Some(self.0.merge.get(name)?) };
+                    let operator = match (key::state_of(&chain.key), known) {
+                        (Some(state), Some((of, operator))) if state == of => operator,
+                        _ => {
+                            let state = layouts.locate(&chain.key)?.state;
+                            let name = layouts.get(state).map_or("", |l| l.merge_operator.as_str());
+                            let operator = if name.is_empty() { None } else { Some(self.0.merge.get(name)?) };
+                            known = Some((state, operator));
+                            operator
+                        }
+                    };
                     let entries: Vec<&[u8]> = chain.entries().collect();
                     Fold { bottom, time, operator }.run(&entries, |entry| output.section.add(&chain.key, entry))?;
                     if room > 0 && output.section.kept_bytes() as u64 > room.min(KEPT_BYTES) {

@@ -8,6 +8,7 @@
 //! In memory a block that is searched for keys has a hash table besides: 16 bits of the stable hash of each key and where
 //! its entries begin. It is made when the block is decoded, since it would not compress.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
@@ -207,13 +208,27 @@ pub(crate) fn decode_stored(stored: &[u8], checksum: u32) -> Result<Block> {
                 _ => return Err(bad_block("it cannot be decompressed")),
             }
         }
-        ZSTD if length <= MAX_BODY_BYTES => match zstd::bulk::decompress(payload, length) {
-            Ok(body) if body.len() == length => Bytes::from(body),
+        ZSTD if length <= MAX_BODY_BYTES => match decompress_zstd(payload, length) {
+            Some(body) if body.len() == length => Bytes::from(body),
             _ => return Err(bad_block("it cannot be decompressed")),
         },
         _ => return Err(bad_block("its length or compression is wrong")),
     };
     Block::open(body)
+}
+
+thread_local! {
+    /// Making a context costs more than decompressing a block with it.
+    static ZSTD_CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn decompress_zstd(payload: &[u8], length: usize) -> Option<Vec<u8>> {
+    ZSTD_CONTEXT.with_borrow_mut(|context| {
+        if context.is_none() {
+            *context = zstd::bulk::Decompressor::new().ok();
+        }
+        context.as_mut()?.decompress(payload, length).ok()
+    })
 }
 
 /// A block in memory, ready to be searched and walked.

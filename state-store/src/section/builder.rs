@@ -125,11 +125,6 @@ impl SectionBuilder {
 
     /// Appends an encoded entry. Keys must come in order; the entries of one key newest first.
     pub fn add(&mut self, key: &[u8], entry: &[u8]) -> Result<()> {
-        self.add_hashed(key, entry, None)
-    }
-
-    /// The same with the key's stable hash, if it is known.
-    pub(crate) fn add_hashed(&mut self, key: &[u8], entry: &[u8], hash: Option<u64>) -> Result<()> {
         let same_key = self.entries > 0 && key == self.last_key.as_slice();
         if !same_key {
             if self.entries > 0 && key < self.last_key.as_slice() {
@@ -146,7 +141,7 @@ impl SectionBuilder {
         if !same_key {
             self.last_key.clear();
             self.last_key.extend_from_slice(key);
-            self.part.hashes.push(hash.unwrap_or_else(|| stable_hash(key)));
+            self.part.hashes.push(stable_hash(key));
         }
         self.entries += 1;
         self.bounds.groups = widen(self.bounds.groups, group.0, group.0);
