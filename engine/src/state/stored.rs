@@ -53,6 +53,12 @@ impl Stored {
         }
     }
 
+    /// Whether values expire at all.
+    #[inline]
+    pub(super) fn has_ttl(&self) -> bool {
+        self.ttl.is_some()
+    }
+
     /// Whether a value with this stamp has expired.
     #[inline]
     pub(super) fn has_lapsed(&self, stamp: i64, group: KeyGroup) -> bool {

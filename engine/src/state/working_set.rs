@@ -367,10 +367,11 @@ impl<V: StateValue> WorkingSet<V> {
     #[inline]
     fn has_lapsed(&self, i: u32) -> bool {
         let slot = &self.slots[i];
-        self.stored.has_lapsed(slot.stamp, slot.group())
+        self.stored.has_ttl() && self.stored.has_lapsed(slot.stamp, slot.group())
     }
 
-    /// The value of a slot. `None` for absent ones and for those that have expired; asking for one that is not resident yet is a mistake of the caller.
+    /// The value of a slot. `None` for absent ones and for those that have expired; asking for one that is not resident yet
+    /// is a mistake of the caller.
     #[inline]
     pub(super) fn get(&self, i: u32) -> Option<&V> {
         debug_assert!(!self.slots[i].is(PENDING), "read before it is resident");
@@ -421,6 +422,12 @@ impl<V: StateValue> WorkingSet<V> {
     /// Drops the value of a slot that is about to be written, if it has expired, and stamps what is written.
     #[inline]
     fn renew(&mut self, i: u32) {
+        if self.stored.has_ttl() {
+            self.renew_stamp(i);
+        }
+    }
+
+    fn renew_stamp(&mut self, i: u32) {
         if self.has_lapsed(i) {
             let old = self.take_value(i);
             self.open_generation().bytes -= old.as_ref().map_or(0, V::heap_bytes);

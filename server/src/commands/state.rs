@@ -1,7 +1,7 @@
 //! `state`: a look into the state of a job, from the object store alone.
 
 use bytes::Bytes;
-use millstream_common::{KeyGroupRange, KeyGroupRanges, Result};
+use millstream_common::{Error, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Store;
 
 use super::show;
@@ -9,7 +9,7 @@ use crate::environment::Environment;
 use crate::process::Process;
 use crate::state::diff::StateDiff;
 use crate::state::key;
-use crate::state::reader::StateReader;
+use crate::state::reader::{BAD_LOOK, StateReader};
 use crate::state::version::{OpenVersion, open_version};
 use crate::state_args::{DiffArgs, GetArgs, LsArgs, PlaceArgs, ScanArgs, StateCommand};
 use crate::{logs, options, out, people};
@@ -115,6 +115,15 @@ fn diff(args: &DiffArgs, environment: Environment) -> Result<()> {
         // The younger version knows all schemas of both.
         let younger = if before.number > after.number { &before } else { &after };
         let entry = younger.state(&args.which)?;
+        let older = if before.number > after.number { &after } else { &before };
+        // After a start from an older version that need not be so.
+        if older.find(&args.which).is_some_and(|there| !entry.may_follow(there)) {
+            let what =
+                format!("'{}' is another state in version {} than in {}", args.which, older.number, younger.number);
+            return Err(Error::config(what)
+                .code(BAD_LOOK)
+                .next("scan each version: the job was started anew between them"));
+        }
         let reader = |version: &OpenVersion| StateReader::new(version, younger, entry, &ranges, args.raw);
         let mut diff = StateDiff::new((&before, &after), reader(&before)?, reader(&after)?, &ranges, younger);
         while let Some(changes) = diff.next().await? {

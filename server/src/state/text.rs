@@ -59,7 +59,7 @@ pub fn push_label(name: &str, index: usize, out: &mut Vec<u8>) {
 
 fn push_form(form: &Form, bytes: &mut &[u8], out: &mut Vec<u8>) -> Result<()> {
     match form {
-        Form::Nothing => out.extend_from_slice(b"null"),
+        Form::Nothing => out.extend_from_slice(b"{}"),
         Form::Integer => out.extend_from_slice(take_i64(bytes)?.to_string().as_bytes()),
         Form::Column(ty) => push_value(&column(ty, skip(form, bytes)?)?, 0, out)?,
         Form::Record { fields, .. } => {
@@ -167,7 +167,7 @@ mod tests {
             shown(&form, &value),
             concat!(
                 r#"{"n":-3,"rows":[{"text":"a\"b","at":"2026-01-01 00:00:04.330","price":1006023.140,"#,
-                r#""flag":true,"blob":"0x00ff","none":null}],"nothing":null,"rest":"0x0708"}"#
+                r#""flag":true,"blob":"0x00ff","none":null}],"nothing":{},"rest":"0x0708"}"#
             )
         );
         let mut out = Vec::new();

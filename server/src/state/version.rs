@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use millstream_common::{Env, Error, KeyGroup, KeyGroupRange, KeyGroupRanges, Result, TaskId, VersionNumber};
 use millstream_objects::Store;
-use millstream_proto::version::VersionRecord;
+use millstream_proto::version::{VersionRecord, pin};
 use millstream_state_store::Caches;
 use millstream_state_store::tree::StateEntry;
 use millstream_state_store::version::VersionLog;
+use millstream_state_store::version::pins::{Pinned, given_up};
 use millstream_state_store::{
     Layout, Layouts, MergeOperators, ReadTime, Run, StateStore, StateStoreOptions, Tree, View,
 };
@@ -37,8 +38,8 @@ pub struct OpenVersion {
     fired: Vec<(TaskId, KeyGroupRange, i64)>,
 }
 
-/// Opens version `at` (none: the newest) of the job whose prefix `store` is. The one place where that is done: what keeps
-/// a version alive while it is read belongs here.
+/// Opens version `at` (none: the newest) of the job whose prefix `store` is. Nothing keeps it alive while it is read: who
+/// looks for long pins it before.
 pub async fn open_version(store: &Store, env: &Env, job: &str, at: Option<u64>) -> Result<OpenVersion> {
     let log = VersionLog::new(store.clone(), env.clone());
     let record = match at {
@@ -48,11 +49,21 @@ pub async fn open_version(store: &Store, env: &Env, job: &str, at: Option<u64>) 
     let Some(record) = record else {
         return Err(absent(&log, job, at).await?.at(store.url()));
     };
+    if let Some(number) = at {
+        let bound = log.boundaries().find().await?.bound;
+        let keeps = |p: &Pinned| p.confirmed && p.pin.version == number && p.pin.kind() != pin::Kind::Start;
+        if number < bound && !log.pins().list().await?.iter().any(keeps) {
+            // Its record may stand for ever; what it refers to does not.
+            return Err(given_up(number, bound).at(store.url()));
+        }
+    }
     of_record(store, env, &record)
 }
 
 async fn absent(log: &VersionLog, job: &str, at: Option<u64>) -> Result<Error> {
-    let numbers = log.list().await?;
+    let mut numbers = log.list().await?;
+    let bound = log.boundaries().find().await?.bound;
+    numbers.retain(|n| n.0 >= bound);
     Ok(match (at, numbers.first(), numbers.last()) {
         (Some(number), Some(first), Some(last)) => {
             Error::config(format!("there is no version {number} of '{job}': there are {first} to {last}"))

@@ -17,17 +17,19 @@ impl StateEntry {
             let same = self.value_schema == wanted.value_schema;
             return if same { Ok(()) } else { Err(self.refuse(wanted, "its values are encoded otherwise")) };
         };
-        let Some(old) = self.schemas.last().cloned() else {
-            // All that is known of its values is a text: if that is the same, so are they.
+        if self.schemas.is_empty() {
+            // All that is known of its values is a text: if that is the same, so are they. The release knew no TTL.
             if self.value_schema != wanted.value_schema {
                 return Err(self.refuse(wanted, "an earlier release wrote it, which did not describe its values"));
             }
-            self.schemas = vec![new.clone()];
-            return Ok(());
-        };
+            self.schemas = vec![Schema { ttl: None, ..new.clone() }];
+        }
+        let Some(old) = self.schemas.last().cloned() else { return Ok(()) };
         if let Form::Opaque(text) = &old.value
             && *text == wanted.value_schema
-            && old.ttl.is_some() == new.ttl.is_some()
+            && self.schemas.len() == 1
+            && old.ttl == new.ttl
+            && (old.key.is_empty() || !new.key.is_empty())
         {
             // The same words: the program only says more of the same bytes.
             self.schemas = vec![new.clone()];
@@ -68,7 +70,8 @@ impl StateEntry {
 
     /// Whether this may stand in a version where `old` stood in the one before: the same state, whose schemas are still
     /// known. (The last one may have got other names.)
-    pub(crate) fn may_follow(&self, old: &Self) -> bool {
+    #[must_use]
+    pub fn may_follow(&self, old: &Self) -> bool {
         let place =
             |e: &Self| (e.id, e.task, e.operator_uid.clone(), e.name.clone(), e.layout, e.merge_operator.clone());
         let last = old.schemas.len().saturating_sub(1);

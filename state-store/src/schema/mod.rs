@@ -185,12 +185,6 @@ impl Schema {
         }
         self.value.check().or_else(bad)
     }
-
-    /// Whether values say what they are made of, so that they can be shown and may change.
-    #[must_use]
-    pub fn is_described(&self) -> bool {
-        !matches!(self.value, Form::Opaque(_))
-    }
 }
 
 impl Form {

@@ -191,7 +191,7 @@ fn numbers_are_widened_exactly() {
 }
 
 #[test]
-fn a_stamp_comes_and_goes_with_the_ttl() {
+fn a_stamp_comes_with_the_ttl_and_stays() {
     let value = record(vec![Field::new("n", Form::Integer)]);
     let ttl = Some(Ttl { duration_ms: 5, clock: TtlClock::EventTime });
     let (without, with) = (schema(value.clone()), Schema { ttl, ..schema(value) });
@@ -199,9 +199,10 @@ fn a_stamp_comes_and_goes_with_the_ttl() {
     Upgrade::new(&without, &with).unwrap().apply(&[6], &mut out).unwrap();
     let mut rest = &out[..];
     assert_eq!((take_i64(&mut rest).unwrap(), rest), (NEVER_EXPIRES, &[6u8][..]));
-    let mut back = Vec::new();
-    Upgrade::new(&with, &without).unwrap().apply(&out, &mut back).unwrap();
-    assert_eq!(back, [6]);
+    // What is stored expires by it, whatever a program wants now.
+    assert!(Upgrade::new(&with, &without).unwrap_err().contains("keep one"));
+    let other_clock = Schema { ttl: Some(Ttl { duration_ms: 5, clock: TtlClock::ProcessingTime }), ..with.clone() };
+    assert!(Upgrade::new(&with, &other_clock).unwrap_err().contains("another clock"));
     let longer = Schema { ttl: Some(Ttl { duration_ms: 9, clock: TtlClock::EventTime }), ..with.clone() };
     assert!(Upgrade::new(&with, &longer).unwrap().is_same());
 }
@@ -311,6 +312,13 @@ fn a_state_of_an_earlier_release_is_taken_on_by_its_words() {
     let described = schema(record(vec![column("a", DataType::Int32, true)]));
     assert_eq!(open(&mut tree.clone(), "row (b)", Some(described.clone())).unwrap_err().number(), 1202);
     assert_eq!(open(&mut tree, "row (a)", Some(described.clone())).unwrap().schemas, std::slice::from_ref(&described));
+    // It knew no TTL: its values have no stamp, and those with one have a tag.
+    let ttl = Some(Ttl { duration_ms: 5, clock: TtlClock::EventTime });
+    let mut without = Tree::default();
+    open(&mut without, "row (a)", None).unwrap();
+    let with = Schema { ttl, ..described.clone() };
+    let schemas = open(&mut without, "row (a)", Some(with.clone())).unwrap().schemas;
+    assert_eq!(schemas, [described.clone(), with]);
     // The same of one that only had words.
     let mut tree = Tree::default();
     open(&mut tree, "row (a)", Some(schema(Form::Opaque("row (a)".into())))).unwrap();

@@ -67,6 +67,15 @@ impl Upgrade {
         if !old.key.is_empty() && !new.key.is_empty() && types(old) != types(new) {
             return Err("the key has other columns".to_owned());
         }
+        match (old.ttl, new.ttl) {
+            (Some(old), Some(new)) if old.clock != new.clock => {
+                return Err("its TTL goes by another clock, and the ends of what is stored do not".into());
+            }
+            (Some(_), None) => {
+                return Err("it has a TTL, and what is stored expires by it: keep one, a long one if need be".into());
+            }
+            _ => {}
+        }
         let step = step(&old.value, &new.value, "the value")?;
         let upgrade = Self { old: old.value.clone(), step, stamps: (old.ttl.is_some(), new.ttl.is_some()) };
         if !upgrade.is_same() && old.ttl.is_none() && begins_with_bytes(&old.value) == Some(true) {
