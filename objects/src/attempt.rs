@@ -21,7 +21,6 @@ use object_store::multipart::MultipartStore;
 use object_store::{GetResult, GetResultPayload, ObjectStore};
 
 use crate::failure::{Failure, Scheme, Trouble, classify};
-use crate::latency::LatencyClass;
 use crate::limiter::{Changed, Limiter, Pressure, RequestClass};
 use crate::meter::{Meter, Operation, Purpose};
 use crate::options::StoreOptions;
@@ -56,8 +55,6 @@ pub(crate) struct Request<'a> {
     pub(crate) at: &'a str,
     /// The body to be sent.
     pub(crate) bytes: u64,
-    /// What it is compared with when its time is taken.
-    pub(crate) latency: LatencyClass,
 }
 
 /// What a repeated request came to.
@@ -134,9 +131,6 @@ impl Backend {
             Err(Failure::Again(trouble)) => trouble.pressure,
             _ => Pressure::None,
         };
-        if result.is_ok() {
-            request.meter.count_latency(request.latency, now.since(sent_at));
-        }
         if pressure == Pressure::Throttled {
             request.meter.count_throttled();
         }
@@ -272,7 +266,8 @@ impl Backend {
 
     /// Waits until the limiter lets the request go; says for how long.
     async fn wait_for_turn(&self, request: Request<'_>) -> Duration {
-        if request.purpose.is_urgent() {
+        // Deletes come by the thousand, and nobody waits for them.
+        if request.purpose.is_urgent() && request.operation != Operation::Delete {
             return Duration::ZERO;
         }
         let class = RequestClass::of(request.operation);

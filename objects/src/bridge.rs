@@ -7,10 +7,8 @@
 //! Whether a store has create-if-absent is what its service in opendal says.
 
 use std::fmt;
-use std::ops::Range;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use millstream_common::Error;
@@ -307,10 +305,6 @@ impl ObjectStore for Bridge {
         self.inner.get_opts(&escaped(location)?, options).await
     }
 
-    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.inner.get_ranges(&escaped(location)?, ranges).await
-    }
-
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         self.inner.delete_stream(locations.and_then(|l| async move { escaped(&l) }).boxed())
     }
@@ -320,9 +314,8 @@ impl ObjectStore for Bridge {
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        let offset = offset.clone();
-        let all = self.listing(prefix, Some(&offset));
-        all.try_filter(move |meta| std::future::ready(meta.location > offset)).boxed()
+        // The caller drops what some services list besides.
+        self.listing(prefix, Some(offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

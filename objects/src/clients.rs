@@ -51,11 +51,8 @@ pub(crate) fn s3(bucket: &str, options: &StoreOptions, variables: &StoreEnvironm
     for (key, value) in keys::<AmazonS3ConfigKey>("AWS_", variables) {
         builder = builder.with_config(key, value);
     }
-    // Not open to settings: commits rest on the one, the account of requests on the other.
-    let builder = builder
-        .with_conditional_put(S3ConditionalPut::ETagMatch)
-        .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
-        .with_bucket_name(bucket);
+    // Not open to settings: commits rest on it.
+    let builder = builder.with_conditional_put(S3ConditionalPut::ETagMatch).with_bucket_name(bucket);
     Ok(Client::new(builder.build()?, Scheme::S3))
 }
 

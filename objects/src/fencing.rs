@@ -20,8 +20,6 @@ use crate::store::{Created, Store};
 /// Below the place of the state.
 const PROBE: &str = "_cluster/probe/create-if-absent";
 const CONTENT: &[u8] = b"A start of Millstream tried here whether the store refuses to create what exists.\n";
-/// A store that answers neither yes nor no gets so many questions, each repeated.
-const TRIES: u32 = 20;
 
 /// What a store was found to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,16 +57,17 @@ impl Store {
     async fn try_to_create(&self) -> Result<Created> {
         let (env, limit) = (&self.backend.env, self.backend.options.retry_timeout);
         let started = env.now();
-        for attempt in 1..TRIES {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
             match self.create(PROBE, Bytes::from_static(CONTENT), Purpose::Leader).await {
                 // What is not certain is not repeated there, and may be here; what was repeated has taken its time.
                 Err(e) if e.kind() == ErrorKind::Unavailable && env.now().since(started) < limit => {
-                    self.backend.pause(attempt).await;
+                    self.backend.pause(attempts).await;
                 }
                 done => return done,
             }
         }
-        self.create(PROBE, Bytes::from_static(CONTENT), Purpose::Leader).await
     }
 
     /// Refuses a store that says itself that it cannot serve a cluster. Sends nothing.

@@ -12,7 +12,8 @@
 //! Backends: `memory://`, `file:///folder` (every write is synced to the disk), `s3://bucket/prefix`, `gs://`, `az://` and
 //! others by their schemes; docs/object-stores.md says how each is configured and what it was tried with.
 //!
-//! This crate never reads the environment of the process: who opens a store hands over its variables.
+//! This crate never reads the environment of the process: who opens a store hands over its variables. (The clients of
+//! OSS and COS do besides, for credentials that were not handed over.)
 
 mod attempt;
 mod bridge;
@@ -21,7 +22,6 @@ pub mod conformance;
 mod failure;
 pub mod faults;
 mod fencing;
-mod latency;
 mod limiter;
 mod local;
 mod meter;
@@ -36,7 +36,6 @@ mod upload;
 
 pub use faults::{Faults, FaultyStore, InjectedFaults};
 pub use fencing::Fencing;
-pub use latency::LatencyClass;
 pub use meter::{Meter, Metered, Operation, Purpose, Tally};
 pub use object_store;
 pub use open::StoreEnvironment;

@@ -3,10 +3,10 @@
 //! There is no limit until the store refuses more than one request in twenty; fewer are mishaps, which repetition mends.
 //! Then reads and writes each have one of their own (stores count them apart): it falls to seven tenths of what was being
 //! sent (multiplicative decrease), and grows by a twentieth of that each second in which somebody had to wait (additive
-//! increase), by a fifth when nothing was refused for five seconds: the trouble is over. Answers to requests that were sent before a decrease say nothing about the new limit. A limit that nobody
-//! has met for a minute goes away.
+//! increase), by a fifth when nothing was refused for five seconds: the trouble is over. Answers to requests that were sent
+//! before a decrease say nothing about the new limit. A limit that nobody has met for a minute goes away.
 //!
-//! Requests wait for a turn, in the order in which they came; a decrease gives new turns to all who wait. What is urgent
+//! Requests get turns in the order in which they ask; who waits when a limit falls asks again when its old turn comes. What is urgent
 //! (version records, leader records, definitions of jobs: a few requests a second at most) never waits here, so a commit
 //! does not stand behind bulk reads; it counts all the same.
 //!

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::latency::{Latencies, LatencyClass};
 use crate::limiter::RequestClass;
 
 /// What a request does.
@@ -120,7 +119,6 @@ struct Counters {
     limiter_wait_us: AtomicU64,
     /// Requests a second; 0 for none.
     limits: [AtomicU64; 2],
-    latencies: Latencies,
 }
 
 impl Meter {
@@ -158,13 +156,6 @@ impl Meter {
         out
     }
 
-    /// The time within which `share` (0.95 for the 95th percentile) of the last 512 requests of `class` were answered,
-    /// the body included; `None` before `least` were. Cheap enough to be asked for each request.
-    #[must_use]
-    pub fn latency(&self, class: LatencyClass, share: f64, least: usize) -> Option<Duration> {
-        self.0.latencies.quantile(class, share, least)
-    }
-
     pub(crate) fn count_requests(&self, operation: Operation, purpose: Purpose, requests: u64) {
         self.0.requests[operation as usize][purpose as usize].fetch_add(requests, Ordering::Relaxed);
     }
@@ -188,10 +179,6 @@ impl Meter {
     pub(crate) fn show_limit(&self, class: RequestClass, per_s: Option<f64>) {
         // Rounded up: a limit below 1 must not look like none.
         self.0.limits[class as usize].store(per_s.map_or(0, |l| l.ceil() as u64), Ordering::Relaxed);
-    }
-
-    pub(crate) fn count_latency(&self, class: LatencyClass, took: Duration) {
-        self.0.latencies.add(class, took);
     }
 }
 

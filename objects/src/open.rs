@@ -131,6 +131,13 @@ fn remote(parsed: &Url, url: &str, options: &StoreOptions, variables: &StoreEnvi
                 return Err(bad_url(url, &format!("'{kind}' is no kind of store that is known here")));
             };
             let host = bucket?;
+            if !parsed.username().is_empty() || parsed.password().is_some() {
+                // Not shown: it may hold a secret.
+                return Err(bad_url(
+                    &format!("{}://…@{host}", parsed.scheme()),
+                    "credentials in it would stand in logs and error messages; hand them over as variables",
+                ));
+            }
             let place = match parsed.port() {
                 Some(port) => format!("{host}:{port}"),
                 None => host.to_owned(),

@@ -16,7 +16,6 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, P
 
 use crate::attempt::{AttemptError, Backend, Reply, Request, read_body};
 use crate::failure::{Failure, Scheme, absent_bucket};
-use crate::latency::LatencyClass;
 use crate::meter::{Meter, Operation, Purpose};
 use crate::options::StoreOptions;
 use crate::upload::Upload;
@@ -350,8 +349,7 @@ impl Store {
 
     async fn read(&self, path: &str, range: Option<Range<u64>>, purpose: Purpose, at: &str) -> Result<Reply<Bytes>> {
         let location = self.location(path)?;
-        let latency = if range.is_some() { LatencyClass::GetRange } else { LatencyClass::Get };
-        let request = Request { latency, ..self.request(Operation::Get, purpose, at, 0) };
+        let request = self.request(Operation::Get, purpose, at, 0);
         let attempt = || {
             let (backend, location) = (self.backend.clone(), location.clone());
             let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
@@ -384,8 +382,7 @@ impl Store {
         at: &'a str,
         bytes: u64,
     ) -> Request<'a> {
-        let latency = if operation == Operation::Put { LatencyClass::Put } else { LatencyClass::Other };
-        Request { operation, purpose, meter: &self.meter, at, bytes, latency }
+        Request { operation, purpose, meter: &self.meter, at, bytes }
     }
 
     fn location(&self, path: &str) -> Result<Path> {

@@ -20,8 +20,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    Created, Faults, FaultyStore, Fencing, LatencyClass, Operation, Purpose, Store, StoreEnvironment, StoreOptions,
-    conformance,
+    Created, Faults, FaultyStore, Fencing, Operation, Purpose, Store, StoreEnvironment, StoreOptions, conformance,
 };
 
 const P: Purpose = Purpose::State;
@@ -203,20 +202,6 @@ async fn waiting_for_a_turn_is_not_held_against_a_request() {
     let served = futures::stream::iter(0..600).map(|_| store.get("x", P)).buffer_unordered(600);
     served.for_each(|done| async move { assert_eq!(done.unwrap(), None) }).await;
     assert!(env.now().since(start) > Duration::from_secs(290));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_meter_knows_how_long_reads_take() {
-    let env = Env::test(8);
-    let (store, _) = faulty(&env, Faults::s3_latency());
-    store.put("x", vec![body(1, 10)], P).await.unwrap();
-    assert_eq!(store.meter().latency(LatencyClass::GetRange, 0.95, 20), None);
-    for _ in 0..400 {
-        store.get_range("x", 0..5, P).await.unwrap();
-    }
-    let p = |share| store.meter().latency(LatencyClass::GetRange, share, 20).unwrap().as_millis();
-    assert!((14..=29).contains(&p(0.5)) && (29..=80).contains(&p(0.95)) && p(1.0) <= 160, "{} {}", p(0.5), p(0.95));
-    assert!(store.meter().latency(LatencyClass::Put, 0.5, 1).is_some());
 }
 
 /// Memory that accepts the condition of a create and ignores it, as some stores do.

@@ -271,6 +271,6 @@ mod tests {
         ours.settle().unwrap();
         batch.check("ours", ours.multi_get(&batch).unwrap()).unwrap();
         assert_eq!(bytes_below(&shard.folder).unwrap(), before);
-        assert!(data.kept("too much", 1 << 40, |_| Ok(())).unwrap_err().to_string().contains("--bytes"));
+        assert!(data.kept("too much", 1 << 40, |_| Ok(())).unwrap_err().to_string().contains("--gigabytes"));
     }
 }

@@ -307,6 +307,11 @@ impl Settings {
             "S3 takes no smaller parts; 16MiB is the default",
         )?;
         need(
+            o.multipart_threshold_bytes >= o.multipart_part_bytes,
+            "object-store.multipart-threshold is below object-store.multipart-part-size",
+            "raise the one or lower the other",
+        )?;
+        need(
             (1 << 10..=1 << 20).contains(&self.state.block_size_bytes),
             "state.block-size is not between 1KiB and 1MiB",
             "4KiB to 64KiB are sensible",
