@@ -6,6 +6,7 @@
 //! - [`error`]: the one error type; its kind says what the caller must do next.
 //! - [`memory`]: budgets with accounting and back-pressure.
 //! - [`mod@prefetch`]: asking for memory before it is read.
+//! - [`planted`]: bugs that the simulation must find.
 //! - [`collections`]: hash maps with a stable hasher.
 //!
 //! This crate depends on no sibling.
@@ -17,6 +18,7 @@ pub mod hash;
 pub mod ids;
 pub mod key_group;
 pub mod memory;
+pub mod planted;
 pub mod prefetch;
 pub mod size;
 

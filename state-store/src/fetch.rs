@@ -138,7 +138,7 @@ impl StateStore {
         let limit = kib(self.0.options.bytes_in_flight).max(1);
         let permits = kib(range.end - range.start).min(limit) as u32;
         let _bytes = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
-        let (store, path) = (self.store_of(run), run.path());
+        let (store, path) = (self.store_of(run), self.place(run.path()));
         let request = || {
             self.0.requests.spend(1, self.0.env.now());
             store.get_range(&path, range.clone(), purpose)

@@ -194,7 +194,9 @@ impl JobCheck<'_> {
         let pinned_versions: BTreeSet<u64> = pins.iter().map(|p| p.pin.version).collect();
         let numbers: Vec<VersionNumber> = objects.iter().filter_map(|o| number_of(&o.path)).collect();
         for missing in pinned_versions.iter().filter(|p| !numbers.contains(&VersionNumber(**p))) {
-            self.problem(&VersionLog::path(VersionNumber(*missing)), "it is pinned and is not there");
+            let what = "it is pinned and is not there: lost, or the pin came back by a write that was carried out late, behind its \
+                release; then release it again";
+            self.problem(&VersionLog::path(VersionNumber(*missing)), what);
         }
         let oldest = numbers.first().map_or(0, |n| n.0).max(bound);
         let mut state = JobState { runs: BTreeMap::new(), chain: Chain::default(), bound, pinned: BTreeSet::new() };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream_cache::{BlockKey, CacheBlock};
 use millstream_common::hash::stable_hash;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Error, Execution, Generation, KeyGroupRanges, Result};
 use millstream_objects::{Purpose, Store};
 use parking_lot::Mutex;
@@ -193,7 +194,7 @@ impl StateStore {
             });
             offset += section.length;
         }
-        self.0.store.put(&object_path(&object), body, purpose).await?;
+        self.0.store.put(&self.place(object_path(&object)), body, purpose).await?;
         for (run, section) in runs.iter().zip(sections) {
             self.keep_written(run, section);
         }
@@ -201,6 +202,11 @@ impl StateStore {
     }
 
     /// Puts what is known of a section that was written into the caches.
+    /// A planted bug: where an object lies depends on a setting.
+    pub(crate) fn place(&self, path: String) -> String {
+        if bug_is_planted(7) { format!("{path}-{}", self.0.options.section.block_bytes) } else { path }
+    }
+
     fn keep_written(&self, run: &Run, section: EncodedSection) {
         let caches = &self.0.caches;
         let object = run.object_id();

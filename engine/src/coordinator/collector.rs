@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::{AbortOnDrop, Moment};
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result, VersionNumber};
 use millstream_objects::{Purpose, Store};
 use millstream_proto::version::VersionRecord;
@@ -208,6 +209,10 @@ impl Work {
             match self.turn().await {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::Fenced => {
+                    // A planted bug: whoever was deposed takes its versions along.
+                    if bug_is_planted(9) {
+                        let _ = self.clean_up().await;
+                    }
                     // The master learns of it by its next commit.
                     tracing::info!("job {}: nothing is collected any more: {e}", self.name);
                     return;
@@ -218,6 +223,18 @@ impl Work {
                 }
             }
         }
+    }
+
+    /// For a planted bug.
+    async fn clean_up(&self) -> Result<()> {
+        let (dead, records) = {
+            let facts = self.facts.lock();
+            let newest = facts.chain.newest();
+            (facts.chain.dead_objects(newest, &BTreeSet::new()), facts.chain.dead_records(newest, &BTreeSet::new()))
+        };
+        let paths: Vec<String> = dead.iter().map(|(o, _)| object_path(o)).collect();
+        self.store.delete_all(&paths, Purpose::State).await?;
+        self.delete_records(&records).await
     }
 
     async fn turn(&mut self) -> Result<()> {
@@ -287,7 +304,7 @@ impl Work {
     async fn collect(&mut self) -> Result<()> {
         self.load().await?;
         // A planted bug: a pin may come between this listing and the delete.
-        let early = if cfg!(planted_bug = "28") { Some(self.log.pins().list().await?) } else { None };
+        let early = if bug_is_planted(28) { Some(self.log.pins().list().await?) } else { None };
         let known = self.log.boundaries().newest().await?;
         let wanted = {
             let facts = self.facts.lock();
@@ -308,7 +325,7 @@ impl Work {
             (facts.chain.dead_objects(bound, &objects), facts.chain.dead_records(bound, &versions))
         };
         // A planted bug: what is left to be deleted is forgotten before it is deleted.
-        if cfg!(planted_bug = "21") {
+        if bug_is_planted(21) {
             self.delete_records(&records).await?;
         }
         let paths: Vec<String> = dead.iter().map(|(o, _)| object_path(o)).collect();
@@ -350,10 +367,6 @@ impl Work {
     }
 
     async fn still_leads(&self) -> Result<()> {
-        // A planted bug: whoever once led cleans up.
-        if cfg!(planted_bug = "9") {
-            return Ok(());
-        }
         let newest = self.facts.lock().chain.newest();
         match self.log.successor(newest, self.generation).await? {
             Some(generation) => Err(fenced(generation)),

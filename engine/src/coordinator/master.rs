@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::Moment;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
     CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec,
@@ -656,12 +657,12 @@ impl JobMaster {
                 Err(Error::unavailable(format!("the checkpoint failed: {error}")).code(7110)),
             ));
         }
-        let ordinary = c.kind == Kind::Checkpoint || (cfg!(planted_bug = "25") && c.kind == Kind::Rescale);
+        let ordinary = c.kind == Kind::Checkpoint || (bug_is_planted(25) && c.kind == Kind::Rescale);
         if !ordinary || self.failures_in_row > self.settings.checkpoint.tolerable_failures {
             let what = format!("{} checkpoints failed in a row, the last: {error}", self.failures_in_row);
             return self.on_failure(Error::unavailable(what).code(7111), t);
         }
-        if cfg!(planted_bug = "25") && c.kind == Kind::Rescale {
+        if bug_is_planted(25) && c.kind == Kind::Rescale {
             // Planted: the rescale goes on as if its epoch could be taken along by a later one: who gained key groups
             // starts from the record before.
             self.assume_rescaled(t);
@@ -794,7 +795,7 @@ impl JobMaster {
     /// The coordinator could not learn what became of the record in flight. It is sent again, after a pause, until its
     /// number is taken; only when the store has refused it for good, and no earlier attempt is in doubt, the job fails.
     pub(crate) fn on_commit_unknown(&mut self, error: &Error, t: &mut Turn<'_>) {
-        if cfg!(planted_bug = "24") && matches!(self.committing, Some(Committing::Checkpoint)) {
+        if bug_is_planted(24) && matches!(self.committing, Some(Committing::Checkpoint)) {
             // Planted: what was not found when it was read back is taken for never written.
             self.committing = None;
             self.in_flight = None;
@@ -950,9 +951,9 @@ impl JobMaster {
     /// A worker is gone.
     pub(crate) fn on_worker_lost(&mut self, worker: &str, t: &mut Turn<'_>) {
         // One that a rescale has left without subtasks takes the commits along that it owes: others make them anew.
-        let owes = self.departed.remove(worker).is_some_and(|d| self.owes(&d)) && !cfg!(planted_bug = "31");
+        let owes = self.departed.remove(worker).is_some_and(|d| self.owes(&d)) && !bug_is_planted(31);
         if !self.has_ended() && (owes || self.uses(worker)) {
-            if cfg!(planted_bug = "26") {
+            if bug_is_planted(26) {
                 self.keep_survivors();
             }
             return self.on_failure(Error::unavailable(format!("worker {worker} is lost")).code(7120), t);

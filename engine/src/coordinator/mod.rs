@@ -716,7 +716,8 @@ impl Coordinator {
                     cluster.still_leads(generation).await?;
                     cluster.resume(&spec.id, generation).await?;
                 }
-                let opened = open::open(registry, store, request.clone(), env).await?;
+                let leader = if cluster.is_some() { generation.0 } else { 0 };
+                let opened = open::open(registry, store, request.clone(), leader, env).await?;
                 if let Some(cluster) = cluster.filter(|_| is_new) {
                     cluster.define(&opened.master.spec).await?;
                     cluster.still_leads(generation).await?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Epoch, Error, Result};
 use millstream_objects::Store;
 use millstream_proto::control::JobSpec;
@@ -50,8 +51,15 @@ pub(crate) struct Opened {
 /// A take-over that others keep winning is given up after so many tries.
 const TRIES: usize = 100;
 
-/// Opens the job; its take-over record stands when this returns, unless it had finished.
-pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: OpenRequest, env: Env) -> Result<Opened> {
+/// Opens the job; its take-over record stands when this returns, unless it had finished. `leader`: the generation that the
+/// cluster is led with; 0 for a process that runs this job alone.
+pub(crate) async fn open(
+    registry: Arc<JobRegistry>,
+    store: Store,
+    request: OpenRequest,
+    leader: u64,
+    env: Env,
+) -> Result<Opened> {
     let spec = request.spec;
     let settings = Settings::from_job_map(&spec.settings)?;
     let job = registry.build(&spec.job, &spec.args, &JobContext { env: env.clone() })?;
@@ -65,7 +73,8 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
             // Whoever goes back may do so because the newest one is damaged.
             From::Version(_) | From::None => newest_whole(&log).await?,
         };
-        let newest = if cfg!(planted_bug = "2") { read_once.get_or_insert(newest).clone() } else { newest };
+        let newest = if bug_is_planted(2) { read_once.get_or_insert(newest).clone() } else { newest };
+        check_leads(newest.as_ref(), leader)?;
         // Where a fork's pin is does not depend on what it starts from.
         let origin = newest.as_ref().and_then(|n| n.fork.clone());
         let mut kept = None;
@@ -119,6 +128,7 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         taken.retained_for_ms = settings.checkpoint.retained_for.as_millis() as u64;
         taken.base = base.as_ref().map_or(0, |b| b.number);
         taken.fork = taken.fork.or(origin);
+        taken.leader = leader;
         taken.nonce = env.unique_id();
         taken.committed_ms = env.wall_ms();
         let known = log.boundaries().known();
@@ -142,6 +152,18 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         .code(5002)
         .at(store.url())
         .next("end the other processes that run it"))
+}
+
+/// A leader that was deposed while it opened a job must not take it from its successor, who would be fenced by it.
+fn check_leads(newest: Option<&VersionRecord>, leader: u64) -> Result<()> {
+    let theirs = newest.map_or(0, |n| n.leader);
+    if leader > 0 && theirs > leader && !bug_is_planted(33) {
+        return Err(Error::fenced(format!(
+            "the job runs under a newer coordinator: generation {leader} of the cluster is fenced by {theirs}"
+        ))
+        .code(5004));
+    }
+    Ok(())
 }
 
 /// What the next record must be above.

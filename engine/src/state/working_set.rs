@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::HashTable;
 use millstream_common::hash::stable_hash;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result, StateId};
 use millstream_state_store::key::{KeyBuffer, point_key, split_point_key, split_timed_key, timed_key};
 use smallvec::SmallVec;
@@ -296,7 +297,7 @@ impl<V: StateValue> WorkingSet<V> {
         if self.timed {
             // Planted: the key group of some other key of this subtask is recorded.
             let wrong = || self.ranges.as_slice().first().map_or(slot.group(), |r| KeyGroup(r.start as u16));
-            let group = if cfg!(planted_bug = "12") { wrong() } else { slot.group() };
+            let group = if bug_is_planted(12) { wrong() } else { slot.group() };
             timed_key(self.id, slot.time, group, &slot.key, into);
         } else {
             point_key(self.id, slot.group(), &slot.key, into);

@@ -19,6 +19,7 @@ use std::time::Duration;
 use arrow_array::{ArrayRef, RecordBatch};
 use futures::FutureExt;
 use millstream_common::env::Moment;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{AssignmentId, Env, Epoch, Error, KeyGroupRanges, Result, StateId, TaskId};
 use millstream_state_store::key::{KeyBuffer, encode_keys};
 use millstream_state_store::section::{Interval, SectionWriter};
@@ -681,7 +682,7 @@ impl KeyedTask {
     async fn on_version(&mut self, version: &Arc<VersionView>) -> Result<()> {
         if let Some(id) = self.waiting {
             // Planted bug 32: who takes over does not wait for what the barrier closed.
-            if version.assignment.id != id && !cfg!(planted_bug = "32") {
+            if version.assignment.id != id && !bug_is_planted(32) {
                 return Ok(());
             }
             self.waiting = None;
@@ -715,7 +716,7 @@ impl KeyedTask {
             fired.extend(mine.iter().map(|&r| (r, *w)));
         }
         fired.extend(unknown.iter().map(|&r| (r, WATERMARK_MIN)));
-        if cfg!(planted_bug = "11") {
+        if bug_is_planted(11) {
             // Planted: the watermark is not restored.
             fired.iter_mut().for_each(|f| f.1 = WATERMARK_MIN);
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millstream_common::Result;
+use millstream_common::planted::bug_is_planted;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -27,7 +28,7 @@ struct Waiting {
 
 /// The planted bug 27 forgets which deployment a connection belongs to.
 fn identity(mut key: ChannelKey) -> ChannelKey {
-    if cfg!(planted_bug = "27") {
+    if bug_is_planted(27) {
         key.generation = millstream_common::Generation(0);
         key.execution = millstream_common::Execution(0);
         key.assignment = millstream_common::AssignmentId(0);
@@ -84,7 +85,7 @@ impl Channels {
     pub(crate) fn forget(&self, job: &str) {
         let mut waiting = self.0.lock();
         waiting.expected.retain(|k, _| k.job != job);
-        if !cfg!(planted_bug = "27") {
+        if !bug_is_planted(27) {
             waiting.unclaimed.retain(|k, _| k.job != job);
         }
     }

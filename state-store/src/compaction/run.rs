@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use millstream_cache::{BlockKey, CacheBlock, ObjectId};
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
@@ -104,6 +105,8 @@ impl StateStore {
                         }
                     };
                     let entries: Vec<&[u8]> = chain.entries().collect();
+                    // A planted bug: what hides an older entry goes before that entry does.
+                    let bottom = bottom || bug_is_planted(6);
                     Fold { bottom, time, operator }.run(&entries, |entry| output.section.add(&chain.key, entry))?;
                     if room > 0 && output.section.kept_bytes() as u64 > room.min(KEPT_BYTES) {
                         room = self.keep_output(output);

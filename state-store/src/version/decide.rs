@@ -1,5 +1,6 @@
 //! The decisions of a commit. Pure.
 
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Applied, Error, ErrorKind, Generation};
 
 /// What became of one create-if-absent.
@@ -60,9 +61,11 @@ pub(super) fn after_create(sent: Sent, in_doubt: bool) -> Next {
 /// After reading back what has the number.
 pub(super) fn after_read_back(found: ReadBack) -> Next {
     match found {
+        // A planted bug: whoever finds its number taken believes that it was fenced.
+        ReadBack::Ours if bug_is_planted(18) => Next::Lost { winner: Generation(0) },
         ReadBack::Ours => Next::Committed,
         ReadBack::Theirs { generation } => Next::Lost { winner: generation },
-        ReadBack::Absent if cfg!(planted_bug = "24") => Next::Fail(super::declared_dead()),
+        ReadBack::Absent if bug_is_planted(24) => Next::Fail(super::declared_dead()),
         // The store refused one of two requests at the same time, or a delayed one is on its way: nobody has won.
         ReadBack::Absent => Next::Repeat("nobody has the number yet".to_owned()),
         ReadBack::Failed(e) if may_pass(&e) => Next::Repeat(e.to_string()),

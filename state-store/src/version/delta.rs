@@ -68,6 +68,7 @@ fn head(record: &VersionRecord) -> VersionRecord {
         fork: record.fork.clone(),
         retained_for_ms: record.retained_for_ms,
         base: record.base,
+        leader: record.leader,
         ..VersionRecord::default()
     }
 }

@@ -4,6 +4,7 @@
 //! from. What was live and is not any more can never come back: object names are never used again, and whoever goes back
 //! to an older version pins it first. docs/garbage.md has the whole argument.
 
+use millstream_common::planted::bug_is_planted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -117,7 +118,7 @@ impl Chain {
         let kept: Vec<(u64, u64)> = pinned.iter().map(|p| (self.group_start(*p), *p)).collect();
         let needed = |n: u64| kept.iter().any(|(from, to)| (*from..=*to).contains(&n));
         // A planted bug: a take-over is a record like any other.
-        let stays = |link: &Link| link.is_take_over && !cfg!(planted_bug = "1");
+        let stays = |link: &Link| link.is_take_over && !bug_is_planted(1);
         let dead = |(n, link): &(&u64, &Link)| !stays(link) && !needed(**n);
         self.links.range(..first).filter(dead).map(|(n, _)| *n).collect()
     }
@@ -164,5 +165,5 @@ pub fn writer_of(object: &str) -> Option<(u64, u64)> {
 #[must_use]
 pub fn is_over(object: &str, current: (u64, u64)) -> bool {
     // A planted bug: what no version refers to is taken for left over, whoever may still report it.
-    writer_of(object).is_some_and(|writer| writer < current || cfg!(planted_bug = "4"))
+    writer_of(object).is_some_and(|writer| writer < current || bug_is_planted(4))
 }

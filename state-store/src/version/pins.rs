@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Error, Result};
 use millstream_objects::{Created, Purpose, Store};
 use millstream_proto::version::{Pin, pin};
@@ -82,7 +83,7 @@ impl Pins {
                 .next("give another id, or release that one: `millstream pins NAME --release ID`"));
         }
         // A planted bug: a release that is carried out late hits the next pin of the id.
-        let unique = if cfg!(planted_bug = "8") { "0".to_owned() } else { self.env.unique_id() };
+        let unique = if bug_is_planted(8) { "0".to_owned() } else { self.env.unique_id() };
         let path = format!("pins/{}/{unique}{PIN}", pin.id);
         let pinned = Pinned { path, pin: pin.clone(), confirmed: true };
         self.create(&pinned.path, Bytes::from(encode(pin))).await?;
@@ -104,7 +105,7 @@ impl Pins {
     async fn check(&self, pinned: &Pinned, boundaries: &BoundaryLog) -> Result<()> {
         let (version, bound) = (pinned.pin.version, boundaries.find().await?.bound);
         // A planted bug: the pin alone is taken for enough.
-        if version >= bound || cfg!(planted_bug = "5") {
+        if version >= bound || bug_is_planted(5) {
             return Ok(());
         }
         let keeps = |other: &Pinned| {

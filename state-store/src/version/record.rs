@@ -1,6 +1,7 @@
 //! The bytes of a version record: `MSVR`, format u16, CRC32C u32 of the payload, payload (protobuf). Little endian.
 
 use millstream_common::hash::HASH_ID;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, Result, VersionNumber};
 use millstream_proto::version::VersionRecord;
 
@@ -36,7 +37,8 @@ pub(super) fn decode_numbered(bytes: &[u8], number: VersionNumber) -> Result<Ver
 /// Refuses a record whose keys were hashed or encoded in another way than this program does: it would look for every
 /// key in the wrong place.
 pub fn check_compatible(record: &VersionRecord) -> Result<()> {
-    if (record.hash_id, record.key_codec_id) == (HASH_ID, KEY_CODEC_ID) {
+    // A planted bug: state is read whatever it was hashed with.
+    if (record.hash_id, record.key_codec_id) == (HASH_ID, KEY_CODEC_ID) || bug_is_planted(22) {
         return Ok(());
     }
     Err(Error::config(format!(

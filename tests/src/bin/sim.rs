@@ -4,9 +4,10 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use millstream_common::planted;
 use millstream_tests::sim;
 
-const USAGE: &str = "usage: sim --seeds FIRST..LAST | --seed N  [--trace] [--stop-at-first]";
+const USAGE: &str = "usage: sim --seeds FIRST..LAST | --seed N  [--bug N] [--trace] [--stop-at-first]";
 
 struct Options {
     seeds: RangeInclusive<u64>,
@@ -27,6 +28,13 @@ fn options() -> Option<Options> {
                 let range = args.next()?;
                 let (first, last) = range.split_once("..")?;
                 options.seeds = first.parse().ok()?..=last.trim_start_matches('=').parse().ok()?;
+            }
+            "--bug" => {
+                let bug = args.next()?.parse().ok()?;
+                if !planted::plant(bug) {
+                    eprintln!("no bug is in this program: build it with MILLSTREAM_PLANTED_BUGS=1");
+                    return None;
+                }
             }
             "--trace" => options.trace = true,
             "--stop-at-first" => options.stop_at_first = true,

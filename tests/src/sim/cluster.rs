@@ -81,6 +81,12 @@ impl Cluster {
         0..COORDINATORS + self.plan.workers as usize + self.plan.leaves.len()
     }
 
+    /// Whether readers let go soon.
+    #[must_use]
+    pub fn has_brisk_readers(&self) -> bool {
+        self.plan.brisk_readers
+    }
+
     /// Whether a place is for a worker that replaces one that leaves.
     #[must_use]
     pub fn is_spare(&self, place: usize) -> bool {
@@ -102,7 +108,7 @@ impl Cluster {
     /// The store as somebody without faults and without a node sees it.
     #[must_use]
     pub fn inspector(&self) -> Store {
-        Store::from_backend(Arc::new(self.ledger.clone()), STATE_URL, &self.plan.store, &self.env)
+        Store::from_backend_with_uploads(Arc::new(self.ledger.clone()), STATE_URL, &self.plan.store, &self.env)
     }
 
     /// The store as somebody sees it who is no process of the cluster, faults included.
@@ -142,8 +148,8 @@ impl Cluster {
     }
 
     fn store_of(&self, host: &str, env: &Env) -> Store {
-        let witness = Witness::new(Arc::new(self.store.clone()), self.trace.clone(), host);
-        Store::from_backend(Arc::new(witness), STATE_URL, &self.plan.store, env)
+        let witness = Witness::new(self.store.clone(), self.ledger.clone(), self.trace.clone(), host);
+        Store::from_backend_with_uploads(Arc::new(witness), STATE_URL, &self.plan.store, env)
     }
 
     fn coordinator(

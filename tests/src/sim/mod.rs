@@ -24,6 +24,7 @@ pub mod reader;
 pub mod reference;
 pub mod reminders;
 pub mod run;
+pub mod scene;
 pub mod sink;
 pub mod source;
 pub mod store;

@@ -9,6 +9,7 @@ use millstream_objects::{Faults, StoreOptions};
 use super::dice::Dice;
 use super::jobs::{JOBS, LATE};
 use super::net::Delays;
+use super::scene;
 
 /// Everything about a run that is drawn.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Plan {
     pub parallelism: u32,
     /// Settings of the job.
     pub settings: BTreeMap<String, String>,
+    /// Those that somebody starts it again with, after a stop.
+    pub settings_later: BTreeMap<String, String>,
     /// Workers at a time.
     pub workers: u32,
     /// Slots of each.
@@ -45,6 +48,8 @@ pub struct Plan {
     pub requests: Vec<(Duration, Request)>,
     /// When somebody pins a version and reads it slowly.
     pub readers: Vec<Duration>,
+    /// They read little and let go soon.
+    pub brisk_readers: bool,
     /// When somebody forks the job, and whether from an older version than the newest.
     pub forks: Vec<(Duration, bool)>,
     /// Workers that are asked to leave, by time.
@@ -149,6 +154,8 @@ pub enum Fault {
     SecondCoordinator,
 }
 
+/// How many seeds of 100 play a scene.
+const SCENES_PERCENT: u64 = 20;
 /// Coordinators that there can be at a time.
 pub const COORDINATORS: usize = 2;
 
@@ -167,6 +174,7 @@ impl Plan {
             sinks,
             parallelism: dice.within(1..5) as u32,
             settings: settings(&mut dice),
+            settings_later: BTreeMap::new(),
             workers,
             slots,
             memory: TaskMemory { rows_bytes, write_buffer_bytes, reads_bytes: rows_bytes / 2 },
@@ -179,6 +187,7 @@ impl Plan {
             heartbeat_timeout: *dice.pick(&[Duration::from_millis(1_500), Duration::from_secs(4)]),
             requests: Vec::new(),
             readers: Vec::new(),
+            brisk_readers: false,
             forks: Vec::new(),
             leaves: Vec::new(),
             drain_timeout: Duration::ZERO,
@@ -194,6 +203,13 @@ impl Plan {
         if !Dice::new(seed, "calm").chance(12) {
             plan.draw_faults(&mut Dice::new(seed, "faults"));
         }
+        let mut dice = Dice::new(seed, "scene");
+        if dice.chance(SCENES_PERCENT) {
+            scene::set(&mut plan, &mut dice);
+        }
+        plan.settings_later = plan.settings.clone();
+        let block_size = *Dice::new(seed, "settings later").pick(&["1KiB", "4KiB", "15KiB"]);
+        plan.settings_later.insert("state.block-size".to_owned(), block_size.to_owned());
         plan
     }
 
@@ -346,6 +362,9 @@ impl Plan {
             hang: rate() / 3.0,
             slow_stream: rate(),
             cut_stream: rate(),
+            torn_upload: rate(),
+            lost_completion: rate(),
+            late_completion: rate(),
             ..self.latency.clone()
         };
         faults.late_by = dice.millis(100..40_000);
@@ -380,7 +399,11 @@ fn delays(dice: &mut Dice) -> Delays {
 }
 
 fn store_options(dice: &mut Dice) -> StoreOptions {
+    // In some runs bundles and the outputs of compactions go in many parts.
+    let (multipart_threshold_bytes, multipart_part_bytes) = *dice.pick(&[(32 << 20, 16 << 20), (600, 250)]);
     StoreOptions {
+        multipart_threshold_bytes,
+        multipart_part_bytes,
         retry_timeout: *dice.pick(&[300, 1_000, 4_000, 20_000, 60_000].map(Duration::from_millis)),
         request_timeout: *dice.pick(&[Duration::from_millis(700), Duration::from_secs(3)]),
         backoff_initial: Duration::from_millis(20),

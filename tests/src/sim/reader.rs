@@ -31,7 +31,8 @@ pub async fn read(cluster: Arc<Cluster>, store: Store, number: u64, seed: u64) {
     let Ok(Some((version, pinned))) = pin(&log, &id, &mut dice, &env).await else { return };
     cluster.ledger.hold(NAME, version);
     cluster.trace.event("pinned", "reader", &format!("{id}: version {version}"));
-    match look(&log, &job, version, &mut dice, &env).await {
+    let brisk = cluster.has_brisk_readers();
+    match look(&log, &job, version, brisk, &mut dice, &env).await {
         Ok(Some((first, second))) if first != second => {
             let (a, b) = (first.len(), second.len());
             cluster.trace.violation(format!("version {version} changes while it is pinned: {a} and {b} entries"));
@@ -79,13 +80,14 @@ async fn look(
     log: &VersionLog,
     job: &Store,
     version: u64,
+    brisk: bool,
     dice: &mut Dice,
     env: &Env,
 ) -> Result<Option<(Entries, Entries)>> {
-    env.sleep(dice.millis(0..1_500)).await;
+    env.sleep(dice.millis(0..if brisk { 100 } else { 1_500 })).await;
     let Some(record) = log.read(VersionNumber(version)).await? else { return Ok(None) };
     let first = entries(job, &record, dice, env).await?;
-    env.sleep(dice.millis(0..4_000)).await;
+    env.sleep(dice.millis(0..if brisk { 400 } else { 4_000 })).await;
     let second = entries(job, &record, dice, env).await?;
     // The record itself is there until the end, too.
     Ok(log.read(VersionNumber(version)).await?.map(|_| (first, second)))

@@ -85,7 +85,7 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
         println!("{plan:#?}\n{} splits, {} rows", data.splits.len(), data.events().count());
     }
     let ledger = Ledger::new(trace.clone());
-    let store = FaultyStore::new(Arc::new(ledger.clone()), &env, plan.latency.clone());
+    let store = FaultyStore::with_uploads(Arc::new(ledger.clone()), &env, plan.latency.clone());
     let outside = Outside::new(env.clone(), trace.clone(), ledger.clone(), Dice::new(seed, "outside"));
     let source = Arc::new(SimSource::new(data.clone(), env.clone(), plan.batch_rows));
     let parts = Arc::new(JobParts { source, outside: outside.clone(), batch_rows: plan.batch_rows });
@@ -95,7 +95,7 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     let client = Arc::new(Client { cluster: cluster.clone(), transport: cluster.client(), plan: plan.clone() });
     let (done, asking, forking) = (progress.clone(), client.clone(), client.clone());
     env.spawn(Lane::Io, "client", async move {
-        client.submit(NAME, client.plan.parallelism).await;
+        client.submit(NAME, client.plan.parallelism, &client.plan.settings).await;
         let end = client.wait_for_end().await;
         *done.lock() = Some(end);
     });
@@ -390,7 +390,7 @@ impl Client {
         std::iter::once(NAME.to_owned()).chain(born).collect()
     }
 
-    async fn submit(&self, name: &str, parallelism: u32) {
+    async fn submit(&self, name: &str, parallelism: u32, settings: &BTreeMap<String, String>) {
         let args = if name == NAME { Vec::new() } else { vec![format!("--output={name}")] };
         for turn in 0.. {
             let submit = Submit {
@@ -398,7 +398,7 @@ impl Client {
                 name: name.into(),
                 args: args.clone(),
                 parallelism,
-                settings: self.plan.settings.clone().into_iter().collect(),
+                settings: settings.clone().into_iter().collect(),
                 ..Submit::default()
             };
             let reply = self.call(turn % COORDINATORS, client_request::Request::Submit(submit)).await;
@@ -479,7 +479,8 @@ impl Client {
         if !of_job().any(lives) {
             // It was stopped, or its submission was lost with a coordinator.
             let now = self.cluster.env.now().0.as_millis() as u64;
-            self.submit(name, if name == NAME { 1 + (now % 4) as u32 } else { 1 }).await;
+            let parallelism = if name == NAME { 1 + (now % 4) as u32 } else { 1 };
+            self.submit(name, parallelism, &self.plan.settings_later).await;
         }
         Ok(None)
     }

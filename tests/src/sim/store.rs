@@ -15,17 +15,19 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use millstream_objects::object_store;
+use millstream_common::planted::bug_is_planted;
+use millstream_objects::{FaultyStore, object_store};
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Kind;
 use millstream_state_store::version::decode_record;
 use millstream_state_store::version::delta::apply;
 use millstream_state_store::version::garbage::objects_of;
 use object_store::memory::InMemory;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
 type Result<T, E = object_store::Error> = std::result::Result<T, E>;
@@ -159,6 +161,12 @@ impl Ledger {
         listed && !facts.gone.contains(&format!("{job}/data/{object}"))
     }
 
+    /// Whether an object of this path was deleted once.
+    #[must_use]
+    pub fn was_deleted(&self, path: &str) -> bool {
+        self.0.facts.lock().gone.contains(path)
+    }
+
     fn deleting(&self, path: &Path) {
         self.0.trace.event("deleting", "store", path.as_ref());
         let whole = path.as_ref().to_owned();
@@ -172,11 +180,12 @@ impl Ledger {
         }
     }
 
+    async fn content(&self, path: &Path) -> Option<Bytes> {
+        self.0.store.get(path).await.ok()?.bytes().await.ok()
+    }
+
     async fn absent_or_same(&self, path: &Path, payload: &PutPayload) {
-        if let Ok(there) = self.0.store.get(path).await
-            && let Ok(bytes) = there.bytes().await
-            && bytes != body(payload)
-        {
+        if self.content(path).await.is_some_and(|there| there != body(payload)) {
             self.0.trace.violation(format!("{path} is overwritten with something else"));
         }
     }
@@ -324,9 +333,41 @@ impl ObjectStore for Ledger {
     }
 }
 
+#[async_trait]
+impl MultipartStore for Ledger {
+    async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
+        self.0.store.create_multipart(path).await
+    }
+
+    async fn put_part(&self, path: &Path, id: &MultipartId, index: usize, data: PutPayload) -> Result<PartId> {
+        self.0.store.put_part(path, id, index, data).await
+    }
+
+    async fn complete_multipart(&self, path: &Path, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
+        let before = self.content(path).await;
+        let result = self.0.store.complete_multipart(path, id, parts).await?;
+        let after = self.content(path).await;
+        self.0.trace.event(
+            "landed",
+            "store",
+            &format!("{path} {} bytes in parts", after.as_ref().map_or(0, Bytes::len)),
+        );
+        if before.is_some() && before != after {
+            self.0.trace.violation(format!("{path} is overwritten with something else"));
+        }
+        Ok(result)
+    }
+
+    async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
+        self.0.store.abort_multipart(path, id).await
+    }
+}
+
 /// The requests of one node, in the trace.
 pub struct Witness {
-    store: Arc<dyn ObjectStore>,
+    store: FaultyStore,
+    /// For a planted bug: another replica, that has no faults, answers reads.
+    replica: Option<Ledger>,
     trace: Trace,
     node: String,
 }
@@ -334,8 +375,9 @@ pub struct Witness {
 impl Witness {
     /// The store as `node` sees it.
     #[must_use]
-    pub fn new(store: Arc<dyn ObjectStore>, trace: Trace, node: &str) -> Self {
-        Self { store, trace, node: node.into() }
+    pub fn new(store: FaultyStore, ledger: Ledger, trace: Trace, node: &str) -> Self {
+        let replica = bug_is_planted(23).then_some(ledger);
+        Self { store, replica, trace, node: node.into() }
     }
 
     fn answer<T>(&self, what: &str, path: &str, result: Result<T>) -> Result<T> {
@@ -374,7 +416,15 @@ impl ObjectStore for Witness {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let result = self.store.get_opts(path, options).await;
+        let unreachable = self.store.faults().unreachable;
+        let result = match &self.replica {
+            Some(replica) => replica.get_opts(path, options).await,
+            None => self.store.get_opts(path, options).await,
+        };
+        // A fault that does not hit what it should hit proves nothing.
+        if unreachable && result.is_ok() {
+            self.trace.violation(format!("{path} is read from a store that nobody can reach"));
+        }
         self.answer("get", path.as_ref(), result)
     }
 
@@ -400,5 +450,28 @@ impl ObjectStore for Witness {
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let result = self.store.copy_opts(from, to, options).await;
         self.answer("copy", to.as_ref(), result)
+    }
+}
+
+#[async_trait]
+impl MultipartStore for Witness {
+    async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
+        let result = self.store.create_multipart(path).await;
+        self.answer("begin", path.as_ref(), result)
+    }
+
+    async fn put_part(&self, path: &Path, id: &MultipartId, index: usize, data: PutPayload) -> Result<PartId> {
+        let result = self.store.put_part(path, id, index, data).await;
+        self.answer("part", path.as_ref(), result)
+    }
+
+    async fn complete_multipart(&self, path: &Path, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
+        let result = self.store.complete_multipart(path, id, parts).await;
+        self.answer("complete", path.as_ref(), result)
+    }
+
+    async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
+        let result = self.store.abort_multipart(path, id).await;
+        self.answer("abort", path.as_ref(), result)
     }
 }

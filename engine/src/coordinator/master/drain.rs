@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KeyGroupRanges};
 use millstream_proto::control::{StopJob, inject_barrier::Kind, to_worker};
 
@@ -37,7 +38,7 @@ impl JobMaster {
     /// Whether a worker has to stay for the job: it runs subtasks or will, or it owes commits.
     pub(crate) fn needs(&self, worker: &str) -> bool {
         // Planted bug 31: a worker without subtasks may go, whatever it has not committed.
-        let owes = self.departed.contains_key(worker) && !cfg!(planted_bug = "31");
+        let owes = self.departed.contains_key(worker) && !bug_is_planted(31);
         !self.has_ended() && (owes || self.uses(worker))
     }
 

@@ -1,0 +1,115 @@
+//! Constellations that independent dice seldom make: each is a plan in which a few things happen in the right order, at
+//! moments that the seed draws. They are what rare mistakes need to show: a leader that sleeps through a take-over and a
+//! collection, a pin between a listing and a delete, a worker that leaves while its output is on its way.
+
+use std::time::Duration;
+
+use millstream_objects::Faults;
+
+use super::dice::Dice;
+use super::net::Delays;
+use super::plan::{COORDINATORS, Fault, Joins, Leave, Plan, Request};
+
+/// Puts a scene in the place of what `plan` has drawn for clients and faults.
+pub fn set(plan: &mut Plan, dice: &mut Dice) {
+    match dice.within(0..3) {
+        0 => rivals(plan, dice),
+        1 => crowd(plan, dice),
+        _ => farewell(plan, dice),
+    }
+}
+
+/// Nothing else happens, commits and collections come thick and fast, and there is input for a while.
+fn quiet(plan: &mut Plan, dice: &mut Dice, lasts: Duration) {
+    plan.requests.clear();
+    plan.readers.clear();
+    plan.forks.clear();
+    plan.leaves.clear();
+    plan.faults.clear();
+    plan.paced_ms = lasts.as_millis() as u64;
+    plan.healed = lasts;
+    plan.latency =
+        Faults { latency_p50: Duration::from_millis(28), latency_p99: Duration::from_millis(80), ..Faults::none() };
+    plan.delays = Delays { least_us: 50, most_us: 2_000, tail_us: 0 };
+    plan.store.retry_timeout = Duration::from_secs(30);
+    plan.store.request_timeout = Duration::from_secs(3);
+    let pairs = [
+        ("checkpoint.interval", "50ms"),
+        ("checkpoint.timeout", "20s"),
+        ("checkpoint.retained", *dice.pick(&["1", "1", "5"])),
+        ("checkpoint.retained-for", "0"),
+        ("versions.collect-interval", "20ms"),
+        ("versions.collect-records", "1"),
+    ];
+    plan.settings.extend(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())));
+}
+
+/// A leader stands still, another one comes, perhaps stands still while it takes over, and one of them dies when both are
+/// awake: what the other one believes then counts.
+fn rivals(plan: &mut Plan, dice: &mut Dice) {
+    quiet(plan, dice, Duration::from_secs(25));
+    plan.heartbeat_timeout = Duration::from_millis(*dice.pick(&[1_500, 4_000]));
+    let first = dice.millis(800..4_000);
+    // A coordinator that finds no answer for 2 s takes over.
+    let short = dice.chance(65);
+    let sleeps = if short { dice.millis(1_900..2_900) } else { dice.millis(4_000..9_000) };
+    let comes = first + dice.millis(0..60);
+    plan.faults.push((first, Fault::Pause { place: 0, lasts: sleeps }));
+    plan.faults.push((comes, Fault::SecondCoordinator));
+    let mut awake = first + sleeps;
+    if dice.chance(60) {
+        let (stops, lasts) = (comes + dice.millis(1_950..2_500), dice.millis(1_500..5_000));
+        plan.faults.push((stops, Fault::Pause { place: 1, lasts }));
+        awake = awake.max(stops + lasts);
+    }
+    if dice.chance(80) {
+        let (place, back_after) = (dice.within(0..2) as usize, dice.millis(6_000..12_000));
+        plan.faults.push((awake + dice.millis(50..1_500), Fault::Kill { place, silently: false, back_after }));
+    }
+    plan.faults.sort_by_key(|f| f.0);
+    plan.healed = plan.healed.max(awake + Duration::from_secs(14));
+}
+
+/// Many brisk readers under few ids, and releases that are carried out late.
+fn crowd(plan: &mut Plan, dice: &mut Dice) {
+    quiet(plan, dice, Duration::from_secs(12));
+    plan.brisk_readers = true;
+    for _ in 0..60 {
+        plan.readers.push(dice.millis(300..11_000));
+    }
+    plan.readers.sort();
+    if dice.chance(50) {
+        let faults = Faults {
+            late_write: 0.4,
+            late_by: dice.millis(200..3_000),
+            only_paths_with: "/pins/".into(),
+            ..plan.latency.clone()
+        };
+        plan.faults.push((Duration::from_millis(200), Fault::Store { faults: Box::new(faults), lasts: plan.healed }));
+    }
+}
+
+/// Workers leave one after the other, each replaced in time, while the place that output goes to is out of order, and
+/// sometimes the network is slow: what they owe must not be forgotten.
+fn farewell(plan: &mut Plan, dice: &mut Dice) {
+    quiet(plan, dice, Duration::from_secs(20));
+    plan.drain_timeout = Duration::from_secs(25);
+    if dice.chance(50) {
+        plan.delays = Delays { least_us: 100, most_us: 40_000, tail_us: 300_000 };
+    }
+    for i in 0..u64::from(plan.workers) {
+        let when = Duration::from_secs(2 + 3 * i) + dice.millis(0..1_500);
+        let place = COORDINATORS + i as usize;
+        let spare = COORDINATORS + (u64::from(plan.workers) + i) as usize;
+        plan.leaves.push((when, Leave { place, spare, joins: Joins::Before(Duration::from_millis(1_500)) }));
+        if dice.chance(70) {
+            let (percent, lasts) = (dice.within(50..100), dice.millis(500..3_000));
+            plan.faults.push((when.saturating_sub(dice.millis(0..300)), Fault::Outside { percent, lasts }));
+        }
+        if dice.chance(30) {
+            plan.requests.push((when + dice.millis(0..800), Request::Rescale(dice.within(1..5) as u32)));
+        }
+    }
+    plan.requests.sort_by_key(|r| r.0);
+    plan.faults.sort_by_key(|f| f.0);
+}
