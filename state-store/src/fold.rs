@@ -84,6 +84,8 @@ pub(crate) struct Fold<'o> {
     /// No older run holds anything of these key groups.
     pub(crate) bottom: bool,
     pub(crate) time: ReadTime,
+    /// The time of an entry stands in its key and is when it expires: all entries of a key expire at once.
+    pub(crate) by_time: bool,
     /// The state's merge operator, if it has one.
     pub(crate) operator: Option<&'o dyn MergeOperator>,
 }
@@ -92,9 +94,10 @@ impl Fold<'_> {
     /// Calls `write` with the encoded entries that stand for `chain` from now on, newest first; with none when the
     /// key is gone.
     ///
-    /// Nothing that a read can see changes, at any time from `time` on. Where the state has a merge operator, an
-    /// expired entry stays while it is the newest here: an operand in a younger run may have been written before the
-    /// entry expired, and then it still counts.
+    /// Nothing that a read can see changes, at any time from `time` on. An expired entry becomes a tombstone, or an older
+    /// put with a longer life would come back; in a state in time order it just goes, since what is older under its key
+    /// has expired with it. Elsewhere, where the state has a merge operator, an expired entry stays while it is the newest
+    /// here: an operand in a younger run may have been written before the entry expired, and then it still counts.
     pub(crate) fn run(&self, chain: &[&[u8]], mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let Some(newest_bytes) = chain.first() else { return Ok(()) };
         let newest = EntryRef::decode(newest_bytes)?;
@@ -105,6 +108,7 @@ impl Fold<'_> {
         };
         match newest {
             EntryRef::Delete => return tombstone(&mut write),
+            _ if self.by_time && newest.expiry().has_come(&self.time) => return Ok(()),
             EntryRef::Put { expiry, .. } if self.operator.is_none() && expiry.has_come(&self.time) => {
                 return tombstone(&mut write);
             }
@@ -195,7 +199,7 @@ mod tests {
         let operator = merges.then(|| operators.get("add-i64").unwrap());
         let mut out = Vec::new();
         let chain: Vec<_> = chain.iter().map(Vec::as_slice).collect();
-        Fold { bottom, time, operator }
+        Fold { bottom, time, by_time: false, operator }
             .run(&chain, |e| {
                 out.push(e.to_vec());
                 Ok(())
@@ -246,6 +250,28 @@ mod tests {
         let chain = [add(2, 20, Some(50)), put(1, Some(20))];
         assert_eq!(fold(&chain, false, NONE, true), [put(2, Some(50))]);
         assert_eq!(fold(&[add(2, 20, None), delete()], false, NONE, true), [put(2, None)]);
+    }
+
+    #[test]
+    fn what_is_due_at_the_time_in_its_key_goes_in_whole() {
+        let operators = MergeOperators::default();
+        let operator = Some(operators.get("add-i64").unwrap());
+        let fold = |chain: &[Vec<u8>], bottom, time| {
+            let (chain, mut out): (Vec<_>, Vec<_>) = (chain.iter().map(Vec::as_slice).collect(), Vec::new());
+            let fold = Fold { bottom, time, by_time: true, operator };
+            fold.run(&chain, |e| {
+                out.push(e.to_vec());
+                Ok(())
+            })
+            .unwrap();
+            out
+        };
+        let chain = [add(2, 5, Some(50)), add(1, 4, Some(50)), put(1, Some(50))];
+        for bottom in [false, true] {
+            assert!(fold(&chain, bottom, at(50)).is_empty() && fold(&chain[2..], bottom, at(50)).is_empty());
+            assert_eq!(fold(&chain, bottom, at(49)), [put(4, Some(50))]);
+        }
+        assert_eq!(fold(&chain[..2], false, at(49)), [add(3, 4, Some(50))]);
     }
 
     #[test]

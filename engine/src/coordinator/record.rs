@@ -126,7 +126,7 @@ pub fn take_over(
                 StateLayout::Point => millstream_state_store::Layout::Point,
                 StateLayout::TimeOrdered => millstream_state_store::Layout::TimeOrdered,
             };
-            let layout = millstream_state_store::StateLayout { layout, merge_operator: String::new() };
+            let layout = millstream_state_store::StateLayout { layout, merge_operator: d.merge_operator.clone() };
             let values = (&*d.value_schema, Some(d.schema(key.clone())));
             tree.add_described_state(id, &task.nodes[0].uid, &d.name, layout, values)?;
         }

@@ -6,7 +6,7 @@
 use millstream_common::KeyGroupRanges;
 
 use super::StateValue;
-use super::slab::{REFERENCED, Slot, TRASHED};
+use super::slab::{PARTIAL, REFERENCED, Slot, TRASHED};
 use super::working_set::WorkingSet;
 
 /// What a slot takes beside itself: its place in the table (at three quarters, with control bytes) and in the dirty list.
@@ -61,7 +61,7 @@ impl<V: StateValue> WorkingSet<V> {
                 slot.flags &= !REFERENCED;
                 continue;
             }
-            if slot.value.is_some() {
+            if slot.value.is_some() && !slot.is(PARTIAL) {
                 // The store knows more than is resident, from now on.
                 self.known_until = self.known_until.min(slot.time.saturating_sub(1));
             }

@@ -9,13 +9,15 @@ use millstream_state_store::entry::Expiry;
 use millstream_state_store::section::SectionWriter;
 
 use super::StateValue;
-use super::slab::{STORED, UNENCODED};
+use super::slab::{PARTIAL, STORED, UNENCODED};
 use super::working_set::WorkingSet;
 
 /// Takes encoded entries.
 pub(crate) trait EntrySink {
     fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry);
     fn delete(&mut self, key: &[u8]);
+    /// What is added to whatever the store holds.
+    fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry);
 }
 
 impl EntrySink for SectionWriter {
@@ -25,7 +27,14 @@ impl EntrySink for SectionWriter {
     fn delete(&mut self, key: &[u8]) {
         SectionWriter::delete(self, key);
     }
+    fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry) {
+        SectionWriter::merge(self, key, operand, written_ms, expiry);
+    }
 }
+
+/// When an operand of a time-ordered state was written, as far as the store asks: all entries of its key expire at the
+/// time in the key, so none can have expired before another one was written.
+const WRITTEN_IN_LIFE: i64 = i64::MIN;
 
 /// How much is dirty in one flush.
 #[derive(Debug, Default)]
@@ -71,21 +80,29 @@ struct SideEntry {
     /// `None`: a delete.
     value_bytes: Option<usize>,
     expiry: Expiry,
+    /// Of a merge operand: when it was written.
+    operand: Option<i64>,
 }
 
 impl EntrySink for SideBuffer {
     fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry) {
-        self.data.extend_from_slice(key);
-        self.data.extend_from_slice(value);
-        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: Some(value.len()), expiry });
+        self.push(key, Some(value), expiry, None);
     }
     fn delete(&mut self, key: &[u8]) {
-        self.data.extend_from_slice(key);
-        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: None, expiry: Expiry::Never });
+        self.push(key, None, Expiry::Never, None);
+    }
+    fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry) {
+        self.push(key, Some(operand), expiry, Some(written_ms));
     }
 }
 
 impl SideBuffer {
+    fn push(&mut self, key: &[u8], value: Option<&[u8]>, expiry: Expiry, operand: Option<i64>) {
+        self.data.extend_from_slice(key);
+        self.data.extend_from_slice(value.unwrap_or_default());
+        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: value.map(<[u8]>::len), expiry, operand });
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         self.data.capacity() + self.entries.capacity() * size_of::<SideEntry>()
     }
@@ -96,9 +113,10 @@ impl SideBuffer {
         while count < max && self.drained < self.entries.len() {
             let entry = &self.entries[self.drained];
             let (key, rest) = self.data[self.drained_bytes..].split_at(entry.key_bytes);
-            match entry.value_bytes {
-                Some(n) => sink.put(key, &rest[..n], entry.expiry),
-                None => sink.delete(key),
+            match (entry.value_bytes, entry.operand) {
+                (Some(n), None) => sink.put(key, &rest[..n], entry.expiry),
+                (Some(n), Some(written_ms)) => sink.merge(key, &rest[..n], written_ms, entry.expiry),
+                (None, _) => sink.delete(key),
             }
             self.drained_bytes += entry.key_bytes + entry.value_bytes.unwrap_or(0);
             self.drained += 1;
@@ -162,7 +180,11 @@ impl<V: StateValue> WorkingSet<V> {
                 self.buffer.clear();
                 self.stored.encode(value, slot.stamp, &mut self.buffer);
                 let expiry = if self.timed { Expiry::EventTime(slot.time) } else { self.stored.expiry(slot.stamp) };
-                sink.put(&key, &self.buffer, expiry);
+                if slot.is(PARTIAL) {
+                    sink.merge(&key, &self.buffer, WRITTEN_IN_LIFE, expiry);
+                } else {
+                    sink.put(&key, &self.buffer, expiry);
+                }
             }
             None if slot.is(STORED) => {
                 slot.flags &= !STORED;
@@ -203,6 +225,7 @@ impl<V: StateValue> WorkingSet<V> {
         }
         self.flushed += 1;
         self.generations.pop_front();
+        self.drop_asides();
         self.empty_trash();
     }
 
@@ -211,7 +234,8 @@ impl<V: StateValue> WorkingSet<V> {
         (slots + self.side_bytes()) as u64
     }
 
+    /// What is held beside slots.
     pub(super) fn side_bytes(&self) -> usize {
-        self.frozen.iter().map(|f| f.side.memory_bytes()).sum()
+        self.frozen.iter().map(|f| f.side.memory_bytes()).sum::<usize>() + self.aside_bytes()
     }
 }

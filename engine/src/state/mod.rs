@@ -16,6 +16,7 @@ mod flush;
 mod keyed;
 #[cfg(test)]
 mod model_tests;
+mod partial;
 mod slab;
 mod stored;
 mod timed;
@@ -25,6 +26,7 @@ pub mod value;
 mod working_set;
 
 pub use keyed::KeyedState;
+pub use partial::MergeFn;
 pub use timed::TimedState;
 pub use value::StateValue;
 
@@ -55,6 +57,8 @@ pub struct StateDescriptor {
     pub form: Form,
     /// How long values count after they were last written; `None`: for ever, or as long as their time says.
     pub ttl: Option<Ttl>,
+    /// The store's merge operator, by its name; empty: all values are written whole.
+    pub merge_operator: String,
 }
 
 impl StateDescriptor {
@@ -62,7 +66,14 @@ impl StateDescriptor {
     #[must_use]
     pub fn new(name: &str, layout: StateLayout, value_schema: &str) -> Self {
         let form = if value_schema.is_empty() { Form::Nothing } else { Form::Opaque(value_schema.to_owned()) };
-        Self { name: name.to_owned(), layout, value_schema: value_schema.to_owned(), form, ttl: None }
+        Self {
+            name: name.to_owned(),
+            layout,
+            value_schema: value_schema.to_owned(),
+            form,
+            ttl: None,
+            merge_operator: String::new(),
+        }
     }
 
     /// The schema of its entries under a key of these columns.
