@@ -599,7 +599,9 @@ impl Subtask {
         if self.encoding.is_some() {
             return;
         }
-        self.operator.states().into_iter().for_each(|state| state.freeze());
+        for state in self.operator.states() {
+            state.freeze();
+        }
         self.encoding = Some((SectionWriter::new(TaskId(1)), Interval::of(epoch, self.flush)));
         self.flush += 1;
     }

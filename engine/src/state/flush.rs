@@ -2,8 +2,9 @@
 //!
 //! Flushes are numbered from 1. Writes go to the open one. `freeze` closes it in O(1): its list of slots is put aside.
 //! A slot tells by the number of its last write and by its flag `UNENCODED` whether a frozen flush still needs its
-//! present value; if it is about to change, that value is encoded first, into the flush's side buffer. Only the newest
-//! frozen flush can have slots left, because `freeze` finishes the one before.
+//! present value; if it is about to change, that value is encoded first, into the flush's side buffer. So a slot is owed
+//! to one frozen flush at most, and any number of flushes may wait to be encoded. Nothing here encodes more than a slice
+//! at a time, of entries and of bytes.
 
 use millstream_state_store::entry::Expiry;
 use millstream_state_store::section::SectionWriter;
@@ -31,6 +32,9 @@ impl EntrySink for SectionWriter {
         SectionWriter::merge(self, key, operand, written_ms, expiry);
     }
 }
+
+/// Bytes that are encoded at a time, about: the entries of a slice may be long.
+const SLICE_BYTES: usize = 1 << 20;
 
 /// When an operand of a time-ordered state was written, as far as the store asks: all entries of its key expire at the
 /// time in the key, so none can have expired before another one was written.
@@ -107,10 +111,10 @@ impl SideBuffer {
         self.data.capacity() + self.entries.capacity() * size_of::<SideEntry>()
     }
 
-    /// Hands over up to `max` entries; how many.
-    fn drain(&mut self, max: usize, sink: &mut impl EntrySink) -> usize {
-        let mut count = 0;
-        while count < max && self.drained < self.entries.len() {
+    /// Hands over up to `max` entries, or what fills a slice; how many, and their bytes.
+    fn drain(&mut self, max: usize, sink: &mut impl EntrySink) -> (usize, usize) {
+        let (mut count, start) = (0, self.drained_bytes);
+        while count < max && self.drained < self.entries.len() && self.drained_bytes - start < SLICE_BYTES {
             let entry = &self.entries[self.drained];
             let (key, rest) = self.data[self.drained_bytes..].split_at(entry.key_bytes);
             match (entry.value_bytes, entry.operand) {
@@ -122,40 +126,33 @@ impl SideBuffer {
             self.drained += 1;
             count += 1;
         }
+        let bytes = self.drained_bytes - start;
         if self.drained == self.entries.len() {
             *self = Self::default();
         }
-        count
+        (count, bytes)
     }
 }
 
 impl<V: StateValue> WorkingSet<V> {
-    pub(super) fn freeze(&mut self) {
-        if let Some(mut older) = self.frozen.pop_back() {
-            while older.done < older.slots.len() {
-                let i = older.slots[older.done];
-                older.done += 1;
-                self.encode_slot(i, older.flush, &mut older.side);
-            }
-            older.slots = Vec::new();
-            older.done = 0;
-            self.frozen.push_back(older);
-        }
+    pub(super) fn freeze(&mut self) -> usize {
         let slots = std::mem::take(&mut self.dirty);
+        let entries = slots.len();
         self.frozen.push_back(Frozen { flush: self.open_flush, slots, done: 0, side: SideBuffer::default() });
         self.open_flush += 1;
         self.generations.push_back(Generation::default());
+        entries
     }
 
     pub(super) fn encode_frozen(&mut self, max_entries: usize, sink: &mut impl EntrySink) -> bool {
         let Some(mut oldest) = self.frozen.pop_front() else { return true };
-        let mut left = max_entries;
-        left -= oldest.side.drain(left, sink);
-        while left > 0 && oldest.done < oldest.slots.len() {
+        let (drained, mut bytes) = oldest.side.drain(max_entries, sink);
+        let mut left = max_entries - drained;
+        while left > 0 && bytes < SLICE_BYTES && oldest.done < oldest.slots.len() {
             let i = oldest.slots[oldest.done];
             oldest.done += 1;
             left -= 1;
-            self.encode_slot(i, oldest.flush, sink);
+            bytes += self.encode_slot(i, oldest.flush, sink);
         }
         if oldest.done == oldest.slots.len() && oldest.side.entries.is_empty() {
             return true;
@@ -164,20 +161,20 @@ impl<V: StateValue> WorkingSet<V> {
         false
     }
 
-    /// Encodes a slot if `flush` still needs it.
-    fn encode_slot(&mut self, i: u32, flush: u32, sink: &mut impl EntrySink) {
+    /// Encodes a slot if `flush` still needs it; how many bytes.
+    fn encode_slot(&mut self, i: u32, flush: u32, sink: &mut impl EntrySink) -> usize {
         // A slot on the list may have been written again, dropped, or taken by another key.
         if !self.slots.live_at(i).is_some_and(|s| s.is(UNENCODED) && s.written == flush) {
-            return;
+            return 0;
         }
         let mut key = std::mem::take(&mut self.key_buffer);
         self.store_key(i, &mut key);
         let slot = &mut self.slots[i];
         slot.flags &= !UNENCODED;
+        self.buffer.clear();
         match &slot.value {
             Some(value) => {
                 slot.flags |= STORED;
-                self.buffer.clear();
                 self.stored.encode(value, slot.stamp, &mut self.buffer);
                 let expiry = if self.timed { Expiry::EventTime(slot.time) } else { self.stored.expiry(slot.stamp) };
                 if slot.is(PARTIAL) {
@@ -193,7 +190,9 @@ impl<V: StateValue> WorkingSet<V> {
             // It came and went between two flushes: the store never hears of it.
             None => {}
         }
+        let bytes = key.len() + self.buffer.len();
         self.key_buffer = key;
+        bytes
     }
 
     /// Before a slot changes: encodes what a frozen flush still needs of it.
@@ -207,13 +206,16 @@ impl<V: StateValue> WorkingSet<V> {
 
     fn encode_aside(&mut self, i: u32) {
         let flush = self.slots[i].written;
-        let Some(mut frozen) = self.frozen.pop_back() else {
+        // Flushes are frozen one after the other, and the oldest is done first.
+        let at = self.frozen.front().map_or(0, |oldest| flush.wrapping_sub(oldest.flush) as usize);
+        let Some(frozen) = self.frozen.get_mut(at) else {
             debug_assert!(false, "a slot is not encoded, but its flush is");
             return;
         };
         debug_assert_eq!(frozen.flush, flush);
-        self.encode_slot(i, flush, &mut frozen.side);
-        self.frozen.push_back(frozen);
+        let mut side = std::mem::take(&mut frozen.side);
+        self.encode_slot(i, flush, &mut side);
+        self.frozen[at].side = side;
     }
 
     pub(super) fn flushed(&mut self) {

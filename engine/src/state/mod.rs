@@ -130,10 +130,11 @@ pub trait StateSet: Send {
 
     // ---- writes
 
-    /// Closes the current flush: all that is dirty now belongs to it. O(1) but for what an earlier frozen flush left.
-    /// Every `freeze` makes a flush, also when nothing is dirty, and is followed by its own `encode_frozen` and `flushed`.
-    fn freeze(&mut self);
-    /// Encodes up to `max_entries` frozen entries into `section`; true when none is left of the oldest flush that is not
+    /// Closes the current flush: all that is dirty now belongs to it; how many entries that are at most. O(1), whatever an
+    /// earlier flush has left to be encoded. Every `freeze` makes a flush, also when nothing is dirty, and is followed by
+    /// its own `encode_frozen` and `flushed`.
+    fn freeze(&mut self) -> usize;
+    /// Encodes up to `max_entries` frozen entries, and about 1 MiB, into `section`; true when none is left of the oldest flush that is not
     /// encoded in whole (the next call begins with the one after it). An entry that is written while frozen is encoded
     /// first (into a buffer that this call drains).
     fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool>;
@@ -146,7 +147,7 @@ pub trait StateSet: Send {
     fn dirty_bytes(&self) -> u64;
     /// All bytes held.
     fn memory_bytes(&self) -> u64;
-    /// Evicts clean, unpinned entries until at most `target_bytes` are held or none is left.
+    /// Evicts clean, unpinned entries until at most `target_bytes` are held or none is left, but some thousand at a time.
     fn evict(&mut self, target_bytes: u64);
 
     // ---- rescale

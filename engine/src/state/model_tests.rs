@@ -546,6 +546,37 @@ fn a_complete_state_asks_the_store_for_nothing() {
 }
 
 #[test]
+fn freezing_encodes_nothing_and_any_number_of_flushes_may_wait() {
+    let mut state = TimedState::<i64>::new("t", "", 10);
+    state.open(StateId(1), KeyGroupRanges::all(), true);
+    let write = |state: &mut TimedState<i64>, keys: std::ops::Range<i64>, value: i64| {
+        for n in keys {
+            state.set(stable_hash(&n.to_be_bytes()), 5, &n.to_be_bytes(), value);
+        }
+    };
+    write(&mut state, 0..3_000, 1);
+    assert_eq!((state.freeze(), state.set.side_bytes()), (3_000, 0));
+    // A tenth is written again, so it is encoded aside; the rest waits.
+    write(&mut state, 0..300, 2);
+    let aside = state.set.side_bytes();
+    assert!(aside > 300 * 16 && aside < 600 * 128, "{aside}");
+    assert_eq!((state.freeze(), state.set.side_bytes()), (300, aside));
+    write(&mut state, 200..400, 3);
+    assert_eq!(state.freeze(), 200);
+    for (entries, values) in [(3_000, vec![1; 3_000]), (300, vec![2; 300]), (200, vec![3; 200])] {
+        let (mut flush, mut slices) = (Entries::default(), 1);
+        while !state.set.encode_frozen(64, &mut flush) {
+            slices += 1;
+        }
+        assert!(slices >= entries / 64);
+        let encoded = |c: &Change| if let Change::Put(v, _) = c { v[0] } else { panic!("{c:?}") };
+        assert_eq!(flush.0.iter().map(|e| encoded(&e.1)).collect::<Vec<u8>>(), values);
+        state.flushed();
+    }
+    assert_eq!(state.set.side_bytes(), 0);
+}
+
+#[test]
 fn what_is_named_twice_is_pinned_until_the_last_group_goes() {
     let mut state = TimedState::<i64>::new("t", "", 10);
     state.open(StateId(1), KeyGroupRanges::all(), false);

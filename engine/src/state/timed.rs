@@ -381,8 +381,8 @@ impl<V: StateValue> StateSet for TimedState<V> {
         Ok(())
     }
 
-    fn freeze(&mut self) {
-        self.set.freeze();
+    fn freeze(&mut self) -> usize {
+        self.set.freeze()
     }
 
     fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool> {

@@ -47,6 +47,13 @@ impl SectionWriter {
         Self { task, chunks: Vec::new(), slots: Vec::new(), chunk_bytes: 0, operands: 0 }
     }
 
+    /// An empty section of `task` with room for the places of so many entries: the list of places does not move while it
+    /// grows.
+    #[must_use]
+    pub fn with_capacity(task: TaskId, entries: usize) -> Self {
+        Self { slots: Vec::with_capacity(entries), ..Self::new(task) }
+    }
+
     /// The key has this value until `expiry`.
     pub fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry) {
         self.add(key, &EntryRef::Put { value, expiry });
