@@ -120,7 +120,7 @@ pub(crate) async fn open(registry: Arc<JobRegistry>, store: Store, request: Open
         taken.base = base.as_ref().map_or(0, |b| b.number);
         taken.fork = taken.fork.or(origin);
         taken.nonce = env.unique_id();
-        taken.committed_ms = env.wall_ms();
+        taken.committed_ms = record::committed_ms(base.as_ref(), env.wall_ms());
         let known = log.boundaries().known();
         (taken.boundary, taken.bound) = (known.number, known.bound);
         settle(None, &mut taken);

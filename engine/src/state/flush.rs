@@ -137,7 +137,8 @@ impl SideBuffer {
 impl<V: StateValue> WorkingSet<V> {
     pub(super) fn freeze(&mut self) -> usize {
         let slots = std::mem::take(&mut self.dirty);
-        let entries = slots.len();
+        // Some on the list have been dropped since.
+        let entries = self.generations.back().map_or(0, |open| open.slots);
         self.frozen.push_back(Frozen { flush: self.open_flush, slots, done: 0, side: SideBuffer::default() });
         self.open_flush += 1;
         self.generations.push_back(Generation::default());

@@ -427,7 +427,7 @@ impl KeyedTask {
     /// One time for all rows of a batch: what expires does so between batches.
     fn tell_time(&mut self) {
         if self.keeps_time {
-            let now = self.env.wall_ms();
+            let now = self.paging.processing_ms();
             for state in self.chain.head().operator.states() {
                 state.set_clock(&self.time, now);
             }
@@ -714,6 +714,7 @@ impl KeyedTask {
             return Ok(());
         }
         self.version_runs = version.runs[self.id.task].clone();
+        self.paging.set_committed(version.committed_ms);
         self.own.retain(|own| own.interval.max.epoch > version.epoch);
         self.rebuild_view();
         Ok(())
@@ -725,6 +726,7 @@ impl KeyedTask {
         self.ranges = version.assignment.ranges.get(self.id.index as usize).cloned().unwrap_or_default();
         self.layouts = version.layouts.clone();
         self.version_runs = version.runs[self.id.task].clone();
+        self.paging.set_committed(version.committed_ms);
         self.own.retain(|own| own.interval.max.epoch > version.epoch);
         self.rebuild_view();
         let mut fired = Vec::new();
