@@ -240,7 +240,8 @@ fn a_lower_trigger_means_fewer_runs_and_more_bytes() {
                 "{name}, {trigger}, {takes}: {}, {:.1}; {:.1}; {:.2}; {:.2}, {:.2}",
                 s.most, s.mean, s.rewritten, s.merges, s.young.0, s.young.1
             );
-            let runs = trigger + takes as usize - 1;
+            // Its owner sees a flush a little before the record in which a merge takes others away.
+            let runs = trigger + takes as usize;
             assert!(s.most <= runs && s.rewritten < at_most, "{name}, {trigger}, {takes}: {s:?}");
         }
     }
