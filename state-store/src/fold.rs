@@ -84,6 +84,8 @@ pub(crate) struct Fold<'o> {
     /// No older run holds anything of these key groups.
     pub(crate) bottom: bool,
     pub(crate) time: ReadTime,
+    /// The time of an entry stands in its key. Operands of such a state expire at that time, as what they are added to.
+    pub(crate) by_time: bool,
     /// The state's merge operator, if it has one.
     pub(crate) operator: Option<&'o dyn MergeOperator>,
 }
@@ -92,9 +94,10 @@ impl Fold<'_> {
     /// Calls `write` with the encoded entries that stand for `chain` from now on, newest first; with none when the
     /// key is gone.
     ///
-    /// Nothing that a read can see changes, at any time from `time` on. Where the state has a merge operator, an
-    /// expired entry stays while it is the newest here: an operand in a younger run may have been written before the
-    /// entry expired, and then it still counts.
+    /// Nothing that a read can see changes, at any time from `time` on. An expired entry becomes a tombstone, or an older
+    /// put with a longer life would come back. But where the state has a merge operator, an expired entry stays while it is
+    /// the newest here: an operand in a younger run may have been written before the entry expired, and then it still
+    /// counts. In a state in time order it does not: it has expired with all entries of its key.
     pub(crate) fn run(&self, chain: &[&[u8]], mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let Some(newest_bytes) = chain.first() else { return Ok(()) };
         let newest = EntryRef::decode(newest_bytes)?;
@@ -105,6 +108,7 @@ impl Fold<'_> {
         };
         match newest {
             EntryRef::Delete => return tombstone(&mut write),
+            _ if self.by_time && newest.expiry().has_come(&self.time) => return tombstone(&mut write),
             EntryRef::Put { expiry, .. } if self.operator.is_none() && expiry.has_come(&self.time) => {
                 return tombstone(&mut write);
             }
@@ -195,7 +199,7 @@ mod tests {
         let operator = merges.then(|| operators.get("add-i64").unwrap());
         let mut out = Vec::new();
         let chain: Vec<_> = chain.iter().map(Vec::as_slice).collect();
-        Fold { bottom, time, operator }
+        Fold { bottom, time, by_time: false, operator }
             .run(&chain, |e| {
                 out.push(e.to_vec());
                 Ok(())
@@ -235,6 +239,35 @@ mod tests {
     }
 
     #[test]
+    fn an_expired_put_hides_an_older_one_with_a_longer_life_on_either_clock() {
+        type Clock = (fn(i64) -> Expiry, fn(i64) -> ReadTime);
+        let clocks: [Clock; 2] = [
+            (Expiry::EventTime, at),
+            (Expiry::ProcessingTime, |t| ReadTime { event_time_ms: i64::MIN, processing_time_ms: t }),
+        ];
+        for (expiry, time) in clocks {
+            let put = |v: i64, e: Expiry| {
+                let mut out = Vec::new();
+                EntryRef::Put { value: &v.to_le_bytes(), expiry: e }.encode(&mut out);
+                out
+            };
+            let younger = [put(2, expiry(10))];
+            for older in [put(1, expiry(99)), put(1, Expiry::Never)] {
+                // The older one is in a run below the merge.
+                for now in 5..15 {
+                    let mut chain = fold(&younger, false, time(now), false);
+                    assert_eq!(chain.len(), 1);
+                    chain.push(older.clone());
+                    for later in now..30 {
+                        let expected = (later < 10).then_some(2);
+                        assert_eq!(read(&chain, &time(later)), expected, "merged at {now}, read at {later}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn operands_merge_with_what_is_known() {
         // The base may be below: one operand, with the older write's time and the newer's expiry.
         let chain = [add(2, 20, Some(50)), add(1, 10, Some(40))];
@@ -246,6 +279,28 @@ mod tests {
         let chain = [add(2, 20, Some(50)), put(1, Some(20))];
         assert_eq!(fold(&chain, false, NONE, true), [put(2, Some(50))]);
         assert_eq!(fold(&[add(2, 20, None), delete()], false, NONE, true), [put(2, None)]);
+    }
+
+    #[test]
+    fn what_is_due_at_the_time_in_its_key_goes_in_whole() {
+        let operators = MergeOperators::default();
+        let operator = Some(operators.get("add-i64").unwrap());
+        let fold = |chain: &[Vec<u8>], bottom, time| {
+            let (chain, mut out): (Vec<_>, Vec<_>) = (chain.iter().map(Vec::as_slice).collect(), Vec::new());
+            let fold = Fold { bottom, time, by_time: true, operator };
+            fold.run(&chain, |e| {
+                out.push(e.to_vec());
+                Ok(())
+            })
+            .unwrap();
+            out
+        };
+        let chain = [add(2, 5, Some(50)), add(1, 4, Some(50)), put(1, Some(50))];
+        for (bottom, left) in [(false, vec![delete()]), (true, Vec::new())] {
+            assert_eq!((fold(&chain, bottom, at(50)), fold(&chain[2..], bottom, at(50))), (left.clone(), left));
+            assert_eq!(fold(&chain, bottom, at(49)), [put(4, Some(50))]);
+        }
+        assert_eq!(fold(&chain[..2], false, at(49)), [add(3, 4, Some(50))]);
     }
 
     #[test]

@@ -297,11 +297,7 @@ impl View {
             let younger = chain.iter().filter(|f| f.run < put.run).map(|f| f.entry.clone());
             let base = (put.run != OPEN).then_some(put.span.0 - PUT_HEAD..put.span.1);
             let entries = younger.chain(base).map(|e| &search.arena[e.start as usize..e.end as usize]);
-            let operator = || {
-                let state = self.layouts().locate(search.batch.key(k))?.state;
-                let name = self.layouts().get(state).map_or("", |l| l.merge_operator.as_str());
-                self.store.0.merge.get(name)
-            };
+            let operator = || self.layouts().operator_of(search.batch.key(k), &self.store.0.merge);
             search.puts[k].span = match resolve(entries, time, operator)? {
                 Resolved::Absent => ABSENT,
                 Resolved::Value(value) => {

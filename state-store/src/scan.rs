@@ -138,11 +138,7 @@ impl View {
         arena: &mut Vec<u8>,
         ends: &mut Vec<(usize, usize)>,
     ) -> Result<()> {
-        let operator = || {
-            let state = self.layouts().locate(&chain.key)?.state;
-            let name = self.layouts().get(state).map_or("", |l| l.merge_operator.as_str());
-            self.store.0.merge.get(name)
-        };
+        let operator = || self.layouts().operator_of(&chain.key, &self.store.0.merge);
         let merged;
         let value = match resolve(chain.entries(), time, operator)? {
             Resolved::Absent => return Ok(()),

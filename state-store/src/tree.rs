@@ -129,8 +129,10 @@ impl Tree {
         if let Some(known) = self.states.iter_mut().find(|s| s.operator_uid == operator_uid && s.name == name) {
             wanted.id = known.id;
             known.evolve(&wanted)?;
+            known.check_merge()?;
             return Ok(known.id);
         }
+        wanted.check_merge()?;
         wanted.id = StateId(allot(&mut self.next_state_id, "states")?);
         let id = wanted.id;
         self.states.push(wanted);
@@ -140,11 +142,8 @@ impl Tree {
     /// The layouts of all states.
     #[must_use]
     pub fn layouts(&self) -> Layouts {
-        Layouts::new(
-            self.states
-                .iter()
-                .map(|s| (s.id, StateLayout { layout: s.layout, merge_operator: s.merge_operator.clone() })),
-        )
+        let layout = |s: &StateEntry| StateLayout { layout: s.layout, merge_operator: s.merge_operator.clone() };
+        Layouts::described(self.states.iter().map(|s| (s.id, layout(s), &s.schemas[..])))
     }
 
     /// Adds runs that a checkpoint commits.

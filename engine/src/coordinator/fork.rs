@@ -156,7 +156,7 @@ fn shared(of: &VersionRecord, parent: &str, identity: JobIdentity, env: &Env) ->
         number: 1,
         generation: 1,
         nonce: env.unique_id(),
-        committed_ms: env.wall_ms(),
+        committed_ms: super::record::committed_ms(Some(of), env.wall_ms()),
         job: Some(identity),
         committables: Vec::new(),
         bytes_written: 0,

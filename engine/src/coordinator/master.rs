@@ -728,7 +728,7 @@ impl JobMaster {
     }
 
     fn commit(&mut self, what: Committing, mut record: VersionRecord, t: &mut Turn<'_>) {
-        record.committed_ms = t.wall_ms;
+        record.committed_ms = record::committed_ms(Some(&self.record), t.wall_ms);
         settle(Some(&self.record), &mut record);
         self.committing = Some(what);
         self.in_flight = Some(Box::new(record.clone()));

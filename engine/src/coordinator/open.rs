@@ -130,7 +130,7 @@ pub(crate) async fn open(
         taken.fork = taken.fork.or(origin);
         taken.leader = leader;
         taken.nonce = env.unique_id();
-        taken.committed_ms = env.wall_ms();
+        taken.committed_ms = record::committed_ms(base.as_ref(), env.wall_ms());
         let known = log.boundaries().known();
         (taken.boundary, taken.bound) = (known.number, known.bound);
         settle(None, &mut taken);

@@ -126,7 +126,7 @@ pub fn take_over(
                 StateLayout::Point => millstream_state_store::Layout::Point,
                 StateLayout::TimeOrdered => millstream_state_store::Layout::TimeOrdered,
             };
-            let layout = millstream_state_store::StateLayout { layout, merge_operator: String::new() };
+            let layout = millstream_state_store::StateLayout { layout, merge_operator: d.merge_operator.clone() };
             let values = (&*d.value_schema, Some(d.schema(key.clone())));
             tree.add_described_state(id, &task.nodes[0].uid, &d.name, layout, values)?;
         }
@@ -155,6 +155,14 @@ pub fn take_over(
         parallelism,
     });
     Ok(record)
+}
+
+/// When a record that follows `base` is committed, by the coordinator's clock, which shows `wall_ms`. It never goes back
+/// within a job, whoever leads it: compactions drop by it what has expired in processing time, and what was dropped once
+/// may never count again.
+#[must_use]
+pub fn committed_ms(base: Option<&VersionRecord>, wall_ms: i64) -> i64 {
+    base.map_or(wall_ms, |b| b.committed_ms.max(wall_ms))
 }
 
 /// What a finished epoch adds to the newest record.
@@ -331,4 +339,17 @@ pub fn stale_outputs(done: &[CompactionDone], record: &VersionRecord) -> Vec<Str
     let listed: BTreeSet<&str> = record.tree.iter().flat_map(|t| &t.runs).map(|r| r.object.as_str()).collect();
     let written: BTreeSet<&str> = done.iter().flat_map(|d| &d.outputs).map(|r| r.object.as_str()).collect();
     written.difference(&listed).map(|o| (*o).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_a_job_never_goes_back() {
+        assert_eq!(committed_ms(None, 70), 70);
+        let base = VersionRecord { committed_ms: 90, ..VersionRecord::default() };
+        // A leader on a machine whose clock is behind.
+        assert_eq!((committed_ms(Some(&base), 70), committed_ms(Some(&base), 91)), (90, 91));
+    }
 }

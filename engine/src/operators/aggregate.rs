@@ -11,7 +11,7 @@ use arrow_array::{Array, ArrayRef, Int64Array, RecordBatch};
 use arrow_buffer::{BooleanBuffer, NullBufferBuilder};
 use arrow_schema::{DataType, Field, FieldRef, Schema};
 use millstream_common::{Error, Result};
-use millstream_state_store::schema::{Field as StateField, Form};
+use millstream_state_store::schema::{Accumulate, Field as StateField, Form, MAX, MIN, SUM};
 use smallvec::SmallVec;
 
 use super::keys::{check_int64, check_type, field, int64, wrong_column};
@@ -99,7 +99,7 @@ impl StateValue for Accumulators {
 #[derive(Debug)]
 pub(super) struct AggregateSet {
     calls: Vec<Placed>,
-    width: usize,
+    accumulate: Accumulate,
 }
 
 #[derive(Debug)]
@@ -143,12 +143,15 @@ impl AggregateSet {
             width += call.function.width();
             placed.push(Placed { call, at });
         }
-        Ok(Self { calls: placed, width })
+        let accumulate = Accumulate::of(&form_of(&placed, String::new()))
+            .map_err(|why| Error::internal(format!("aggregates that do not add up: {why}")).code(9119))?;
+        debug_assert_eq!(accumulate.width(), width);
+        Ok(Self { calls: placed, accumulate })
     }
 
     /// Numbers in a row of accumulators.
     pub(super) fn width(&self) -> usize {
-        self.width
+        self.accumulate.width()
     }
 
     /// How rows of accumulators are encoded, in words.
@@ -159,31 +162,18 @@ impl AggregateSet {
 
     /// What rows of accumulators are made of; `kind` says whose they are.
     pub(super) fn form(&self, kind: String) -> Form {
-        let field = |c: &Placed| {
-            let numbers = |kind: &str| {
-                let fields = [kind, "values"].map(|name| StateField::new(name, Form::Integer)).to_vec();
-                Form::Record { kind: kind.to_owned(), fields }
-            };
-            let form = match c.call.function {
-                AggregateFunction::Count => Form::Integer,
-                // An average is kept as what it is made of.
-                AggregateFunction::Sum | AggregateFunction::Avg => numbers("sum"),
-                AggregateFunction::Min => numbers("min"),
-                AggregateFunction::Max => numbers("max"),
-            };
-            let field = StateField::new(&c.call.name, form);
-            match c.call.state_id {
-                Some(id) => field.with_id(id),
-                None => field,
-            }
-        };
-        Form::Record { kind, fields: self.calls.iter().map(field).collect() }
+        form_of(&self.calls, kind)
+    }
+
+    /// How rows of accumulators add up.
+    pub(super) fn accumulate(&self) -> &Accumulate {
+        &self.accumulate
     }
 
     /// The accumulators of no row.
     #[inline]
     pub(super) fn init(&self) -> Accumulators {
-        Accumulators(SmallVec::from_elem(0, self.width))
+        Accumulators(SmallVec::from_elem(0, self.width()))
     }
 
     /// The result's columns.
@@ -199,23 +189,9 @@ impl AggregateSet {
     }
 
     /// Adds what `from` holds to `into`.
+    #[inline]
     pub(super) fn merge(&self, into: &mut [i64], from: &[i64]) {
-        for c in &self.calls {
-            let at = c.at;
-            match c.call.function {
-                AggregateFunction::Count => into[at] += from[at],
-                AggregateFunction::Sum | AggregateFunction::Avg => {
-                    into[at] = into[at].wrapping_add(from[at]);
-                    into[at + 1] += from[at + 1];
-                }
-                AggregateFunction::Min | AggregateFunction::Max if from[at + 1] > 0 => {
-                    let min = c.call.function == AggregateFunction::Min;
-                    extreme(min, into, at, from[at]);
-                    into[at + 1] += from[at + 1] - 1;
-                }
-                AggregateFunction::Min | AggregateFunction::Max => {}
-            }
-        }
+        self.accumulate.add(into, from);
     }
 
     /// Whether the results of both are the same.
@@ -227,6 +203,28 @@ impl AggregateSet {
     pub(super) fn results(&self) -> Results<'_> {
         Results { set: self, columns: self.calls.iter().map(|_| ResultColumn::default()).collect() }
     }
+}
+
+fn form_of(calls: &[Placed], kind: String) -> Form {
+    let field = |c: &Placed| {
+        let numbers = |kind: &str| {
+            let fields = [kind, "values"].map(|name| StateField::new(name, Form::Integer)).to_vec();
+            Form::Record { kind: kind.to_owned(), fields }
+        };
+        let form = match c.call.function {
+            AggregateFunction::Count => Form::Integer,
+            // An average is kept as what it is made of.
+            AggregateFunction::Sum | AggregateFunction::Avg => numbers(SUM),
+            AggregateFunction::Min => numbers(MIN),
+            AggregateFunction::Max => numbers(MAX),
+        };
+        let field = StateField::new(&c.call.name, form);
+        match c.call.state_id {
+            Some(id) => field.with_id(id),
+            None => field,
+        }
+    };
+    Form::Record { kind, fields: calls.iter().map(field).collect() }
 }
 
 #[inline]

@@ -18,6 +18,7 @@ use millstream_common::{
 };
 use millstream_objects::{Store, StoreEnvironment, StoreOptions};
 use millstream_state_store::Caches;
+use millstream_state_store::compaction::{CompactionDone, CompactionOptions, CompactionOutcome, Pick, apply, pick};
 use millstream_state_store::key::{KeyBuffer, encode_keys, timed_key};
 use millstream_state_store::section::{EncodedSection, Interval, SectionOptions, SectionWriter};
 use millstream_state_store::{
@@ -28,7 +29,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::EMIT_ROWS;
-use crate::element::{TimestampMs, WATERMARK_MAX};
+use crate::element::{TimestampMs, WATERMARK_MAX, WATERMARK_MIN};
 use crate::operator::{Collector, KeyedBatch, Operator, Progress, SubtaskTime};
 use crate::state::{StateLayout, TimeScan};
 
@@ -86,6 +87,10 @@ pub(super) struct Outcome {
     pub(super) log: Vec<Logged>,
     pub(super) output: Vec<Vec<Cell>>,
     pub(super) late: u64,
+    /// Merge operands that were written.
+    pub(super) operands: u64,
+    /// Compactions that were run.
+    pub(super) compactions: u64,
 }
 
 /// What a restore goes back to.
@@ -128,6 +133,8 @@ struct Subtask {
     encoding: Option<(SectionWriter, Interval)>,
     /// Flushes on their way; `None`: nothing was in it.
     uploads: VecDeque<Option<EncodedSection>>,
+    /// Merge operands in them.
+    operands: u64,
     flush: u32,
 }
 
@@ -199,15 +206,6 @@ impl<'a> Cluster<'a> {
             let caches = Caches::in_memory(1 << 20, 1 << 20);
             StateStore::new(objects, caches, StateStoreOptions::default(), env, MergeOperators::default())
         });
-        let mut operator = (setup.programs[0].make)();
-        let layout = |(i, s): (usize, &mut dyn crate::state::StateSet)| {
-            let layout = match s.descriptor().layout {
-                StateLayout::Point => Layout::Point,
-                StateLayout::TimeOrdered => Layout::TimeOrdered,
-            };
-            (StateId(i as u16 + 3), layout)
-        };
-        let layouts = Layouts::plain(operator.states().into_iter().enumerate().map(layout));
         let parallelism = rng.random_range(1..4);
         let saved = Saved { at: 0, outcome: Outcome::default(), runs: Vec::new(), fired: Vec::new() };
         let mut cluster = Self {
@@ -215,7 +213,7 @@ impl<'a> Cluster<'a> {
             rng,
             runtime,
             store,
-            layouts,
+            layouts: Layouts::default(),
             tree: Tree::default(),
             program: 0,
             wall: 1_000,
@@ -245,12 +243,21 @@ impl<'a> Cluster<'a> {
         // The take-over of a leader with this program.
         let task = self.tree.add_task("task").unwrap();
         let mut operator = (self.setup.programs[self.program].make)();
-        for state in operator.states() {
+        let mut described = Vec::new();
+        for (i, state) in operator.states().into_iter().enumerate() {
             let d = state.descriptor();
-            let layout = StoredLayout { layout: Layout::Point, merge_operator: String::new() };
+            let layout = match d.layout {
+                StateLayout::Point => Layout::Point,
+                StateLayout::TimeOrdered => Layout::TimeOrdered,
+            };
+            let layout = StoredLayout { layout, merge_operator: d.merge_operator.clone() };
             let values = (&*d.value_schema, Some(d.schema(Vec::new())));
-            self.tree.add_described_state(task, "task", &d.name, layout, values).unwrap();
+            self.tree.add_described_state(task, "task", &d.name, layout.clone(), values).unwrap();
+            described.push((StateId(i as u16 + 3), d.name.clone(), layout));
         }
+        let states = self.tree.states();
+        let schemas = |name: &str| &states.iter().find(|s| s.name == name).unwrap().schemas[..];
+        self.layouts = Layouts::described(described.iter().map(|(id, name, l)| (*id, l.clone(), schemas(name))));
         for ranges in self.random_ranges(parallelism) {
             let subtask = self.new_subtask(ranges);
             self.subtasks.push(subtask);
@@ -287,6 +294,7 @@ impl<'a> Cluster<'a> {
             own: Vec::new(),
             encoding: None,
             uploads: VecDeque::new(),
+            operands: 0,
             flush: 0,
         }
     }
@@ -447,6 +455,7 @@ impl<'a> Cluster<'a> {
     fn upload(&mut self, i: usize) {
         let s = &mut self.subtasks[i];
         let Some(section) = s.uploads.pop_front() else { return };
+        self.outcome.operands += std::mem::take(&mut s.operands);
         if let Some(section) = section {
             let writer = WriterName { generation: Generation(1), execution: Execution(1) };
             let runs = self.runtime.block_on(self.store.write_bundle(writer, vec![section])).unwrap();
@@ -493,11 +502,32 @@ impl<'a> Cluster<'a> {
         self.epoch = self.epoch.next();
         self.saved.at = self.at;
         self.saved.fired = fired;
+        if self.rng.random_bool(0.4) {
+            self.compact();
+        }
         self.saved.outcome = self.outcome.clone();
         for i in 0..self.subtasks.len() {
             let ranges = self.subtasks[i].ranges.clone();
             self.subtasks[i].view = self.store.view(self.saved.runs.clone(), ranges, self.layouts.clone());
         }
+    }
+
+    /// Merges some neighbours, as a worker does behind a checkpoint.
+    fn compact(&mut self) {
+        let options = CompactionOptions { trigger_runs: 2, ..CompactionOptions::default() };
+        let Some(pick) = pick(&self.saved.runs, &KeyGroupRanges::all(), &options) else { return };
+        let event_time_ms = self.saved.fired.iter().map(|f| f.1).min().unwrap_or(WATERMARK_MIN);
+        let time = ReadTime { event_time_ms, processing_time_ms: self.wall };
+        let writer = WriterName { generation: Generation(1), execution: Execution(1) };
+        let merge = self.store.compact(&pick.inputs, &pick.ranges, &self.layouts, writer, pick.bottom, time);
+        let outputs = self.runtime.block_on(merge).unwrap();
+        let Pick { inputs, ranges, bottom } = pick;
+        let done = CompactionDone { task: TaskId(1), inputs, ranges, bottom, outputs };
+        match apply(&Tree::default().with_runs(self.saved.runs.clone()), &done) {
+            CompactionOutcome::Applied(tree) => self.saved.runs = tree.runs().to_vec(),
+            CompactionOutcome::Stale(why) => panic!("{why}"),
+        }
+        self.outcome.compactions += 1;
     }
 
     fn restore(&mut self) {
@@ -569,7 +599,9 @@ impl Subtask {
         if self.encoding.is_some() {
             return;
         }
-        self.operator.states().into_iter().for_each(|state| state.freeze());
+        for state in self.operator.states() {
+            state.freeze();
+        }
         self.encoding = Some((SectionWriter::new(TaskId(1)), Interval::of(epoch, self.flush)));
         self.flush += 1;
     }
@@ -582,6 +614,7 @@ impl Subtask {
             }
         }
         let Some((section, interval)) = self.encoding.take() else { return };
+        self.operands += section.operands() as u64;
         let encoded = (!section.is_empty())
             .then(|| section.encode(&SectionOptions::default(), layouts, self.ranges.clone(), interval).unwrap());
         self.uploads.push_back(encoded);

@@ -1,5 +1,6 @@
 //! Every operator against plain reference code, on random input and whatever happens to a cluster on the way.
 
+use std::cell::Cell as Counter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -185,7 +186,10 @@ fn windows_are_right(size: i64, slide: i64) {
         let spec = WindowSpec { size_ms: size, slide_ms: slide };
         Box::new(WindowAggregate::new(&schema(), &[KEY], TIME, spec, calls(), both()).unwrap())
     };
+    let (operands, compactions) = (Counter::new(0), Counter::new(0));
     let (out, late) = try_all(40, &SHAPE, &[KEY], make, |outcome| {
+        operands.set(operands.get() + outcome.operands);
+        compactions.set(compactions.get() + outcome.compactions);
         let mut windows: BTreeMap<(Cell, i64), Vec<&Logged>> = BTreeMap::new();
         let mut late = 0;
         for row in &outcome.log {
@@ -206,6 +210,9 @@ fn windows_are_right(size: i64, slide: i64) {
         assert_eq!(outcome.late, late);
     });
     assert!(out > 4_000 && late > 0, "{out} {late}");
+    let (operands, compactions) = (operands.get(), compactions.get());
+    println!("windows of {size} every {slide}: {operands} merge operands, {compactions} compactions");
+    assert!(operands > 500 && compactions > 20, "{operands} {compactions}");
 }
 
 #[test]

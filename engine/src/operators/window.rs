@@ -3,12 +3,16 @@
 //! Rows go into panes ([`super::pane`]): a row is added to one row of accumulators however many windows it is in. When a
 //! window ends, its panes are merged by key. So a row that comes late for some of its windows counts in those that are
 //! still open, through the pane that they share; it is late only when all of its windows have fired.
+//!
+//! Accumulators add up, so a pane that is not resident is not read when a row comes: what is added goes to the store as a
+//! merge operand, and the scan before its window fires brings the sum.
 
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, TimestampMillisecondArray};
 use arrow_schema::SchemaRef;
 use millstream_common::{Error, Result};
+use millstream_state_store::schema::ACCUMULATORS;
 
 use super::EMIT_ROWS;
 use super::aggregate::{Accumulators, AggregateCall, AggregateSet};
@@ -103,7 +107,11 @@ impl WindowAggregate {
         let schema = output_schema(fields.collect())?;
         let value_schema = format!("size {} slide {}: {}", window.size_ms, window.slide_ms, aggregates.value_schema());
         let form = aggregates.form(format!("panes of windows of {} ms every {} ms", window.size_ms, window.slide_ms));
-        let state = TimedState::new("panes", &value_schema, window.slide_ms).described(form);
+        let accumulate = aggregates.accumulate().clone();
+        let state = TimedState::new("panes", &value_schema, window.slide_ms).described(form).merged(
+            ACCUMULATORS,
+            Box::new(move |older: &mut Accumulators, newer: &Accumulators| accumulate.add(&mut older.0, &newer.0)),
+        );
         Ok(Self {
             keys,
             time_column,

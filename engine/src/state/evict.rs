@@ -6,13 +6,17 @@
 use millstream_common::KeyGroupRanges;
 
 use super::StateValue;
-use super::slab::{REFERENCED, Slot, TRASHED};
+use super::slab::{PARTIAL, REFERENCED, Slot, TRASHED};
 use super::working_set::WorkingSet;
 
 /// What a slot takes beside itself: its place in the table (at three quarters, with control bytes) and in the dirty list.
 const BESIDE_SLOT: usize = 24;
 /// What a slot takes in the index by time.
 const IN_TIME_INDEX: usize = 16;
+/// Entries that are dropped at a time, so that a large flush that has become clean does not keep the subtask from its rows.
+const EVICT_SLICE: usize = 16_384;
+/// Absent slots that are dropped at a time.
+const TRASH_SLICE: usize = 4_096;
 /// Groups released before an eviction that found nothing is tried again.
 const PATIENCE: u64 = 64;
 
@@ -45,8 +49,8 @@ impl<V: StateValue> WorkingSet<V> {
         let mut clean = self.slots.live() - (dirty + self.pending).min(self.slots.live());
         // Twice round: once to take the marks.
         let mut left = 2 * u64::from(self.slots.end());
-        let mut found = false;
-        while clean > 0 && left > 0 && self.memory_bytes() > target_bytes {
+        let mut dropped = 0;
+        while clean > 0 && left > 0 && dropped < EVICT_SLICE && self.memory_bytes() > target_bytes {
             if self.hand >= self.slots.end() {
                 self.hand = 0;
             }
@@ -61,26 +65,30 @@ impl<V: StateValue> WorkingSet<V> {
                 slot.flags &= !REFERENCED;
                 continue;
             }
-            if slot.value.is_some() {
+            if slot.value.is_some() && !slot.is(PARTIAL) {
                 // The store knows more than is resident, from now on.
                 self.known_until = self.known_until.min(slot.time.saturating_sub(1));
             }
             self.drop_slot(i);
             clean -= 1;
-            found = true;
+            dropped += 1;
         }
-        if !found {
+        if dropped == 0 {
             self.stuck = Some((self.flushed, self.released));
         }
     }
 
-    /// Drops absent slots that nobody needs any more.
+    /// Drops absent slots that nobody needs any more, some at a time.
     pub(super) fn empty_trash(&mut self) {
-        while let Some(&(flush, stamp, i)) = self.trash.front() {
+        let mut left = TRASH_SLICE;
+        while left > 0
+            && let Some(&(flush, stamp, i)) = self.trash.front()
+        {
             if flush > self.flushed || stamp > self.released {
                 return;
             }
             self.trash.pop_front();
+            left -= 1;
             if !self.slots.live_at(i).is_some_and(|s| s.is(TRASHED)) {
                 continue;
             }

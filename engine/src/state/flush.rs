@@ -2,20 +2,23 @@
 //!
 //! Flushes are numbered from 1. Writes go to the open one. `freeze` closes it in O(1): its list of slots is put aside.
 //! A slot tells by the number of its last write and by its flag `UNENCODED` whether a frozen flush still needs its
-//! present value; if it is about to change, that value is encoded first, into the flush's side buffer. Only the newest
-//! frozen flush can have slots left, because `freeze` finishes the one before.
+//! present value; if it is about to change, that value is encoded first, into the flush's side buffer. So a slot is owed
+//! to one frozen flush at most, and any number of flushes may wait to be encoded. Nothing here encodes more than a slice
+//! at a time, of entries and of bytes.
 
 use millstream_state_store::entry::Expiry;
 use millstream_state_store::section::SectionWriter;
 
 use super::StateValue;
-use super::slab::{STORED, UNENCODED};
+use super::slab::{PARTIAL, STORED, UNENCODED};
 use super::working_set::WorkingSet;
 
 /// Takes encoded entries.
 pub(crate) trait EntrySink {
     fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry);
     fn delete(&mut self, key: &[u8]);
+    /// What is added to whatever the store holds.
+    fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry);
 }
 
 impl EntrySink for SectionWriter {
@@ -25,7 +28,17 @@ impl EntrySink for SectionWriter {
     fn delete(&mut self, key: &[u8]) {
         SectionWriter::delete(self, key);
     }
+    fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry) {
+        SectionWriter::merge(self, key, operand, written_ms, expiry);
+    }
 }
+
+/// Bytes that are encoded at a time, about: the entries of a slice may be long.
+const SLICE_BYTES: usize = 1 << 20;
+
+/// When an operand of a time-ordered state was written, as far as the store asks: all entries of its key expire at the
+/// time in the key, so none can have expired before another one was written.
+const WRITTEN_IN_LIFE: i64 = i64::MIN;
 
 /// How much is dirty in one flush.
 #[derive(Debug, Default)]
@@ -71,73 +84,76 @@ struct SideEntry {
     /// `None`: a delete.
     value_bytes: Option<usize>,
     expiry: Expiry,
+    /// Of a merge operand: when it was written.
+    operand: Option<i64>,
 }
 
 impl EntrySink for SideBuffer {
     fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry) {
-        self.data.extend_from_slice(key);
-        self.data.extend_from_slice(value);
-        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: Some(value.len()), expiry });
+        self.push(key, Some(value), expiry, None);
     }
     fn delete(&mut self, key: &[u8]) {
-        self.data.extend_from_slice(key);
-        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: None, expiry: Expiry::Never });
+        self.push(key, None, Expiry::Never, None);
+    }
+    fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry) {
+        self.push(key, Some(operand), expiry, Some(written_ms));
     }
 }
 
 impl SideBuffer {
+    fn push(&mut self, key: &[u8], value: Option<&[u8]>, expiry: Expiry, operand: Option<i64>) {
+        self.data.extend_from_slice(key);
+        self.data.extend_from_slice(value.unwrap_or_default());
+        self.entries.push(SideEntry { key_bytes: key.len(), value_bytes: value.map(<[u8]>::len), expiry, operand });
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         self.data.capacity() + self.entries.capacity() * size_of::<SideEntry>()
     }
 
-    /// Hands over up to `max` entries; how many.
-    fn drain(&mut self, max: usize, sink: &mut impl EntrySink) -> usize {
-        let mut count = 0;
-        while count < max && self.drained < self.entries.len() {
+    /// Hands over up to `max` entries, or what fills a slice; how many, and their bytes.
+    fn drain(&mut self, max: usize, sink: &mut impl EntrySink) -> (usize, usize) {
+        let (mut count, start) = (0, self.drained_bytes);
+        while count < max && self.drained < self.entries.len() && self.drained_bytes - start < SLICE_BYTES {
             let entry = &self.entries[self.drained];
             let (key, rest) = self.data[self.drained_bytes..].split_at(entry.key_bytes);
-            match entry.value_bytes {
-                Some(n) => sink.put(key, &rest[..n], entry.expiry),
-                None => sink.delete(key),
+            match (entry.value_bytes, entry.operand) {
+                (Some(n), None) => sink.put(key, &rest[..n], entry.expiry),
+                (Some(n), Some(written_ms)) => sink.merge(key, &rest[..n], written_ms, entry.expiry),
+                (None, _) => sink.delete(key),
             }
             self.drained_bytes += entry.key_bytes + entry.value_bytes.unwrap_or(0);
             self.drained += 1;
             count += 1;
         }
+        let bytes = self.drained_bytes - start;
         if self.drained == self.entries.len() {
             *self = Self::default();
         }
-        count
+        (count, bytes)
     }
 }
 
 impl<V: StateValue> WorkingSet<V> {
-    pub(super) fn freeze(&mut self) {
-        if let Some(mut older) = self.frozen.pop_back() {
-            while older.done < older.slots.len() {
-                let i = older.slots[older.done];
-                older.done += 1;
-                self.encode_slot(i, older.flush, &mut older.side);
-            }
-            older.slots = Vec::new();
-            older.done = 0;
-            self.frozen.push_back(older);
-        }
+    pub(super) fn freeze(&mut self) -> usize {
         let slots = std::mem::take(&mut self.dirty);
+        // Some on the list have been dropped since.
+        let entries = self.generations.back().map_or(0, |open| open.slots);
         self.frozen.push_back(Frozen { flush: self.open_flush, slots, done: 0, side: SideBuffer::default() });
         self.open_flush += 1;
         self.generations.push_back(Generation::default());
+        entries
     }
 
     pub(super) fn encode_frozen(&mut self, max_entries: usize, sink: &mut impl EntrySink) -> bool {
         let Some(mut oldest) = self.frozen.pop_front() else { return true };
-        let mut left = max_entries;
-        left -= oldest.side.drain(left, sink);
-        while left > 0 && oldest.done < oldest.slots.len() {
+        let (drained, mut bytes) = oldest.side.drain(max_entries, sink);
+        let mut left = max_entries - drained;
+        while left > 0 && bytes < SLICE_BYTES && oldest.done < oldest.slots.len() {
             let i = oldest.slots[oldest.done];
             oldest.done += 1;
             left -= 1;
-            self.encode_slot(i, oldest.flush, sink);
+            bytes += self.encode_slot(i, oldest.flush, sink);
         }
         if oldest.done == oldest.slots.len() && oldest.side.entries.is_empty() {
             return true;
@@ -146,23 +162,27 @@ impl<V: StateValue> WorkingSet<V> {
         false
     }
 
-    /// Encodes a slot if `flush` still needs it.
-    fn encode_slot(&mut self, i: u32, flush: u32, sink: &mut impl EntrySink) {
+    /// Encodes a slot if `flush` still needs it; how many bytes.
+    fn encode_slot(&mut self, i: u32, flush: u32, sink: &mut impl EntrySink) -> usize {
         // A slot on the list may have been written again, dropped, or taken by another key.
         if !self.slots.live_at(i).is_some_and(|s| s.is(UNENCODED) && s.written == flush) {
-            return;
+            return 0;
         }
         let mut key = std::mem::take(&mut self.key_buffer);
         self.store_key(i, &mut key);
         let slot = &mut self.slots[i];
         slot.flags &= !UNENCODED;
+        self.buffer.clear();
         match &slot.value {
             Some(value) => {
                 slot.flags |= STORED;
-                self.buffer.clear();
                 self.stored.encode(value, slot.stamp, &mut self.buffer);
                 let expiry = if self.timed { Expiry::EventTime(slot.time) } else { self.stored.expiry(slot.stamp) };
-                sink.put(&key, &self.buffer, expiry);
+                if slot.is(PARTIAL) {
+                    sink.merge(&key, &self.buffer, WRITTEN_IN_LIFE, expiry);
+                } else {
+                    sink.put(&key, &self.buffer, expiry);
+                }
             }
             None if slot.is(STORED) => {
                 slot.flags &= !STORED;
@@ -171,7 +191,9 @@ impl<V: StateValue> WorkingSet<V> {
             // It came and went between two flushes: the store never hears of it.
             None => {}
         }
+        let bytes = key.len() + self.buffer.len();
         self.key_buffer = key;
+        bytes
     }
 
     /// Before a slot changes: encodes what a frozen flush still needs of it.
@@ -185,13 +207,16 @@ impl<V: StateValue> WorkingSet<V> {
 
     fn encode_aside(&mut self, i: u32) {
         let flush = self.slots[i].written;
-        let Some(mut frozen) = self.frozen.pop_back() else {
+        // Flushes are frozen one after the other, and the oldest is done first.
+        let at = self.frozen.front().map_or(0, |oldest| flush.wrapping_sub(oldest.flush) as usize);
+        let Some(frozen) = self.frozen.get_mut(at) else {
             debug_assert!(false, "a slot is not encoded, but its flush is");
             return;
         };
         debug_assert_eq!(frozen.flush, flush);
-        self.encode_slot(i, flush, &mut frozen.side);
-        self.frozen.push_back(frozen);
+        let mut side = std::mem::take(&mut frozen.side);
+        self.encode_slot(i, flush, &mut side);
+        self.frozen[at].side = side;
     }
 
     pub(super) fn flushed(&mut self) {
@@ -203,6 +228,7 @@ impl<V: StateValue> WorkingSet<V> {
         }
         self.flushed += 1;
         self.generations.pop_front();
+        self.drop_asides();
         self.empty_trash();
     }
 
@@ -211,7 +237,8 @@ impl<V: StateValue> WorkingSet<V> {
         (slots + self.side_bytes()) as u64
     }
 
+    /// What is held beside slots.
     pub(super) fn side_bytes(&self) -> usize {
-        self.frozen.iter().map(|f| f.side.memory_bytes()).sum()
+        self.frozen.iter().map(|f| f.side.memory_bytes()).sum::<usize>() + self.aside_bytes()
     }
 }

@@ -185,8 +185,8 @@ impl<V: StateValue> StateSet for KeyedState<V> {
         entries.iter().try_for_each(|(key, value)| self.set.install_scanned(key, value))
     }
 
-    fn freeze(&mut self) {
-        self.set.freeze();
+    fn freeze(&mut self) -> usize {
+        self.set.freeze()
     }
 
     fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool> {

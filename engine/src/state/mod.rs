@@ -16,6 +16,7 @@ mod flush;
 mod keyed;
 #[cfg(test)]
 mod model_tests;
+mod partial;
 mod slab;
 mod stored;
 mod timed;
@@ -25,6 +26,7 @@ pub mod value;
 mod working_set;
 
 pub use keyed::KeyedState;
+pub use partial::MergeFn;
 pub use timed::TimedState;
 pub use value::StateValue;
 
@@ -55,6 +57,8 @@ pub struct StateDescriptor {
     pub form: Form,
     /// How long values count after they were last written; `None`: for ever, or as long as their time says.
     pub ttl: Option<Ttl>,
+    /// The store's merge operator, by its name; empty: all values are written whole.
+    pub merge_operator: String,
 }
 
 impl StateDescriptor {
@@ -62,7 +66,14 @@ impl StateDescriptor {
     #[must_use]
     pub fn new(name: &str, layout: StateLayout, value_schema: &str) -> Self {
         let form = if value_schema.is_empty() { Form::Nothing } else { Form::Opaque(value_schema.to_owned()) };
-        Self { name: name.to_owned(), layout, value_schema: value_schema.to_owned(), form, ttl: None }
+        Self {
+            name: name.to_owned(),
+            layout,
+            value_schema: value_schema.to_owned(),
+            form,
+            ttl: None,
+            merge_operator: String::new(),
+        }
     }
 
     /// The schema of its entries under a key of these columns.
@@ -119,10 +130,11 @@ pub trait StateSet: Send {
 
     // ---- writes
 
-    /// Closes the current flush: all that is dirty now belongs to it. O(1) but for what an earlier frozen flush left.
-    /// Every `freeze` makes a flush, also when nothing is dirty, and is followed by its own `encode_frozen` and `flushed`.
-    fn freeze(&mut self);
-    /// Encodes up to `max_entries` frozen entries into `section`; true when none is left of the oldest flush that is not
+    /// Closes the current flush: all that is dirty now belongs to it; how many entries that are at most. O(1), whatever an
+    /// earlier flush has left to be encoded. Every `freeze` makes a flush, also when nothing is dirty, and is followed by
+    /// its own `encode_frozen` and `flushed`.
+    fn freeze(&mut self) -> usize;
+    /// Encodes up to `max_entries` frozen entries, and about 1 MiB, into `section`; true when none is left of the oldest flush that is not
     /// encoded in whole (the next call begins with the one after it). An entry that is written while frozen is encoded
     /// first (into a buffer that this call drains).
     fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool>;
@@ -135,7 +147,7 @@ pub trait StateSet: Send {
     fn dirty_bytes(&self) -> u64;
     /// All bytes held.
     fn memory_bytes(&self) -> u64;
-    /// Evicts clean, unpinned entries until at most `target_bytes` are held or none is left.
+    /// Evicts clean, unpinned entries until at most `target_bytes` are held or none is left, but some thousand at a time.
     fn evict(&mut self, target_bytes: u64);
 
     // ---- rescale

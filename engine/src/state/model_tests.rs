@@ -15,8 +15,16 @@ use rand::{Rng, SeedableRng};
 use super::flush::EntrySink;
 use super::{SlotId, StateSet, TimedState};
 
-/// Store key and value; `None`: deleted.
-type Entry = (Vec<u8>, Option<(Vec<u8>, Expiry)>);
+/// What happens to a key.
+#[derive(Debug, PartialEq)]
+enum Change {
+    Put(Vec<u8>, Expiry),
+    Delete,
+    Add(Vec<u8>, Expiry),
+}
+
+/// Store key and what becomes of it.
+type Entry = (Vec<u8>, Change);
 
 /// What a flush holds.
 #[derive(Default)]
@@ -24,10 +32,13 @@ struct Entries(Vec<Entry>);
 
 impl EntrySink for Entries {
     fn put(&mut self, key: &[u8], value: &[u8], expiry: Expiry) {
-        self.0.push((key.to_vec(), Some((value.to_vec(), expiry))));
+        self.0.push((key.to_vec(), Change::Put(value.to_vec(), expiry)));
     }
     fn delete(&mut self, key: &[u8]) {
-        self.0.push((key.to_vec(), None));
+        self.0.push((key.to_vec(), Change::Delete));
+    }
+    fn merge(&mut self, key: &[u8], operand: &[u8], _written_ms: i64, expiry: Expiry) {
+        self.0.push((key.to_vec(), Change::Add(operand.to_vec(), expiry)));
     }
 }
 
@@ -42,6 +53,8 @@ struct Sim {
     rng: SmallRng,
     state: TimedState<Vec<u8>>,
     timed: bool,
+    /// Values are added to without being read.
+    merged: bool,
     keys: u64,
     model: Model,
     store: Arc<Store>,
@@ -70,6 +83,7 @@ struct Events {
     scans: u64,
     moved: u64,
     tombstones: u64,
+    operands: u64,
 }
 
 fn key_of(n: u64) -> Vec<u8> {
@@ -86,9 +100,13 @@ fn group_of(key: &[u8]) -> KeyGroup {
 }
 
 impl Sim {
-    fn new(seed: u64, timed: bool) -> Self {
+    fn new(seed: u64, timed: bool, merged: bool) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut state = TimedState::new("test", "bytes", rng.random_range(1..20));
+        if merged {
+            // Bytes in the order in which they were written: nothing is added twice, or in another order.
+            state = state.merged("append", Box::new(|older: &mut Vec<u8>, newer| older.extend_from_slice(newer)));
+        }
         // A point state is the same working set with the other key layout, where all times are 0.
         state.set.timed = timed;
         let keys = rng.random_range(2..40);
@@ -96,6 +114,7 @@ impl Sim {
             rng,
             state,
             timed,
+            merged,
             keys,
             model: Model::new(),
             store: Arc::default(),
@@ -184,12 +203,17 @@ impl Sim {
 
     fn write(&mut self, slot: SlotId, time: i64, key: &[u8]) {
         let id = (time, key.to_vec());
-        assert_eq!(self.state.get(slot), self.model.get(&id), "{id:?}");
+        let known = self.state.is_resident(slot);
+        assert!(known || self.merged);
+        if known {
+            assert_eq!(self.state.get(slot), self.model.get(&id), "{id:?}");
+        }
         let byte: u8 = self.rng.random();
         match self.rng.random_range(0..5) {
             0 => {}
             1 => {
-                assert_eq!(self.state.remove(slot), self.model.remove(&id));
+                let (removed, expected) = (self.state.remove(slot), self.model.remove(&id));
+                assert_eq!(removed, expected.filter(|_| known));
             }
             2 => {
                 let value = vec![byte; self.rng.random_range(0..40)];
@@ -242,13 +266,18 @@ impl Sim {
         let Some((entries, model, fired)) = self.uploads.pop_front() else { return };
         let mut store = (*self.store).clone();
         for (key, value) in entries.0 {
+            let expected = if self.timed { Expiry::EventTime(self.split(&key).0) } else { Expiry::Never };
             match value {
-                Some((value, expiry)) => {
-                    let expected = if self.timed { Expiry::EventTime(self.split(&key).0) } else { Expiry::Never };
+                Change::Put(value, expiry) => {
                     assert_eq!(expiry, expected);
                     store.insert(key, value);
                 }
-                None => {
+                Change::Add(operand, expiry) => {
+                    assert!(expiry == expected && self.merged);
+                    self.events.operands += 1;
+                    store.entry(key).or_default().extend(operand);
+                }
+                Change::Delete => {
                     self.events.tombstones += 1;
                     store.remove(&key);
                 }
@@ -446,10 +475,10 @@ impl Sim {
     }
 }
 
-fn run(timed: bool, sequences: u64) {
+fn run(timed: bool, merged: bool, sequences: u64) {
     let mut all = Events::default();
     for seed in 0..sequences {
-        let mut sim = Sim::new(seed, timed);
+        let mut sim = Sim::new(seed, timed, merged);
         for _ in 0..sim.rng.random_range(20..200) {
             sim.step(true);
         }
@@ -461,20 +490,28 @@ fn run(timed: bool, sequences: u64) {
         all.scans += e.scans;
         all.moved += e.moved;
         all.tombstones += e.tombstones;
+        all.operands += e.operands;
     }
-    assert!(all.evicted > sequences && all.answered > sequences && all.tombstones > sequences / 2, "{all:?}");
+    assert!(all.evicted > sequences && all.tombstones > sequences / 2, "{all:?}");
+    // Who adds reads nothing.
+    assert!(if merged { all.answered == 0 && all.operands > sequences } else { all.answered > sequences }, "{all:?}");
     assert!(all.moved > sequences / 4, "{all:?}");
     assert!(!timed || (all.fired > sequences && all.scans > sequences / 2), "{all:?}");
 }
 
 #[test]
 fn a_point_state_is_an_ordered_map() {
-    run(false, 3_000);
+    run(false, false, 3_000);
 }
 
 #[test]
 fn a_timed_state_is_an_ordered_map() {
-    run(true, 3_000);
+    run(true, false, 3_000);
+}
+
+#[test]
+fn what_is_added_without_being_read_is_there_when_it_fires() {
+    run(true, true, 6_000);
 }
 
 #[test]
@@ -509,6 +546,37 @@ fn a_complete_state_asks_the_store_for_nothing() {
 }
 
 #[test]
+fn freezing_encodes_nothing_and_any_number_of_flushes_may_wait() {
+    let mut state = TimedState::<i64>::new("t", "", 10);
+    state.open(StateId(1), KeyGroupRanges::all(), true);
+    let write = |state: &mut TimedState<i64>, keys: std::ops::Range<i64>, value: i64| {
+        for n in keys {
+            state.set(stable_hash(&n.to_be_bytes()), 5, &n.to_be_bytes(), value);
+        }
+    };
+    write(&mut state, 0..3_000, 1);
+    assert_eq!((state.freeze(), state.set.side_bytes()), (3_000, 0));
+    // A tenth is written again, so it is encoded aside; the rest waits.
+    write(&mut state, 0..300, 2);
+    let aside = state.set.side_bytes();
+    assert!(aside > 300 * 16 && aside < 600 * 128, "{aside}");
+    assert_eq!((state.freeze(), state.set.side_bytes()), (300, aside));
+    write(&mut state, 200..400, 3);
+    assert_eq!(state.freeze(), 200);
+    for (entries, values) in [(3_000, vec![1; 3_000]), (300, vec![2; 300]), (200, vec![3; 200])] {
+        let (mut flush, mut slices) = (Entries::default(), 1);
+        while !state.set.encode_frozen(64, &mut flush) {
+            slices += 1;
+        }
+        assert!(slices >= entries / 64);
+        let encoded = |c: &Change| if let Change::Put(v, _) = c { v[0] } else { panic!("{c:?}") };
+        assert_eq!(flush.0.iter().map(|e| encoded(&e.1)).collect::<Vec<u8>>(), values);
+        state.flushed();
+    }
+    assert_eq!(state.set.side_bytes(), 0);
+}
+
+#[test]
 fn what_is_named_twice_is_pinned_until_the_last_group_goes() {
     let mut state = TimedState::<i64>::new("t", "", 10);
     state.open(StateId(1), KeyGroupRanges::all(), false);
@@ -525,7 +593,7 @@ fn what_is_named_twice_is_pinned_until_the_last_group_goes() {
     state.freeze();
     let mut entries = Entries::default();
     assert!(state.set.encode_frozen(9, &mut entries));
-    assert_eq!(entries.0, [(key, None)]);
+    assert_eq!(entries.0, [(key, Change::Delete)]);
     state.flushed();
     state.evict(0);
     state.release_group();

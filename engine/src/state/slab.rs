@@ -21,6 +21,10 @@ pub(super) const STORED: u8 = 8;
 pub(super) const REFERENCED: u8 = 16;
 /// On the list of slots that are dropped as soon as that is possible.
 pub(super) const TRASHED: u8 = 32;
+/// Its value is only what was added since the flush before: the store's is not known.
+pub(super) const PARTIAL: u8 = 64;
+/// More of a partial value may be aside.
+pub(super) const ASIDE: u8 = 128;
 
 /// One entry of a working set.
 #[derive(Debug)]

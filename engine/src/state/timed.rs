@@ -8,6 +8,10 @@
 //! **What is due must be resident.** All entries up to `loaded_until` that the store holds are resident. A complete state
 //! has everything loaded; evicting an entry of time `t` moves the mark below `t`; [`TimedState::load_until`] moves it up
 //! again by a scan.
+//!
+//! **What adds up need not be read.** In a state with a merge function ([`TimedState::merged`]) a batch asks the store for
+//! nothing: what it adds to keys that are not resident goes out as merge operands, and the scan for what is due brings the
+//! sums.
 
 use std::ops::Bound;
 
@@ -17,6 +21,7 @@ use millstream_state_store::key::KeyBuffer;
 use millstream_state_store::schema::{Form, Schema};
 use millstream_state_store::section::SectionWriter;
 
+use super::partial::MergeFn;
 use super::slab::{PENDING, STORED};
 use super::working_set::WorkingSet;
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
@@ -113,8 +118,19 @@ impl<V: StateValue> TimedState<V> {
         self
     }
 
-    /// Names what a batch will read: for each row its key, at the row's time. Its slots come from
-    /// [`TimedState::take_rows`].
+    /// Lets values be added to without being read. `merge` adds a newer value to an older one, as the store's `operator`
+    /// does with the encoded ones. Then what is not resident when it is named may only be changed by adding to it
+    /// ([`TimedState::update`] from the value of nothing), set or removed; [`TimedState::get`] is for what
+    /// [`TimedState::load_until`] has made resident.
+    #[must_use]
+    pub fn merged(mut self, operator: &str, merge: MergeFn<V>) -> Self {
+        operator.clone_into(&mut self.descriptor.merge_operator);
+        self.set.merge = Some(merge);
+        self
+    }
+
+    /// Names what a batch will read, or, in a merged state, add to: for each row its key, at the row's time. Its slots come
+    /// from [`TimedState::take_rows`].
     pub fn name_batch(&mut self, keys: &KeyBuffer, times: &[TimestampMs]) {
         self.set.name_batch(keys, |row| times[row]);
     }
@@ -174,7 +190,8 @@ impl<V: StateValue> TimedState<V> {
         self.set.put(slot.0, value);
     }
 
-    /// Removes an entry before its time: a tombstone goes to the store, if the store may hold it.
+    /// Removes an entry before its time: a tombstone goes to the store, if the store may hold it. What there was, if that
+    /// is known.
     pub fn remove(&mut self, slot: SlotId) -> Option<V> {
         self.set.delete(slot.0)
     }
@@ -343,6 +360,7 @@ impl<V: StateValue> StateSet for TimedState<V> {
     fn take_scan(&mut self) -> Option<TimeScan> {
         let scan = self.wanted.take()?;
         self.set.scanning = Some((scan.after, scan.until));
+        self.set.scan_view = self.set.flushed;
         self.brought = 0;
         Some(scan)
     }
@@ -350,7 +368,10 @@ impl<V: StateValue> StateSet for TimedState<V> {
     fn install_scan(&mut self, entries: &[(Bytes, Bytes)], last: bool) -> Result<()> {
         self.brought += entries.len();
         entries.iter().try_for_each(|(key, value)| self.set.install_scanned(key, value))?;
-        if last && let Some((after, until)) = self.set.scanning.take() {
+        if last && let Some((after, until)) = self.set.scanning {
+            self.set.complete_between(after, until);
+            self.set.scanning = None;
+            self.set.drop_asides();
             // What was lost meanwhile (a range was gained) has put the mark back: then this scan says nothing.
             if self.set.known_until >= after {
                 self.set.known_until = self.set.known_until.max(until);
@@ -360,8 +381,8 @@ impl<V: StateValue> StateSet for TimedState<V> {
         Ok(())
     }
 
-    fn freeze(&mut self) {
-        self.set.freeze();
+    fn freeze(&mut self) -> usize {
+        self.set.freeze()
     }
 
     fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool> {
@@ -390,6 +411,7 @@ impl<V: StateValue> StateSet for TimedState<V> {
             // A scan that is on its way read too little.
             self.wanted = None;
             self.set.scanning = None;
+            self.set.drop_asides();
         }
     }
 }

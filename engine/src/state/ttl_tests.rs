@@ -33,6 +33,9 @@ impl EntrySink for Entries {
     fn delete(&mut self, key: &[u8]) {
         self.0.insert(key.to_vec(), (None, Expiry::Never));
     }
+    fn merge(&mut self, _key: &[u8], _operand: &[u8], _written_ms: i64, _expiry: Expiry) {
+        panic!("a state with a TTL is read before it is written");
+    }
 }
 
 #[derive(Default, Debug)]

@@ -1,7 +1,8 @@
 //! A working set: the decoded values of recently used keys. It is row cache and write buffer at once: there is no second
 //! copy of a dirty row elsewhere.
 //!
-//! This file owns naming, installing and writing; `flush.rs` what leaves for the store, `evict.rs` memory and rescales.
+//! This file owns naming, installing and writing; `flush.rs` what leaves for the store, `evict.rs` memory and rescales,
+//! `partial.rs` what is added to keys that are not resident.
 //!
 //! The order of events for a key: it is named (a slot is made, or found, and pinned), asked of the store when its value
 //! is not known, installed, written while its batch is processed, unpinned when the batch's group is released, frozen
@@ -22,7 +23,8 @@ use millstream_state_store::key::{KeyBuffer, point_key, split_point_key, split_t
 use smallvec::SmallVec;
 
 use super::flush::{Frozen, Generation};
-use super::slab::{PENDING, REFERENCED, STORED, Slab, SlotKey, TRASHED, UNENCODED};
+use super::partial::{Aside, MergeFn};
+use super::slab::{PARTIAL, PENDING, REFERENCED, STORED, Slab, SlotKey, TRASHED, UNENCODED};
 use super::stored::Stored;
 use super::{Rows, SlotId, StateValue};
 
@@ -45,6 +47,12 @@ pub(super) struct WorkingSet<V> {
     /// Times `after < t <= until` that a scan on its way will bring: nothing there may be dropped meanwhile, or the scan
     /// would bring back what is no more.
     pub(super) scanning: Option<(i64, i64)>,
+    /// The view of that scan holds the flushes up to this one.
+    pub(super) scan_view: u32,
+    /// How values add up, in a state that is written without being read.
+    pub(super) merge: Option<MergeFn<V>>,
+    /// What partial slots had in earlier flushes, oldest first.
+    pub(super) asides: VecDeque<Aside<V>>,
     /// Entries at or below it stay until what is due has fired.
     pub(super) hold_until: i64,
 
@@ -111,6 +119,9 @@ impl<V: StateValue> WorkingSet<V> {
             times: BTreeMap::new(),
             known_until: i64::MIN,
             scanning: None,
+            scan_view: 0,
+            merge: None,
+            asides: VecDeque::new(),
             hold_until: i64::MIN,
             stamp: 1,
             groups: VecDeque::new(),
@@ -150,7 +161,7 @@ impl<V: StateValue> WorkingSet<V> {
 
     /// Whether the value of a slot is known.
     pub(super) fn is_resident(&self, i: u32) -> bool {
-        self.slots.live_at(i).is_some_and(|s| !s.is(PENDING))
+        self.slots.live_at(i).is_some_and(|s| s.flags & (PENDING | PARTIAL) == 0)
     }
 
     /// The slot of a key, resident or not.
@@ -183,7 +194,10 @@ impl<V: StateValue> WorkingSet<V> {
     #[cold]
     fn name_new(&mut self, hash: u64, time: i64, key: &[u8]) -> u32 {
         let i = self.add(hash, time, key);
-        if time > self.known_until {
+        if time > self.known_until && self.merge.is_some() {
+            // Nothing is asked: what comes is added to whatever the store holds.
+            self.slots[i].flags |= PARTIAL | STORED;
+        } else if time > self.known_until {
             // What is not known may be in the store.
             self.slots[i].flags |= PENDING | STORED;
             self.pending += 1;
@@ -262,6 +276,7 @@ impl<V: StateValue> WorkingSet<V> {
     pub(super) fn drop_slot(&mut self, i: u32) {
         self.clean(i);
         self.take_value(i);
+        self.forget_partial(i);
         let slot = &self.slots[i];
         let tag = tag_of(slot.hash, slot.time);
         self.heap_bytes -= slot.key_heap_bytes();
@@ -349,6 +364,11 @@ impl<V: StateValue> WorkingSet<V> {
         let hash = stable_hash(key);
         match self.find(hash, time, key) {
             Some(i) if self.slots[i].is(PENDING) => self.resolve(i, Some(value)),
+            Some(i) if self.slots[i].is(PARTIAL) && self.scanning.is_some() => {
+                let (value, _) = self.stored.decode(value)?;
+                self.complete(i, Some(value));
+                Ok(())
+            }
             Some(_) => Ok(()),
             None => {
                 let (value, stamp) = self.stored.decode(value)?;
@@ -371,11 +391,11 @@ impl<V: StateValue> WorkingSet<V> {
         self.stored.has_ttl() && self.stored.has_lapsed(slot.stamp, slot.group())
     }
 
-    /// The value of a slot. `None` for absent ones and for those that have expired; asking for one that is not resident yet
-    /// is a mistake of the caller.
+    /// The value of a slot. `None` for absent ones and for those that have expired; asking for one that is not resident yet,
+    /// or partial, is a mistake of the caller.
     #[inline]
     pub(super) fn get(&self, i: u32) -> Option<&V> {
-        debug_assert!(!self.slots[i].is(PENDING), "read before it is resident");
+        debug_assert!(self.slots[i].flags & (PENDING | PARTIAL) == 0, "read before it is resident");
         if self.has_lapsed(i) { None } else { self.slots[i].value.as_ref() }
     }
 
@@ -389,7 +409,11 @@ impl<V: StateValue> WorkingSet<V> {
 
     fn touch_first(&mut self, i: u32) {
         self.encode_aside_if_frozen(i);
+        let written = self.slots[i].written;
         self.clean(i);
+        if self.slots[i].is(PARTIAL) {
+            self.begin_anew(i, written);
+        }
         let bytes = self.slot_bytes(i);
         let slot = &mut self.slots[i];
         if slot.is(PENDING) {
@@ -464,6 +488,7 @@ impl<V: StateValue> WorkingSet<V> {
     /// Sets a value, whatever was there.
     pub(super) fn put(&mut self, i: u32, value: V) {
         self.touch(i);
+        self.forget_partial(i);
         self.renew(i);
         let before = self.slots[i].value.as_ref().map_or(0, V::heap_bytes);
         let after = value.heap_bytes();
@@ -477,16 +502,18 @@ impl<V: StateValue> WorkingSet<V> {
         generation.bytes = generation.bytes + after - before;
     }
 
-    /// Deletes: a tombstone goes out with the next flush if the store may hold the entry.
+    /// Deletes: a tombstone goes out with the next flush if the store may hold the entry. What there was, if that is known.
     pub(super) fn delete(&mut self, i: u32) -> Option<V> {
-        if self.slots[i].value.is_none() && !self.slots[i].is(PENDING) {
+        let unknown = self.slots[i].flags & (PENDING | PARTIAL) != 0;
+        if self.slots[i].value.is_none() && !unknown {
             return None;
         }
-        let lapsed = self.has_lapsed(i);
+        let lapsed = self.has_lapsed(i) || unknown;
         self.touch(i);
         let old = self.take_value(i);
         let heap = old.as_ref().map_or(0, V::heap_bytes);
         self.open_generation().bytes -= heap;
+        self.forget_partial(i);
         self.throw(i, self.open_flush);
         old.filter(|_| !lapsed)
     }
@@ -496,6 +523,7 @@ impl<V: StateValue> WorkingSet<V> {
         self.encode_aside_if_frozen(i);
         self.clean(i);
         let old = self.take_value(i);
+        self.forget_partial(i);
         let slot = &mut self.slots[i];
         if slot.is(PENDING) {
             self.pending -= 1;
@@ -520,7 +548,7 @@ impl<V: StateValue> WorkingSet<V> {
     }
 
     /// Gives a slot without a value one, without a mark that it was written.
-    fn set_value(&mut self, i: u32, value: V) {
+    pub(super) fn set_value(&mut self, i: u32, value: V) {
         self.heap_bytes += value.heap_bytes();
         let slot = &mut self.slots[i];
         slot.value = Some(value);

@@ -4,11 +4,12 @@
 //! Order of events for a batch: it arrives, its keys are encoded, the operator names what it reads (pins), the missing
 //! keys go to [`Paging`]; it waits in the queue until all before it are processed and its keys are resident. Barriers
 //! and watermarks wait in the same queue. A barrier freezes the state in O(1); the frozen entries are encoded in
-//! slices between later batches and handed to the worker, which writes them.
+//! slices between later batches and handed to the worker, which writes them. Several flushes may wait for that: nothing
+//! is ever encoded in one go.
 //!
 //! Behind a rescale barrier a subtask that gained key groups processes nothing until the version of that epoch is
-//! committed; one that lost some forgets them; one that leaves, or goes on on another worker, hands over its last epoch
-//! and ends.
+//! committed; one that lost some goes on with its rows and forgets what it lost as soon as that is encoded (its watermark
+//! waits until then); one that leaves, or goes on on another worker, hands over its last epoch and ends.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -96,6 +97,8 @@ enum Item {
 /// A frozen flush that is being encoded.
 struct Encoding {
     section: SectionWriter,
+    /// Its states before this one are encoded.
+    state: usize,
     interval: Interval,
     ranges: KeyGroupRanges,
     /// With the barrier's flush: what to hand over with it.
@@ -136,7 +139,10 @@ pub(crate) struct KeyedTask {
     own: Vec<Arc<Run>>,
     /// Flushes that the store does not hold yet, oldest first: whether there is a section to be written.
     handed_over: VecDeque<bool>,
-    encoding: Option<Encoding>,
+    /// Frozen flushes that are not encoded in whole, oldest first.
+    encodings: VecDeque<Encoding>,
+    /// What it lost is to be forgotten once all that is encoded: it keeps these.
+    shrinking: Option<KeyGroupRanges>,
     advancing: Option<u64>,
     waiting: Option<AssignmentId>,
     /// This instance leaves with the barrier of the next assignment.
@@ -194,7 +200,8 @@ impl KeyedTask {
             version_runs: Vec::new(),
             own: Vec::new(),
             handed_over: VecDeque::new(),
-            encoding: None,
+            encodings: VecDeque::new(),
+            shrinking: None,
             advancing: None,
             waiting,
             leaves: false,
@@ -346,7 +353,11 @@ impl KeyedTask {
     async fn step(&mut self) -> Result<bool> {
         let start = self.env.now();
         let waited_before = self.chain.back_pressured_ns;
-        let mut worked = self.encode_slice(ENCODE_SLICE).await?;
+        let mut worked = false;
+        // The more flushes wait, the more is encoded for each batch: else they would become ever more.
+        for _ in 0..self.encodings.len() {
+            worked |= self.encode_slice(ENCODE_SLICE).await?;
+        }
         if self.waiting.is_none() && !self.must_wait_for_memory() {
             worked |= self.process_head().await?;
         }
@@ -362,12 +373,11 @@ impl KeyedTask {
     /// With too much that waits to be written, or too many runs while they are being merged, processing waits. Never
     /// when nothing is under way that would end the wait.
     fn must_wait_for_memory(&self) -> bool {
-        if self.handed_over.is_empty() {
-            return false;
-        }
+        let under_way = !self.handed_over.is_empty();
         let unwritten = self.metrics.memory_bytes.load(Ordering::Relaxed)
             > self.memory.rows_bytes + 2 * self.memory.write_buffer_bytes;
-        unwritten || (self.compacting && self.version_runs.len() + self.own.len() >= RUNS_MAX)
+        (unwritten && (under_way || !self.encodings.is_empty()))
+            || (under_way && self.compacting && self.version_runs.len() + self.own.len() >= RUNS_MAX)
     }
 
     async fn process_head(&mut self) -> Result<bool> {
@@ -380,6 +390,8 @@ impl KeyedTask {
                 self.process_batch().await?;
                 Ok(true)
             }
+            // What was lost may not fire.
+            Some(Item::Watermark(_)) if self.shrinking.is_some() => Ok(false),
             Some(Item::Watermark(w)) => {
                 let w = *w;
                 self.advance(w).await
@@ -416,7 +428,7 @@ impl KeyedTask {
     /// One time for all rows of a batch: what expires does so between batches.
     fn tell_time(&mut self) {
         if self.keeps_time {
-            let now = self.env.wall_ms();
+            let now = self.paging.processing_ms();
             for state in self.chain.head().operator.states() {
                 state.set_clock(&self.time, now);
             }
@@ -482,7 +494,6 @@ impl KeyedTask {
     async fn on_barrier(&mut self, barrier: Barrier) -> Result<()> {
         // Rows that stood before the barrier were processed while it waited.
         let start = self.waiting_since.unwrap_or_else(|| self.env.now()).max(self.last_rows);
-        self.finish_encoding().await?;
         let pre = self.chain.pre_commit(barrier.epoch).await?;
         let closed = EpochClosed {
             subtask: self.id,
@@ -502,12 +513,9 @@ impl KeyedTask {
             BarrierKind::Checkpoint => Ok(()),
             BarrierKind::Last => {
                 self.ended = true;
-                self.finish_encoding().await
+                Ok(())
             }
-            BarrierKind::Rescale(assignment) => {
-                self.finish_encoding().await?;
-                self.change_ranges(&assignment, start).await
-            }
+            BarrierKind::Rescale(assignment) => self.change_ranges(&assignment, start).await,
         }
     }
 
@@ -523,16 +531,19 @@ impl KeyedTask {
             self.ended = true;
             return Ok(());
         };
-        let gained = !self.ranges.covers(ranges);
-        for state in self.chain.nodes[0].operator.states() {
-            state.retain(ranges, gained);
+        // What was lost before must be gone before it could come back.
+        while self.shrinking.is_some() && self.encode_slice(ENCODE_SLICE).await? {
+            self.env.yield_now().await;
         }
-        if gained {
+        if !self.ranges.covers(ranges) {
+            // It forgets what it lost when it opens what it gained: then all this is written.
             self.waiting = Some(assignment.id);
             self.waiting_since = Some(start);
             return Ok(());
         }
         self.ranges = ranges.clone();
+        self.shrinking = Some(ranges.clone());
+        self.forget_lost();
         self.time = restrict(&self.time, ranges);
         self.chain.set_subtask_time(&self.time);
         self.rebuild_view();
@@ -543,6 +554,18 @@ impl KeyedTask {
         self.send(TaskEvent::Serving { subtask, assignment, pause_ms, open_ms: 0 }).await
     }
 
+    /// Forgets the key groups that it lost, if nothing of them is still to be encoded.
+    fn forget_lost(&mut self) {
+        if !self.encodings.is_empty() {
+            return;
+        }
+        if let Some(ranges) = self.shrinking.take() {
+            for state in self.chain.nodes[0].operator.states() {
+                state.retain(&ranges, false);
+            }
+        }
+    }
+
     fn announce(&mut self) {
         if self.time.min() > WATERMARK_MIN {
             self.chain.set_time(TimeSignal::Watermark(self.time.min()));
@@ -551,11 +574,10 @@ impl KeyedTask {
 
     /// All that is dirty now belongs to (`epoch`, the current flush).
     fn freeze(&mut self, epoch: Epoch, closed: Option<Box<EpochClosed>>) {
-        for state in self.chain.nodes[0].operator.states() {
-            state.freeze();
-        }
-        self.encoding = Some(Encoding {
-            section: SectionWriter::new(self.task),
+        let entries = self.chain.nodes[0].operator.states().into_iter().map(|state| state.freeze()).sum();
+        self.encodings.push_back(Encoding {
+            section: SectionWriter::with_capacity(self.task, entries),
+            state: 0,
             interval: Interval::of(epoch, self.flush),
             ranges: self.ranges.clone(),
             closed,
@@ -563,20 +585,17 @@ impl KeyedTask {
         self.flush += 1;
     }
 
-    async fn finish_encoding(&mut self) -> Result<()> {
-        while self.encode_slice(usize::MAX).await? {}
-        Ok(())
-    }
-
-    /// Encodes some frozen entries; hands the section over when none is left. True when there was something to do.
+    /// Encodes some entries of the oldest frozen flush; hands its section over when none is left. True when there was
+    /// something to do.
     async fn encode_slice(&mut self, entries: usize) -> Result<bool> {
-        let Some(encoding) = &mut self.encoding else { return Ok(false) };
-        for state in self.chain.nodes[0].operator.states() {
-            if !state.encode_frozen(entries, &mut encoding.section)? {
-                return Ok(true);
-            }
+        let Some(encoding) = self.encodings.front_mut() else { return Ok(false) };
+        let mut states = self.chain.nodes[0].operator.states();
+        if let Some(state) = states.get_mut(encoding.state) {
+            encoding.state += usize::from(state.encode_frozen(entries, &mut encoding.section)?);
+            return Ok(true);
         }
-        let Some(encoding) = self.encoding.take() else { return Ok(false) };
+        let Some(encoding) = self.encodings.pop_front() else { return Ok(false) };
+        self.forget_lost();
         let section = (!encoding.section.is_empty()).then(|| PendingSection {
             writer: encoding.section,
             ranges: encoding.ranges,
@@ -614,7 +633,7 @@ impl KeyedTask {
 
     async fn tend_memory(&mut self) -> Result<()> {
         let (mut held, mut dirty) = self.memory_now();
-        if dirty > self.memory.write_buffer_bytes && self.encoding.is_none() && self.handed_over.is_empty() {
+        if dirty > self.memory.write_buffer_bytes && self.encodings.is_empty() && self.handed_over.is_empty() {
             self.freeze(self.epoch, None);
         }
         if held > self.memory.rows_bytes + dirty {
@@ -686,6 +705,7 @@ impl KeyedTask {
                 return Ok(());
             }
             self.waiting = None;
+            self.shrinking = None;
             // A new subtask learns here which epoch its first barrier closes.
             self.epoch = version.epoch.next();
             self.start_from(version);
@@ -695,6 +715,7 @@ impl KeyedTask {
             return Ok(());
         }
         self.version_runs = version.runs[self.id.task].clone();
+        self.paging.set_committed(version.committed_ms);
         self.own.retain(|own| own.interval.max.epoch > version.epoch);
         self.rebuild_view();
         Ok(())
@@ -706,6 +727,7 @@ impl KeyedTask {
         self.ranges = version.assignment.ranges.get(self.id.index as usize).cloned().unwrap_or_default();
         self.layouts = version.layouts.clone();
         self.version_runs = version.runs[self.id.task].clone();
+        self.paging.set_committed(version.committed_ms);
         self.own.retain(|own| own.interval.max.epoch > version.epoch);
         self.rebuild_view();
         let mut fired = Vec::new();

@@ -61,6 +61,8 @@ pub(crate) struct Paging {
     reads_bytes: u64,
     /// Bytes of an entry of the view, about.
     entry_bytes: u64,
+    /// Processing time is at least this: see [`Paging::processing_ms`].
+    committed_ms: i64,
 }
 
 impl Paging {
@@ -68,12 +70,35 @@ impl Paging {
         let (gathered, reading) = (VecDeque::new(), VecDeque::new());
         let entry_bytes = entry_bytes(&view);
         let missing = Vec::new();
-        Self { env, store, ids, view, gathered, missing, reading, next_number: 1, reads_bytes, entry_bytes }
+        Self {
+            env,
+            store,
+            ids,
+            view,
+            gathered,
+            missing,
+            reading,
+            next_number: 1,
+            reads_bytes,
+            entry_bytes,
+            committed_ms: i64::MIN,
+        }
     }
 
     pub(crate) fn set_view(&mut self, view: View) {
         self.entry_bytes = entry_bytes(&view);
         self.view = view;
+    }
+
+    /// A version that was committed at this time, by the coordinator's clock, is read from now on.
+    pub(crate) fn set_committed(&mut self, committed_ms: i64) {
+        self.committed_ms = self.committed_ms.max(committed_ms);
+    }
+
+    /// Processing time, milliseconds since 1970: the machine's clock, but never before the coordinator's when it committed
+    /// what is read. Compactions went by that, so what they dropped has expired here, too.
+    pub(crate) fn processing_ms(&self) -> i64 {
+        self.env.wall_ms().max(self.committed_ms)
     }
 
     /// Whether as much was asked for as may be on its way.
@@ -167,7 +192,7 @@ impl Paging {
     }
 
     fn read_time(&self, time: &SubtaskTime) -> ReadTime {
-        ReadTime { event_time_ms: time.min(), processing_time_ms: self.env.wall_ms() }
+        ReadTime { event_time_ms: time.min(), processing_time_ms: self.processing_ms() }
     }
 
     /// Waits for the oldest read and installs what it brought. Pending for ever when nothing is on its way. Cancel-safe.

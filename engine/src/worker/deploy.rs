@@ -89,6 +89,7 @@ pub(crate) fn version_view(graph: &JobGraph, record: &VersionRecord) -> Result<V
     let splits = record.splits.iter().map(|s| ((s.source_uid.clone(), s.split_id.clone()), s.clone())).collect();
     Ok(VersionView {
         epoch: Epoch(record.epoch),
+        committed_ms: record.committed_ms,
         assignment: assignment_from_proto(record.assignment.as_ref().unwrap_or(&Default::default()))?,
         runs,
         layouts: tree.layouts(),

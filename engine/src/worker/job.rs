@@ -16,7 +16,7 @@ use millstream_proto::control::{
 };
 use millstream_proto::version::VersionRecord;
 use millstream_state_store::compaction::pick;
-use millstream_state_store::{ReadTime, Run, StateStore, WriterName};
+use millstream_state_store::{Run, StateStore, WriterName};
 use tokio::sync::mpsc;
 
 use super::WorkerContext;
@@ -655,9 +655,7 @@ impl JobActor {
             let Some(pick) = pick(&version.runs[id.task], ranges, &options) else { continue };
             let (state, layouts) = (self.context.state.clone(), version.layouts.clone());
             let (generation, execution) = self.context.execution();
-            // Entries that expired at or below the least fired time of the key groups may go.
-            let fired = version.fired[id.task].iter().map(|f| f.1).min().unwrap_or(crate::element::WATERMARK_MIN);
-            let time = ReadTime { event_time_ms: fired, processing_time_ms: self.context.env.wall_ms() };
+            let time = version.expired_by(id.task, &pick.ranges);
             let (inputs, sub) = (pick.inputs.clone(), pick.ranges.clone());
             let running = self.context.env.run(Lane::Background, "compaction", async move {
                 let name = WriterName { generation, execution };

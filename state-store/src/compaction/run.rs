@@ -13,7 +13,6 @@ use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
-use crate::Layouts;
 use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::entry::{MergeOperator, ReadTime};
 use crate::fetch::PartOf;
@@ -24,6 +23,7 @@ use crate::run::Run;
 use crate::section::{Interval, PartInfo, SectionBuilder, SharedBlock};
 use crate::store::{FIRST_SECTION, StateStore, WriterName};
 use crate::tree::sort_newest_first;
+use crate::{Layout, Layouts};
 
 /// Others of the thread get their turn after so many keys.
 const KEYS_A_TURN: usize = 2048;
@@ -86,28 +86,29 @@ impl StateStore {
     ) -> Result<()> {
         let mut chain = Chain::default();
         let mut keys = 0;
-        // The state of the key before, with its operator.
-        let mut known: Option<(StateId, Option<&dyn MergeOperator>)> = None;
+        // The state of the key before, whether its keys are in time order, and its operator.
+        let mut known: Option<(StateId, bool, Option<&dyn MergeOperator>)> = None;
         let mut room = self.keep_output(output);
         loop {
             match cursors.next_chain(&mut chain)? {
                 Step::End => return Ok(()),
                 Step::Dry => cursors.fill(report).await?,
                 Step::Chain => {
-                    let operator = match (key::state_of(&chain.key), known) {
-                        (Some(state), Some((of, operator))) if state == of => operator,
+                    let (by_time, operator) = match (key::state_of(&chain.key), known) {
+                        (Some(state), Some((of, by_time, operator))) if state == of => (by_time, operator),
                         _ => {
                             let state = layouts.locate(&chain.key)?.state;
-                            let name = layouts.get(state).map_or("", |l| l.merge_operator.as_str());
-                            let operator = if name.is_empty() { None } else { Some(self.0.merge.get(name)?) };
-                            known = Some((state, operator));
-                            operator
+                            let by_time = layouts.get(state).is_some_and(|l| l.layout == Layout::TimeOrdered);
+                            let operator = layouts.operator(state, &self.0.merge)?;
+                            known = Some((state, by_time, operator));
+                            (by_time, operator)
                         }
                     };
                     let entries: Vec<&[u8]> = chain.entries().collect();
                     // A planted bug: what hides an older entry goes before that entry does.
                     let bottom = bottom || bug_is_planted(6);
-                    Fold { bottom, time, operator }.run(&entries, |entry| output.section.add(&chain.key, entry))?;
+                    let fold = Fold { bottom, time, by_time, operator };
+                    fold.run(&entries, |entry| output.section.add(&chain.key, entry))?;
                     if room > 0 && output.section.kept_bytes() as u64 > room.min(KEPT_BYTES) {
                         room = self.keep_output(output);
                     }

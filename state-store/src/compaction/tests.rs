@@ -146,21 +146,40 @@ fn the_check_of_successors_finds_what_is_lost_and_what_comes_from_nowhere() {
     );
 }
 
-/// A flush of 100 KB each step, compactions that take two steps: most runs ever seen, and bytes rewritten for each
-/// byte flushed. `universe`: the state's size when every key has been written.
-fn steady(flushes: u64, universe: u64) -> (usize, f64) {
+/// What many flushes have led to.
+#[derive(Debug)]
+struct Steady {
+    /// Most runs ever seen, and how many were behind a flush in the mean.
+    most: usize,
+    mean: f64,
+    /// Bytes rewritten for each byte flushed.
+    rewritten: f64,
+    /// Compactions for each flush: each is a PUT at least.
+    merges: f64,
+    /// The share of them that took runs of the last 16 flushes only, and the share of rewritten bytes in those.
+    young: (f64, f64),
+}
+
+/// A flush of 100 KB each step, over nothing or over a large run, and compactions that take `takes` steps. `universe`: the
+/// state's size when every key has been written.
+fn steady(flushes: u64, (base, universe): (u64, u64), trigger_runs: usize, takes: u64) -> Steady {
     const FLUSH: u64 = 100_000;
+    const YOUNG: u64 = 16;
     let merged = |inputs: &[Arc<Run>]| {
         // Keys are written at random: what is missing in all inputs is missing in the output.
         let missing: f64 = inputs.iter().map(|r| 1.0 - r.length as f64 / universe as f64).product();
         ((1.0 - missing) * universe as f64) as u64
     };
     let mut tree = tree();
+    if base > 0 {
+        tree.add_runs([run("base", (0, 0), base, ALL)]);
+    }
     let mut running: Option<(u64, CompactionDone)> = None;
-    let (mut most, mut rewritten) = (0, 0);
+    let (mut most, mut seen, mut rewritten, mut merges, mut young) = (0, 0, 0, 0, (0, 0));
     for step in 1..=flushes {
         tree.add_runs([run(&format!("f{step}"), (step, step), FLUSH, ALL)]);
         most = most.max(tree.runs().len());
+        seen += tree.runs().len();
         if let Some((due, done)) = &running
             && *due <= step
         {
@@ -169,17 +188,28 @@ fn steady(flushes: u64, universe: u64) -> (usize, f64) {
             running = None;
         }
         if running.is_none()
-            && let Some(picked) = pick(tree.runs(), &KeyGroupRanges::all(), &CompactionOptions::default())
+            && let Some(picked) = pick(tree.runs(), &KeyGroupRanges::all(), &options(trigger_runs))
         {
             let inputs: Vec<&Arc<Run>> = picked.inputs.iter().collect();
             let mut done = done(&inputs, ALL, picked.bottom);
             done.outputs[0].length = merged(&picked.inputs);
             done.outputs[0].object = format!("c{step}");
             rewritten += done.outputs[0].length;
-            running = Some((step + 2, done));
+            merges += 1;
+            if done.outputs[0].interval.min.epoch.0 + YOUNG > step {
+                young = (young.0 + 1, young.1 + done.outputs[0].length);
+            }
+            running = Some((step + takes, done));
         }
     }
-    (most, rewritten as f64 / (flushes * FLUSH) as f64)
+    let share = |part: u64, of: u64| part as f64 / of as f64;
+    Steady {
+        most,
+        mean: share(seen as u64, flushes),
+        rewritten: share(rewritten, flushes * FLUSH),
+        merges: share(merges, flushes),
+        young: (share(young.0, merges), share(young.1, rewritten)),
+    }
 }
 
 #[test]
@@ -187,7 +217,32 @@ fn runs_stay_few_and_bytes_are_rewritten_seldom() {
     for (flushes, universe, at_most) in
         [(600, u64::MAX / 2, 5.0), (10_000, u64::MAX / 2, 11.0), (10_000, 100_000_000, 9.0), (10_000, 1_000_000, 3.5)]
     {
-        let (most, rewritten) = steady(flushes, universe);
-        assert!(most <= 10 && rewritten < at_most, "{flushes} flushes: {most} runs, rewritten {rewritten:.1} times");
+        let s = steady(flushes, (0, universe), 8, 2);
+        assert!(s.most <= 10 && s.rewritten < at_most, "{flushes} flushes: {s:?}");
+    }
+}
+
+/// What it costs to let a read see fewer runs, and what a writer that folds its own last sections into its next bundle
+/// could take over: the merges of young runs, by the same picks, without their PUTs.
+#[test]
+fn a_lower_trigger_means_fewer_runs_and_more_bytes() {
+    println!(
+        "state, trigger, flushes that a merge takes: most runs, mean; rewritten; merges a flush; young merges, bytes"
+    );
+    for (name, flushes, state, at_most) in [
+        ("600 flushes over 1 GB", 600, (1_000_000_000, 1_000_000_000), 9.0),
+        ("10,000 flushes, 100 MB", 10_000, (0, 100_000_000), 11.0),
+        ("10,000 flushes, no end", 10_000, (0, u64::MAX / 2), 20.0),
+    ] {
+        for (trigger, takes) in [(6, 1), (6, 2), (8, 1), (8, 2)] {
+            let s = steady(flushes, state, trigger, takes);
+            println!(
+                "{name}, {trigger}, {takes}: {}, {:.1}; {:.1}; {:.2}; {:.2}, {:.2}",
+                s.most, s.mean, s.rewritten, s.merges, s.young.0, s.young.1
+            );
+            // Its owner sees a flush a little before the record in which a merge takes others away.
+            let runs = trigger + takes as usize;
+            assert!(s.most <= runs && s.rewritten < at_most, "{name}, {trigger}, {takes}: {s:?}");
+        }
     }
 }

@@ -2,17 +2,34 @@
 
 use millstream_common::{Error, Result};
 
-use super::{Form, Schema, Upgrade};
+use super::{ACCUMULATORS, AccumulatorMerge, Form, Schema, Upgrade};
 use crate::tree::StateEntry;
 
 impl StateEntry {
     /// Makes this the entry of a program that wants `wanted`. Refused, with both shown, when the values that are stored
     /// cannot become what the program wants.
     pub(crate) fn evolve(&mut self, wanted: &Self) -> Result<()> {
-        let place = |e: &Self| (e.task, e.layout, e.merge_operator.clone());
-        if place(self) != place(wanted) {
+        let place = |e: &Self| (e.task, e.layout);
+        // What has had no operands may have some from now on.
+        let merges = self.merge_operator.is_empty() || self.merge_operator == wanted.merge_operator;
+        if place(self) != place(wanted) || !merges {
             return Err(self.refuse(wanted, "its task, layout or merge operator differs"));
         }
+        self.evolve_values(wanted)?;
+        self.merge_operator.clone_from(&wanted.merge_operator);
+        Ok(())
+    }
+
+    /// Refuses accumulators that the store could not merge.
+    pub(crate) fn check_merge(&self) -> Result<()> {
+        if self.merge_operator != ACCUMULATORS {
+            return Ok(());
+        }
+        let place = || format!("state '{}' of operator '{}'", self.name, self.operator_uid);
+        AccumulatorMerge::new(&self.schemas).map(drop).map_err(|e| e.at(place()))
+    }
+
+    fn evolve_values(&mut self, wanted: &Self) -> Result<()> {
         let Some(new) = wanted.schemas.last() else {
             let same = self.value_schema == wanted.value_schema;
             return if same { Ok(()) } else { Err(self.refuse(wanted, "its values are encoded otherwise")) };
@@ -72,11 +89,12 @@ impl StateEntry {
     /// known. (The last one may have got other names.)
     #[must_use]
     pub fn may_follow(&self, old: &Self) -> bool {
-        let place =
-            |e: &Self| (e.id, e.task, e.operator_uid.clone(), e.name.clone(), e.layout, e.merge_operator.clone());
+        let place = |e: &Self| (e.id, e.task, e.operator_uid.clone(), e.name.clone(), e.layout);
+        let merges = old.merge_operator.is_empty() || self.merge_operator == old.merge_operator;
         let last = old.schemas.len().saturating_sub(1);
         let described = !self.schemas.is_empty() || self.value_schema == old.value_schema;
         place(self) == place(old)
+            && merges
             && described
             && self.schemas.len() >= old.schemas.len()
             && self.schemas[..last] == old.schemas[..last]

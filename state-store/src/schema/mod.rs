@@ -10,9 +10,10 @@
 //! ([`crate::tree::Tree::add_state`]): equal, or another one is added to the history, or the start is refused. Workers
 //! get the history with the tree.
 //!
-//! Nothing here reads or writes the store, and nothing here knows what a value means: merging and aggregating belong to
-//! the operators.
+//! Nothing here reads or writes the store, and nothing here knows what a value means, but for rows of accumulators: how
+//! those add up follows from their schema ([`AccumulatorMerge`]), so that the store merges them without the program.
 
+mod accumulate;
 mod codec;
 mod history;
 mod newest;
@@ -28,6 +29,7 @@ use arrow_schema::{DataType, Field as ArrowField};
 use millstream_common::hash::stable_hash;
 use millstream_common::{Error, Result};
 
+pub use accumulate::{ACCUMULATORS, Accumulate, AccumulatorMerge, MAX, MIN, SUM};
 pub use codec::{UNTAGGED, damaged, put_bytes, put_i64, put_tag, put_u64, split_tag, take_bytes, take_i64, take_u64};
 pub use newest::{Newest, UpgradeBuffers};
 pub(crate) use proto::{schema_from_proto, schema_to_proto};

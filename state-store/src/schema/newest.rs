@@ -5,7 +5,7 @@ use millstream_common::{Error, Result};
 use super::{Schema, UNTAGGED, Upgrade, damaged, split_tag};
 
 /// All schemas of a state, ready to read values with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Newest {
     /// From each older schema to the next one.
     upgrades: Vec<Upgrade>,

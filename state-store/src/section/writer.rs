@@ -21,6 +21,7 @@ pub struct SectionWriter {
     chunks: Vec<Vec<u8>>,
     slots: Vec<Slot>,
     chunk_bytes: u64,
+    operands: usize,
 }
 
 /// Where a key and, right behind it, its encoded entry stand.
@@ -43,7 +44,14 @@ impl SectionWriter {
     /// An empty section of `task`.
     #[must_use]
     pub fn new(task: TaskId) -> Self {
-        Self { task, chunks: Vec::new(), slots: Vec::new(), chunk_bytes: 0 }
+        Self { task, chunks: Vec::new(), slots: Vec::new(), chunk_bytes: 0, operands: 0 }
+    }
+
+    /// An empty section of `task` with room for the places of so many entries: the list of places does not move while it
+    /// grows.
+    #[must_use]
+    pub fn with_capacity(task: TaskId, entries: usize) -> Self {
+        Self { slots: Vec::with_capacity(entries), ..Self::new(task) }
     }
 
     /// The key has this value until `expiry`.
@@ -58,6 +66,7 @@ impl SectionWriter {
 
     /// The key's value changes by `operand`, written at `written_ms` of the clock that the state expires by.
     pub fn merge(&mut self, key: &[u8], operand: &[u8], written_ms: i64, expiry: Expiry) {
+        self.operands += 1;
         self.add(key, &EntryRef::Merge { operand, written_ms, expiry });
     }
 
@@ -104,6 +113,12 @@ impl SectionWriter {
     #[must_use]
     pub fn entries(&self) -> usize {
         self.slots.len()
+    }
+
+    /// How many of them are merge operands.
+    #[must_use]
+    pub fn operands(&self) -> usize {
+        self.operands
     }
 
     /// The task whose entries it holds.
