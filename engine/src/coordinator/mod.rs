@@ -1086,9 +1086,9 @@ impl Coordinator {
             return past.clone();
         }
         let Some(job) = self.jobs.get(id) else {
-            let taken_over = self.opening.values().any(|(i, taken_over)| i == id && *taken_over);
-            let state = if taken_over { "restarting" } else { "created" };
-            return json!({"id": id, "state": state});
+            let opening = self.opening.iter().find(|(_, (i, _))| i == id);
+            let state = if opening.is_some_and(|(_, (_, taken_over))| *taken_over) { "restarting" } else { "created" };
+            return json!({"id": id, "name": opening.map(|(name, _)| name), "state": state});
         };
         if let Some(ended) = &job.ended {
             let mut document = ended.clone();

@@ -199,3 +199,48 @@ pub(crate) fn add_requests(sum: &mut RequestCounters, r: &RequestCounters) {
     sum.bytes_written += r.bytes_written;
     sum.usd += r.usd;
 }
+
+#[cfg(test)]
+mod tests {
+    use millstream_proto::control::{OperatorStore, ReadCounters, RequestTally, StoreCounters};
+
+    use super::*;
+
+    fn counters(gets: u64, limit: Option<u64>) -> JobCounters {
+        let tally = RequestTally { operation: "get".into(), purpose: "state".into(), requests: gets, bytes: gets * 10 };
+        let operator =
+            OperatorStore { operator: "count".into(), requests: vec![tally], flushed_bytes: 7, ..Default::default() };
+        let reads = ReadCounters { named: gets * 2, asked: gets, misses: gets, ..Default::default() };
+        JobCounters {
+            subtasks: vec![SubtaskCounters { task_uid: "count".into(), reads: Some(reads), ..Default::default() }],
+            requests: Some(RequestCounters { get: gets, ..Default::default() }),
+            store: Some(StoreCounters {
+                operators: vec![operator],
+                hedged: 1,
+                reads_per_s_max: limit,
+                ..Default::default()
+            }),
+            ..JobCounters::default()
+        }
+    }
+
+    #[test]
+    fn figures_of_workers_and_of_earlier_deployments_add_up() {
+        let mut s = Statistics::default();
+        s.update("a", counters(1, Some(50)));
+        s.update("a", counters(3, Some(40)));
+        s.update("b", counters(4, Some(60)));
+        let gets = |s: &Statistics| (s.store().total().get, s.requests().get, s.operator_figures("count").2.asked);
+        assert_eq!(gets(&s), (7, 7, 7));
+        assert_eq!((s.store().limits_per_s, s.store().requests.hedged), ((Some(40), None), 2));
+        s.fold();
+        assert_eq!(gets(&s), (7, 7, 7));
+        assert_eq!(s.store().limits_per_s, (None, None), "a deployment that is over waits for nothing");
+        s.update("b", counters(5, None));
+        assert_eq!(gets(&s), (12, 12, 12));
+        // It leaves, comes back and counts anew; its subtasks are still told apart by their attempts.
+        s.fold_worker("b");
+        s.update("b", JobCounters { subtasks: Vec::new(), ..counters(1, None) });
+        assert_eq!((s.store().total().get, s.store().written().flushed_bytes), (13, 28));
+    }
+}
