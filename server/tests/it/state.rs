@@ -240,7 +240,8 @@ fn the_state_of_a_running_job_is_read_by_asking_its_coordinator() {
     look(&["ls", "--at", "99999"], &id).refused(1, &["MS1504", "99999"]);
     millstream(&["state", "ls", "--job", "x", "--state", &url, "--coordinator", &cluster.address])
         .refused(2, &["MS1003", "--coordinator"]);
-    // The coordinator has it, who asks has not: as when the folder is one of another machine.
+    // The coordinator has it, who asks has not: as when the folder is one of another machine. Nobody writes meanwhile.
+    cluster.ask(&["stop", &id]).ok();
     let state = cluster.folder.path().join("state");
     std::fs::rename(&state, cluster.folder.path().join("elsewhere")).unwrap();
     let hidden = look(&["ls"], &id);
