@@ -229,7 +229,7 @@ Warm-ups read one operator's runs at a time and count as its `state` GETs.
 the store really asks.
 
 **What a request is.** An attempt counts when it is sent. So a second GET that is called off before it has left counts, too: with
-MinIO's own counters beside, 3,880 GETs were counted where the server saw 3,877, and 50 to 100 were sent twice. The
+MinIO's own counters beside, 3,880 GETs were counted, 158 second ones among them, where the server saw 3,877. The
 probe at the start of a coordinator (one or two PUTs, docs/object-stores.md) is in no account.
 
 **Cost of measuring.** Counters move once for a batch, a request, a bundle or a compaction, never for a row. `millstream
