@@ -195,7 +195,7 @@ impl Counters {
                 "millstream_checkpoints_completed_total" => counters.checkpoints = sample.value,
                 "millstream_object_store_read_bytes_total" => counters.bytes_read = sample.value,
                 "millstream_object_store_requests_total" if sample.has("operation", "get") => {
-                    counters.gets = sample.value;
+                    counters.gets += sample.value;
                 }
                 "millstream_job_state" if sample.has("state", "failed") => counters.failed = sample.value > 0.0,
                 "millstream_subtask_rows_in_total" => {
@@ -222,7 +222,8 @@ mod tests {
     fn counters_are_those_of_the_job() {
         let text = "millstream_events_in_total{job=\"k\",id=\"a\"} 7\nmillstream_events_in_total{job=\"k\",id=\"b\"} 9\n\
                     millstream_job_state{job=\"k\",id=\"a\",state=\"failed\"} 1\n\
-                    millstream_object_store_requests_total{job=\"k\",id=\"a\",operation=\"get\"} 3\n\
+                    millstream_object_store_requests_total{job=\"k\",id=\"a\",operator=\"x\",operation=\"get\"} 1\n\
+                    millstream_object_store_requests_total{job=\"k\",id=\"a\",operator=\"y\",operation=\"get\"} 2\n\
                     millstream_object_store_requests_total{job=\"k\",id=\"a\",operation=\"put\"} 4\n\
                     millstream_subtask_rows_in_total{job=\"k\",id=\"a\",operator=\"x/y\",subtask=\"1\"} 5\n";
         let a = Counters::read(text, "a").unwrap();

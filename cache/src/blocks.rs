@@ -146,6 +146,31 @@ impl<B: CacheBlock> Blocks<B> {
         }
     }
 
+    pub(crate) fn memory_entries(&self) -> u64 {
+        match self {
+            Self::Memory(cache) => cache.entries() as u64,
+            Self::Hybrid(cache, _) => cache.memory().entries() as u64,
+        }
+    }
+
+    pub(crate) fn memory_capacity_bytes(&self) -> u64 {
+        match self {
+            Self::Memory(cache) => cache.capacity() as u64,
+            Self::Hybrid(cache, _) => cache.memory().capacity() as u64,
+        }
+    }
+
+    /// Bytes read from the SSD, and written onto it.
+    pub(crate) fn disk_bytes(&self) -> (u64, u64) {
+        match self {
+            Self::Memory(_) => (0, 0),
+            Self::Hybrid(cache, _) => {
+                let seen = cache.statistics();
+                (seen.disk_read_bytes() as u64, seen.disk_write_bytes() as u64)
+            }
+        }
+    }
+
     pub(crate) async fn close(&self) {
         if let Self::Hybrid(cache, _) = self
             && let Err(reason) = cache.close().await

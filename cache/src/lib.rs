@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use millstream_common::latency::Latencies;
 use millstream_common::{Env, Result};
 use parking_lot::Mutex;
 
@@ -73,6 +74,26 @@ pub struct CacheStats {
     pub memory_bytes: u64,
     /// Bytes of metadata in memory now.
     pub metadata_bytes: u64,
+    /// Blocks in memory now.
+    pub memory_entries: u64,
+    /// Bytes of blocks that memory holds at most.
+    pub memory_capacity_bytes: u64,
+    /// Meta parts that were asked for and were in memory.
+    pub metadata_hits: u64,
+    /// Meta parts that were asked for and were not.
+    pub metadata_misses: u64,
+    /// Meta parts in memory now.
+    pub metadata_entries: u64,
+    /// Bytes of metadata that memory holds at most.
+    pub metadata_capacity_bytes: u64,
+    /// Size of the SSD tier, bytes; 0: there is none.
+    pub disk_capacity_bytes: u64,
+    /// Bytes read from the SSD.
+    pub disk_read_bytes: u64,
+    /// Bytes written onto the SSD.
+    pub disk_write_bytes: u64,
+    /// How long look-ups on the SSD took that came to an end, hits and misses.
+    pub disk_look_ups: Latencies,
 }
 
 /// A look-up on the SSD that takes longer is given up: the object store is not slower, as a rule.
@@ -86,6 +107,9 @@ struct Counters {
     disk_errors: AtomicU64,
     disk_slow: AtomicU64,
     disk_dropped: AtomicU64,
+    metadata_hits: AtomicU64,
+    metadata_misses: AtomicU64,
+    disk_look_ups: Mutex<Latencies>,
 }
 
 fn count(counter: &AtomicU64) {
@@ -129,6 +153,8 @@ struct Inner<B: CacheBlock> {
     turnover: turnover::Turnover,
     /// Time for the SSD tier; none without one.
     env: Option<Env>,
+    /// Size of the SSD tier.
+    disk_bytes: u64,
     health: Mutex<Health>,
 }
 
@@ -138,16 +164,23 @@ impl<B: CacheBlock> Caches<B> {
         options.validate()?;
         let blocks = blocks::Blocks::open(options).await?;
         let env = blocks.has_disk().then(|| env.clone());
-        Ok(Self::of(blocks, options.memory_bytes, options.metadata_bytes, env))
+        let disk_bytes = options.disk.as_ref().filter(|_| blocks.has_disk()).map_or(0, |d| d.bytes);
+        Ok(Self::of(blocks, options.memory_bytes, options.metadata_bytes, env, disk_bytes))
     }
 
     /// Caches in memory alone.
     #[must_use]
     pub fn in_memory(memory_bytes: u64, metadata_bytes: u64) -> Self {
-        Self::of(blocks::Blocks::in_memory(memory_bytes), memory_bytes, metadata_bytes, None)
+        Self::of(blocks::Blocks::in_memory(memory_bytes), memory_bytes, metadata_bytes, None, 0)
     }
 
-    fn of(blocks: blocks::Blocks<B>, memory_bytes: u64, metadata_bytes: u64, env: Option<Env>) -> Self {
+    fn of(
+        blocks: blocks::Blocks<B>,
+        memory_bytes: u64,
+        metadata_bytes: u64,
+        env: Option<Env>,
+        disk_bytes: u64,
+    ) -> Self {
         Self(Arc::new(Inner {
             blocks,
             metadata: metadata::Metadata::new(metadata_bytes),
@@ -156,6 +189,7 @@ impl<B: CacheBlock> Caches<B> {
             counters: Counters::default(),
             turnover: turnover::Turnover::new(memory_bytes),
             env,
+            disk_bytes,
             health: Mutex::default(),
         }))
     }
@@ -216,7 +250,11 @@ impl<B: CacheBlock> Caches<B> {
 
     /// What a look-up on the SSD finds, and what its outcome says of the SSD.
     async fn judge(&self, env: &Env, look: impl Future<Output = Result<Option<B>, String>>) -> Option<B> {
+        let started = env.now();
         let looked = env.timeout(DISK_PATIENCE, "a look-up on the SSD", look).await;
+        if looked.is_ok() {
+            self.0.counters.disk_look_ups.lock().note(env.now().since(started));
+        }
         let (outcome, found) = match looked {
             Ok(Ok(found)) => (Outcome::Good, found),
             Ok(Err(reason)) => {
@@ -307,7 +345,9 @@ impl<B: CacheBlock> Caches<B> {
     /// A decoded meta part.
     #[must_use]
     pub fn metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
-        self.0.metadata.get(key)
+        let found = self.0.metadata.get(key);
+        count(if found.is_some() { &self.0.counters.metadata_hits } else { &self.0.counters.metadata_misses });
+        found
     }
 
     /// Keeps a decoded meta part of `bytes` bytes.
@@ -334,6 +374,16 @@ impl<B: CacheBlock> Caches<B> {
             disk_rests: self.0.env.is_some() && !self.has_disk(),
             memory_bytes: self.0.blocks.memory_bytes(),
             metadata_bytes: self.0.metadata.bytes(),
+            memory_entries: self.0.blocks.memory_entries(),
+            memory_capacity_bytes: self.0.blocks.memory_capacity_bytes(),
+            metadata_hits: c.metadata_hits.load(Ordering::Relaxed),
+            metadata_misses: c.metadata_misses.load(Ordering::Relaxed),
+            metadata_entries: self.0.metadata.entries(),
+            metadata_capacity_bytes: self.0.metadata.capacity_bytes(),
+            disk_capacity_bytes: self.0.disk_bytes,
+            disk_read_bytes: self.0.blocks.disk_bytes().0,
+            disk_write_bytes: self.0.blocks.disk_bytes().1,
+            disk_look_ups: *c.disk_look_ups.lock(),
         }
     }
 

@@ -42,4 +42,12 @@ impl Metadata {
     pub(crate) fn bytes(&self) -> u64 {
         self.0.weighted_size()
     }
+
+    pub(crate) fn entries(&self) -> u64 {
+        self.0.entry_count()
+    }
+
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.0.policy().max_capacity().unwrap_or_default()
+    }
 }

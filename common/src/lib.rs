@@ -4,6 +4,7 @@
 //! - [`key_group`]: key groups and sets of key-group ranges.
 //! - [`mod@env`]: the seam for time, randomness and spawning; all else is banned by clippy.
 //! - [`error`]: the one error type; its kind says what the caller must do next.
+//! - [`latency`]: durations in fixed buckets.
 //! - [`memory`]: budgets with accounting and back-pressure.
 //! - [`mod@prefetch`]: asking for memory before it is read.
 //! - [`planted`]: bugs that the simulation must find.
@@ -17,6 +18,7 @@ pub mod error;
 pub mod hash;
 pub mod ids;
 pub mod key_group;
+pub mod latency;
 pub mod memory;
 pub mod planted;
 pub mod prefetch;

@@ -4,6 +4,7 @@ pub mod convert;
 pub mod coordinator;
 pub mod dataflow;
 pub mod element;
+pub mod figures;
 pub mod graph;
 pub mod memory_plan;
 pub mod operator;

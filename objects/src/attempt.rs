@@ -99,6 +99,11 @@ impl Backend {
         Self { store, url, scheme, options, env, uploads: None, creates_if_absent: true, limiter }
     }
 
+    /// The present limit of the store, requests a second; `None`: it does not throttle.
+    pub(crate) fn limit(&self, class: RequestClass) -> Option<f64> {
+        self.limiter.limit(class)
+    }
+
     /// Makes one attempt.
     pub(crate) async fn once<T: Send + 'static>(
         &self,

@@ -145,6 +145,11 @@ impl Limiter {
         Turn { wait, round: c.round, limit: c.limit }
     }
 
+    /// The present limit of `class`, requests a second; `None`: there is none.
+    pub(crate) fn limit(&self, class: RequestClass) -> Option<f64> {
+        self.class(class).lock().limit
+    }
+
     /// Whether a turn still holds after its wait.
     pub(crate) fn holds(&self, class: RequestClass, turn: Turn) -> bool {
         self.class(class).lock().round == turn.round

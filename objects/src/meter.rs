@@ -108,7 +108,11 @@ const PURPOSES: usize = Purpose::ALL.len();
 
 /// An account of requests. Cheap to clone; clones share the account.
 #[derive(Clone, Debug, Default)]
-pub struct Meter(Arc<Counters>);
+pub struct Meter {
+    own: Arc<Counters>,
+    /// The accounts that this one is a part of.
+    above: Arc<[Arc<Counters>]>,
+}
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -128,15 +132,27 @@ impl Meter {
         Self::default()
     }
 
+    /// A new account that is a part of this one: what it counts, this one counts, too.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        let above = std::iter::once(&self.own).chain(self.above.iter()).cloned().collect();
+        Self { own: Arc::default(), above }
+    }
+
+    fn accounts(&self) -> impl Iterator<Item = &Counters> {
+        std::iter::once(&*self.own).chain(self.above.iter().map(|a| &**a))
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn snapshot(&self) -> Metered {
         let n = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let limit = |class: RequestClass| Some(n(&self.0.limits[class as usize])).filter(|limit| *limit > 0);
+        let counters = &*self.own;
+        let limit = |class: RequestClass| Some(n(&counters.limits[class as usize])).filter(|limit| *limit > 0);
         let mut out = Metered {
-            retries: n(&self.0.retries),
-            throttled: n(&self.0.throttled),
-            limiter_wait_us: n(&self.0.limiter_wait_us),
+            retries: n(&counters.retries),
+            throttled: n(&counters.throttled),
+            limiter_wait_us: n(&counters.limiter_wait_us),
             reads_per_s_max: limit(RequestClass::Read),
             writes_per_s_max: limit(RequestClass::Write),
             ..Metered::default()
@@ -145,8 +161,8 @@ impl Meter {
             for purpose in Purpose::ALL {
                 let cell = (operation as usize, purpose as usize);
                 let tally = Tally {
-                    requests: self.0.requests[cell.0][cell.1].load(Ordering::Relaxed),
-                    bytes: self.0.bytes[cell.0][cell.1].load(Ordering::Relaxed),
+                    requests: n(&counters.requests[cell.0][cell.1]),
+                    bytes: n(&counters.bytes[cell.0][cell.1]),
                 };
                 if tally != Tally::default() {
                     out.add_tally(operation, purpose, tally);
@@ -157,29 +173,40 @@ impl Meter {
     }
 
     pub(crate) fn count_requests(&self, operation: Operation, purpose: Purpose, requests: u64) {
-        self.0.requests[operation as usize][purpose as usize].fetch_add(requests, Ordering::Relaxed);
+        self.count(requests, |c| &c.requests[operation as usize][purpose as usize]);
     }
 
     pub(crate) fn count_bytes(&self, operation: Operation, purpose: Purpose, bytes: u64) {
-        self.0.bytes[operation as usize][purpose as usize].fetch_add(bytes, Ordering::Relaxed);
+        self.count(bytes, |c| &c.bytes[operation as usize][purpose as usize]);
     }
 
     pub(crate) fn count_retry(&self) {
-        self.0.retries.fetch_add(1, Ordering::Relaxed);
+        self.count(1, |c| &c.retries);
     }
 
     pub(crate) fn count_throttled(&self) {
-        self.0.throttled.fetch_add(1, Ordering::Relaxed);
+        self.count(1, |c| &c.throttled);
     }
 
     pub(crate) fn count_wait(&self, waited: Duration) {
-        self.0.limiter_wait_us.fetch_add(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.count(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), |c| &c.limiter_wait_us);
     }
 
     pub(crate) fn show_limit(&self, class: RequestClass, per_s: Option<f64>) {
-        // Rounded up: a limit below 1 must not look like none.
-        self.0.limits[class as usize].store(per_s.map_or(0, |l| l.ceil() as u64), Ordering::Relaxed);
+        let shown = shown_limit(per_s).unwrap_or(0);
+        self.accounts().for_each(|c| c.limits[class as usize].store(shown, Ordering::Relaxed));
     }
+
+    fn count(&self, n: u64, counter: impl Fn(&Counters) -> &AtomicU64) {
+        for account in self.accounts() {
+            counter(account).fetch_add(n, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Rounded up: a limit below 1 must not look like none.
+pub(crate) fn shown_limit(per_s: Option<f64>) -> Option<u64> {
+    per_s.map(|limit| limit.ceil() as u64)
 }
 
 /// Requests of one operation for one purpose.
@@ -346,5 +373,19 @@ mod tests {
         assert_eq!((later.put, later.get, later.bytes_written, later.retries), (1, 0, 0, 1));
         assert_eq!(later.tally(Operation::Put, Purpose::Version).requests, 1);
         assert_eq!(later.table.len(), 1);
+    }
+
+    #[test]
+    fn a_part_counts_in_the_whole_and_not_in_its_sister() {
+        let whole = Meter::new();
+        let (a, b) = (whole.part(), whole.part());
+        let deep = a.part();
+        deep.count_requests(Operation::Get, Purpose::State, 3);
+        b.count_requests(Operation::Get, Purpose::Compaction, 2);
+        b.count_bytes(Operation::Get, Purpose::Compaction, 20);
+        whole.count_requests(Operation::Put, Purpose::State, 1);
+        b.count_retry();
+        let count = |m: &Meter| (m.snapshot().get, m.snapshot().put, m.snapshot().retries, m.snapshot().bytes_read);
+        assert_eq!([&deep, &a, &b, &whole].map(count), [(3, 0, 0, 0), (3, 0, 0, 0), (2, 0, 1, 20), (5, 1, 1, 20)]);
     }
 }

@@ -16,7 +16,8 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, P
 
 use crate::attempt::{AttemptError, Backend, Reply, Request, read_body};
 use crate::failure::{Failure, Scheme, absent_bucket};
-use crate::meter::{Meter, Operation, Purpose};
+use crate::limiter::RequestClass;
+use crate::meter::{Meter, Operation, Purpose, shown_limit};
 use crate::options::StoreOptions;
 use crate::upload::Upload;
 
@@ -104,6 +105,14 @@ impl Store {
     #[must_use]
     pub fn meter(&self) -> &Meter {
         &self.meter
+    }
+
+    /// How many reads (get, head, list) and writes (put, delete, copy) a second go to the store at present, over all
+    /// places of it that this process has opened together; `None`: the store does not throttle.
+    #[must_use]
+    pub fn limits_per_s(&self) -> (Option<u64>, Option<u64>) {
+        let of = |class| shown_limit(self.backend.limit(class));
+        (of(RequestClass::Read), of(RequestClass::Write))
     }
 
     /// The place beside this one: its last part replaced by `name`.

@@ -151,6 +151,7 @@ async fn a_store_with_a_limit_is_met_below_it_and_nothing_fails() {
     assert!(took < 3_000.0 / 100.0 * 2.0, "{took} s: the limit is used");
     assert!(second.reads_per_s_max.is_some_and(|l| (30..200).contains(&l)), "{second:?}");
     assert_eq!(second.writes_per_s_max, None);
+    assert_eq!(store.child("elsewhere").limits_per_s(), (second.reads_per_s_max, None), "of the whole store");
     assert!(second.limiter_wait_us > 1_000_000);
     assert_eq!(store.meter().snapshot().throttled, backend.injected().throttled);
     // The limit goes when nobody has met it for a minute.
@@ -161,6 +162,7 @@ async fn a_store_with_a_limit_is_met_below_it_and_nothing_fails() {
     }
     store.get("x", P).await.unwrap();
     assert_eq!(store.meter().snapshot().reads_per_s_max, None);
+    assert_eq!(store.limits_per_s(), (None, None));
 }
 
 #[tokio::test(start_paused = true)]

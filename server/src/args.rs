@@ -66,6 +66,8 @@ pub enum Command {
     Pins(PinsArgs),
     /// All settings, with default, unit and meaning.
     Settings(SettingsArgs),
+    /// All metrics that processes serve at /metrics, with type, labels and meaning.
+    Metrics(MetricsArgs),
     /// Not built yet.
     #[command(hide = true)]
     Savepoint(NotBuiltArgs),
@@ -154,7 +156,7 @@ pub struct RunArgs {
     /// Write a JSON summary to this file at the end.
     #[arg(long, value_name = "FILE")]
     pub summary: Option<PathBuf>,
-    /// Serve /metrics here, as 127.0.0.1:9100 [default: not at all].
+    /// Serve /metrics here (docs/metrics.md), as 127.0.0.1:9100 [default: not at all].
     #[arg(long, value_name = "ADDR", value_parser = address::host_and_port)]
     pub metrics_listen: Option<String>,
     /// Allow an address that is not loopback, without TLS and authentication.
@@ -187,7 +189,7 @@ pub struct ServeArgs {
     /// The address that others are told to use [default: the one it listens at].
     #[arg(long, value_name = "ADDR", value_parser = address::host_perhaps_port)]
     pub advertise: Option<String>,
-    /// Serve /metrics here; none: not at all.
+    /// Serve /metrics here (docs/metrics.md); none: not at all.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = address::host_and_port_or_none)]
     pub metrics_listen: String,
     /// Allow addresses that are not loopback, without TLS and authentication.
@@ -388,6 +390,14 @@ pub struct PinsArgs {
 #[derive(Debug, Args)]
 pub struct SettingsArgs {
     /// The page docs/settings.md.
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
+}
+
+/// `metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// The page docs/metrics.md.
     #[arg(long, conflicts_with = "json")]
     pub markdown: bool,
 }

@@ -73,7 +73,8 @@ async fn answer(stream: TcpStream, source: Arc<dyn MetricsSource>) {
 async fn respond(method: &Method, path: &str, source: &dyn MetricsSource) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (method, path) {
         (&Method::GET, "/metrics") => {
-            let text = metrics::render(&usage::of_this_process(), &source.documents().await);
+            let documents = source.documents().await;
+            let text = metrics::render(&usage::of_this_process(), &source.figures(), &documents);
             (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
         }
         (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned()),
@@ -98,6 +99,10 @@ mod tests {
     impl MetricsSource for One {
         fn documents(&self) -> BoxFuture<'_, Vec<Value>> {
             Box::pin(async { vec![json!({"job": "j", "id": "1", "events_in": 42})] })
+        }
+
+        fn figures(&self) -> metrics::ProcessFigures {
+            metrics::ProcessFigures::default()
         }
     }
 

@@ -58,6 +58,7 @@ pub fn status(doc: &Value) -> String {
         size(&store["bytes_written"]),
         store["usd"].as_f64().map_or("-".to_owned(), |usd| format!("{usd:.4}"))
     ));
+    lines.extend(throttled(store));
     lines.push(format!(
         "cache: {} hits in memory, {} on disk, {} misses",
         count(&cache["memory_hits"]),
@@ -83,6 +84,14 @@ pub fn status(doc: &Value) -> String {
     lines.push(String::new());
     lines.push(operators(doc));
     lines.join("\n")
+}
+
+/// What a store that throttles is sent at most.
+fn throttled(store: &Value) -> Option<String> {
+    let limit = |field: &str, what| Some(format!("{} {what} a second", store[field].as_u64()?));
+    let limits: Vec<String> =
+        [limit("reads_per_s_max", "reads"), limit("writes_per_s_max", "writes")].into_iter().flatten().collect();
+    (!limits.is_empty()).then(|| format!("the object store throttles: {} from a worker at most", limits.join(", ")))
 }
 
 fn operators(doc: &Value) -> String {

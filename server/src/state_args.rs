@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use crate::args::SettingArgs;
+use crate::args::{ClusterArg, SettingArgs};
 
 /// `state`.
 #[derive(Debug, Args)]
@@ -28,12 +28,15 @@ pub enum StateCommand {
 /// Where the state lies.
 #[derive(Debug, Args)]
 pub struct PlaceArgs {
-    /// The place of state: file:///..., s3://bucket/prefix, gs://, az://.
-    #[arg(long, value_name = "URL")]
-    pub state: String,
-    /// The job's name.
-    #[arg(long, value_name = "NAME")]
+    /// The job's name; with a cluster its id, too.
+    #[arg(long, value_name = "ID-OR-NAME")]
     pub job: String,
+    /// The cluster that knows where the job's state lies; it is read from here.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Without a cluster: the place of state, as file:///..., s3://bucket/prefix, gs://, az://.
+    #[arg(long, value_name = "URL", conflicts_with = "coordinator")]
+    pub state: Option<String>,
     /// Settings.
     #[command(flatten)]
     pub settings: SettingArgs,

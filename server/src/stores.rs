@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use millstream_cache::{CacheOptions, DiskOptions};
+use millstream_cache::{CacheOptions, CacheStats, DiskOptions};
 use millstream_common::{Env, Error, Result};
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::Settings;
 use millstream_engine::worker::Stores;
 use millstream_engine::worker::stores::TaskMemory;
-use millstream_objects::{Meter, Store};
+use millstream_objects::{Meter, Metered, Store};
 use millstream_state_store::Caches;
 
 use millstream_state_store::StateStoreOptions;
@@ -30,6 +30,8 @@ pub struct ProcessStores {
     state: Store,
     caches: Caches,
     plan: MemoryPlan,
+    /// Subtasks run here: caches and budgets are for them.
+    runs_subtasks: bool,
     /// A folder that lives as long as this, when none was named.
     _folder: Option<tempfile::TempDir>,
 }
@@ -40,14 +42,39 @@ impl ProcessStores {
         let (disk, folder) = disk_tier(state_url, settings)?;
         let options = CacheOptions { memory_bytes: plan.blocks_bytes, metadata_bytes: plan.metadata_bytes, disk };
         let caches = Caches::new(&options, env).await?;
-        Ok(Self { state, caches, plan, _folder: folder })
+        Ok(Self { state, caches, plan, runs_subtasks: true, _folder: folder })
     }
 
     /// For a process that runs no subtask.
     #[must_use]
     pub fn without_caches(state: Store) -> Self {
         let plan = MemoryPlan::new(&Settings::defaults(), 0);
-        Self { state, caches: Caches::in_memory(1 << 20, 1 << 20), plan, _folder: None }
+        let caches = Caches::in_memory(1 << 20, 1 << 20);
+        Self { state, caches, plan, runs_subtasks: false, _folder: None }
+    }
+
+    /// What the caches did; none where no subtask runs.
+    #[must_use]
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.runs_subtasks.then(|| self.caches.stats())
+    }
+
+    /// How the memory is divided; none where no subtask runs.
+    #[must_use]
+    pub fn memory_plan(&self) -> Option<MemoryPlan> {
+        self.runs_subtasks.then_some(self.plan)
+    }
+
+    /// Requests for no job: leader records, definitions of jobs.
+    #[must_use]
+    pub fn cluster_requests(&self) -> Metered {
+        self.state.meter().snapshot()
+    }
+
+    /// The present limits of reads and writes a second while the store throttles.
+    #[must_use]
+    pub fn limits_per_s(&self) -> (Option<u64>, Option<u64>) {
+        self.state.limits_per_s()
     }
 }
 
@@ -135,6 +162,7 @@ mod tests {
             state: open(),
             caches: Caches::in_memory(1, 1),
             plan: MemoryPlan::new(s, 64 << 30),
+            runs_subtasks: true,
             _folder: None,
         };
         let tight = stores(&small).state_options(&small);

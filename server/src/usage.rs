@@ -7,6 +7,8 @@ pub struct Usage {
     pub cpu_s: Option<f64>,
     /// High-water mark of the resident set, bytes.
     pub peak_rss_bytes: Option<u64>,
+    /// The resident set now, bytes.
+    pub rss_bytes: Option<u64>,
 }
 
 /// Clock ticks a second in /proc: fixed by the kernel's interface, whatever it runs at inside.
@@ -16,9 +18,12 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[must_use]
 pub fn of_this_process() -> Usage {
     let read = |path| std::fs::read_to_string(path).ok();
+    let status = read("/proc/self/status");
+    let of_status = |name| status.as_deref().and_then(|t| kib_of_status(t, name));
     Usage {
         cpu_s: read("/proc/self/stat").and_then(|t| cpu_of_stat(&t)),
-        peak_rss_bytes: read("/proc/self/status").and_then(|t| peak_of_status(&t)),
+        peak_rss_bytes: of_status("VmHWM:"),
+        rss_bytes: of_status("VmRSS:"),
     }
 }
 
@@ -31,8 +36,9 @@ fn cpu_of_stat(text: &str) -> Option<f64> {
     Some((user + system) / TICKS_PER_SECOND)
 }
 
-fn peak_of_status(text: &str) -> Option<u64> {
-    let line = text.lines().find(|l| l.starts_with("VmHWM:"))?;
+/// Bytes of a line that counts KiB.
+fn kib_of_status(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.starts_with(name))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib << 10)
 }
@@ -45,8 +51,9 @@ mod tests {
     fn fields_of_proc_are_found() {
         let stat = "1 (a ) b) S 1 1 1 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 100 0 0";
         assert_eq!(cpu_of_stat(stat), Some(3.0));
-        assert_eq!(peak_of_status("Name: x\nVmHWM:\t   2048 kB\n"), Some(2 << 20));
-        assert_eq!((cpu_of_stat(""), peak_of_status("")), (None, None));
+        let status = "Name: x\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n";
+        assert_eq!((kib_of_status(status, "VmHWM:"), kib_of_status(status, "VmRSS:")), (Some(2 << 20), Some(1 << 20)));
+        assert_eq!((cpu_of_stat(""), kib_of_status("", "VmHWM:")), (None, None));
     }
 
     #[cfg(target_os = "linux")]

@@ -134,6 +134,7 @@ impl StateStore {
     /// Bytes of a run's object, within the limits of GETs in flight.
     async fn get(&self, run: &Run, range: Range<u64>, purpose: Purpose) -> Result<Bytes> {
         let closed = |_| Error::internal("the limit of requests in flight is gone").code(9208);
+        let asked = self.0.env.now();
         let _one = self.0.gets.acquire().await.map_err(closed)?;
         let limit = kib(self.0.options.bytes_in_flight).max(1);
         let permits = kib(range.end - range.start).min(limit) as u32;
@@ -143,7 +144,10 @@ impl StateStore {
             self.0.requests.spend(1, self.0.env.now());
             store.get_range(&path, range.clone(), purpose)
         };
-        self.0.hedge.get(&self.0.env, range.end - range.start, request).await
+        let sent = self.0.env.now();
+        let answer = self.0.hedge.get(&self.0.env, range.end - range.start, request).await;
+        self.0.accounts.got(purpose, sent.since(asked), self.0.env.now().since(sent));
+        answer
     }
 
     /// The parts of `runs` that `wanted` says (by the index of the run), in the order of runs and keys: from the cache, or
@@ -170,6 +174,7 @@ impl StateStore {
             while let Some((r, parts)) = fetches.next().await {
                 let (parts, cost) = parts?;
                 report.gets += cost.gets;
+                report.meta_gets += cost.gets;
                 report.bytes += cost.bytes;
                 fetched.push((r, parts));
             }
@@ -419,6 +424,9 @@ impl StateStore {
             })
             .collect();
         let mut limits = self.plan_limits();
+        if limits.gets < wanted.len().min(self.0.options.gets_in_flight) {
+            self.0.accounts.over_budget();
+        }
         if !mode.keep {
             // What comes along has no place.
             limits.room_bytes = 0;
@@ -447,6 +455,7 @@ impl StateStore {
             };
             let bytes = bytes?;
             report.gets += 1;
+            report.merged += get.members.len().saturating_sub(1) as u64;
             report.bytes += bytes.len() as u64;
             for member in &get.members {
                 let Some((i, lead)) = leads[*member].take() else { continue };

@@ -9,6 +9,7 @@
 //!
 //! What this crate never does: decide who may write (the version chain does), delete, overwrite.
 
+mod accounts;
 pub mod compaction;
 mod cursor;
 pub mod entry;
@@ -40,6 +41,7 @@ pub mod version;
 mod view;
 mod warm;
 
+pub use accounts::{RequestUse, StoreUse, TaskUse, TaskWrites};
 pub use entry::{Expiry, MergeOperator, MergeOperators, ReadTime};
 pub use get::Values;
 pub use layout::{Layout, Layouts, Place, StateLayout};

@@ -20,6 +20,10 @@ pub struct ReadReport {
     pub misses: u64,
     /// Requests to the object store: meta parts and blocks.
     pub gets: u64,
+    /// Those of them that were for meta parts.
+    pub meta_gets: u64,
+    /// Blocks that were wanted and came in the request of another one.
+    pub merged: u64,
     /// Bytes that those brought.
     pub bytes: u64,
     /// Entries that a scan returned.
@@ -37,6 +41,8 @@ impl AddAssign for ReadReport {
         self.shared += other.shared;
         self.misses += other.misses;
         self.gets += other.gets;
+        self.meta_gets += other.meta_gets;
+        self.merged += other.merged;
         self.bytes += other.bytes;
         self.scanned += other.scanned;
         self.waited += other.waited;

@@ -72,6 +72,8 @@ struct Seen {
     /// How long to wait for the first answer; none yet.
     wait: Option<Duration>,
     saved: f64,
+    /// How many were sent twice.
+    twice: u64,
 }
 
 /// Sends slow GETs twice; see the module.
@@ -121,8 +123,14 @@ impl Hedging {
         let may = seen.saved >= 1.0;
         if may {
             seen.saved -= 1.0;
+            seen.twice += 1;
         }
         may
+    }
+
+    /// How many GETs were sent twice.
+    pub(crate) fn twice(&self) -> u64 {
+        self.0.lock().twice
     }
 }
 
@@ -201,6 +209,7 @@ mod tests {
         }
         let sent = sent.load(Ordering::Relaxed);
         assert!((2030..=2100).contains(&sent), "{sent}");
+        assert_eq!(hedging.twice(), sent - 2000);
         assert!(longest < Duration::from_millis(100), "{longest:?}");
     }
 

@@ -15,6 +15,7 @@ use millstream_objects::{Purpose, Store};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use crate::accounts::{Accounts, StoreUse, TaskWrites};
 use crate::compaction::CompactionOptions;
 use crate::entry::MergeOperators;
 use crate::fetch::{directory_key, part_key};
@@ -107,7 +108,7 @@ pub struct WriterName {
 pub struct StateStore(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) store: Store,
+    pub(crate) accounts: Accounts,
     pub(crate) caches: Caches,
     pub(crate) options: StateStoreOptions,
     pub(crate) env: Env,
@@ -128,7 +129,8 @@ impl StateStore {
         let get_kib = Semaphore::new(kib(options.bytes_in_flight).max(1));
         let requests = RequestBudget::new(options.gets_per_second, env.now());
         let (hedge, totals) = (Hedging::default(), Mutex::default());
-        Self(Arc::new(Inner { store, caches, options, env, merge, gets, get_kib, requests, hedge, totals }))
+        let accounts = Accounts::new(store);
+        Self(Arc::new(Inner { accounts, caches, options, env, merge, gets, get_kib, requests, hedge, totals }))
     }
 
     /// The settings.
@@ -194,19 +196,45 @@ impl StateStore {
             });
             offset += section.length;
         }
-        self.0.store.put(&self.place(object_path(&object)), body, purpose).await?;
+        self.store_to_write(&sections, purpose).put(&self.place(object_path(&object)), body, purpose).await?;
+        self.count_written(&sections, purpose);
         for (run, section) in runs.iter().zip(sections) {
             self.keep_written(run, section);
         }
         Ok(runs)
     }
 
-    /// Puts what is known of a section that was written into the caches.
+    /// A compaction works for one task, a bundle for all.
+    fn store_to_write(&self, sections: &[EncodedSection], purpose: Purpose) -> Store {
+        match sections {
+            [section] if purpose == Purpose::Compaction => self.0.accounts.of(section.task),
+            _ => self.0.accounts.shared().clone(),
+        }
+    }
+
+    fn count_written(&self, sections: &[EncodedSection], purpose: Purpose) {
+        let accounts = &self.0.accounts;
+        for section in sections {
+            let bytes = section.length;
+            let written = if purpose == Purpose::Compaction {
+                TaskWrites { compaction_bytes_out: bytes, ..TaskWrites::default() }
+            } else {
+                let flushed_entries = section.directory.entries();
+                TaskWrites { flushed_bytes: bytes, flushed_entries, ..TaskWrites::default() }
+            };
+            accounts.wrote(section.task, written);
+        }
+        if purpose != Purpose::Compaction {
+            accounts.bundle();
+        }
+    }
+
     /// A planted bug: where an object lies depends on a setting.
     pub(crate) fn place(&self, path: String) -> String {
         if bug_is_planted(7) { format!("{path}-{}", self.0.options.section.block_bytes) } else { path }
     }
 
+    /// Puts what is known of a section that was written into the caches.
     fn keep_written(&self, run: &Run, section: EncodedSection) {
         let caches = &self.0.caches;
         let object = run.object_id();
@@ -242,9 +270,10 @@ impl StateStore {
     }
 
     /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All jobs of a
-    /// state place lie beside each other.
+    /// state place lie beside each other. Counted for the run's task.
     pub(crate) fn store_of(&self, run: &Run) -> Store {
-        if run.origin.is_empty() { self.0.store.clone() } else { self.0.store.sibling(&run.origin) }
+        let own = self.0.accounts.of(run.task);
+        if run.origin.is_empty() { own } else { own.sibling(&run.origin) }
     }
 
     /// Drops the blocks and the index of a run that is no longer live from memory: they make room for those of its
@@ -284,6 +313,12 @@ impl StateStore {
     #[must_use]
     pub fn totals(&self) -> ReadReport {
         *self.0.totals.lock()
+    }
+
+    /// What was done so far, by task, and how requests went.
+    #[must_use]
+    pub fn used(&self) -> StoreUse {
+        self.0.accounts.snapshot(self.0.hedge.twice())
     }
 
     pub(crate) fn add_to_totals(&self, report: &ReadReport) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_cache::CacheBlock;
-use millstream_common::{Env, Epoch, ErrorKind, KeyGroup, KeyGroupRange, KeyGroupRanges};
+use millstream_common::{Env, Epoch, ErrorKind, KeyGroup, KeyGroupRange, KeyGroupRanges, TaskId};
 use millstream_objects::object_store::memory::InMemory;
 use millstream_objects::{Faults, FaultyStore, Operation, Purpose, Store, StoreOptions};
 use millstream_proto::version::{VersionRecord, version_record};
@@ -507,4 +507,108 @@ async fn fsck_finds_what_is_wrong_and_nothing_else() {
     find(runs[2].path(), "not there");
     find(VersionLog::path(1.into()), "checksum");
     assert_eq!(problems.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_done_is_counted_by_task_and_adds_up_to_what_the_store_saw() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let states = state_store(&store, &env, false, small_blocks());
+    let (all, other) = (keys(300), TaskId(1));
+    let section_of = |task: TaskId, epoch: u64| {
+        let mut writer = SectionWriter::new(task);
+        all.iter().for_each(|k| writer.put(k, &[epoch as u8; 20], Expiry::Never));
+        let interval = Interval::of(Epoch(epoch), 0);
+        writer.encode(&states.options().section, &layouts(), KeyGroupRanges::all(), interval).unwrap()
+    };
+    let mut runs: Vec<Vec<Arc<Run>>> = vec![Vec::new(); 2];
+    for epoch in 1..=3 {
+        let bundle =
+            states.write_bundle(WRITER, vec![section_of(TASK, epoch), section_of(other, epoch)]).await.unwrap();
+        std::iter::zip(&mut runs, bundle).for_each(|(runs, run)| runs.push(Arc::new(run)));
+    }
+    let flushed: Vec<u64> = runs.iter().map(|r| r.iter().map(|r| r.length).sum()).collect();
+    let report = view(&states, &runs[0]).multi_get(&all[..50], &NOW).await.unwrap().1;
+    let outputs =
+        states.compact(&runs[1], &KeyGroupRanges::all(), &layouts(), WRITER, true, ReadTime::START).await.unwrap();
+
+    let used = states.used();
+    let (mine, theirs) = (&used.tasks[&TASK], &used.tasks[&other]);
+    assert!(report.gets > 3 && report.meta_gets == 3 && report.merged > 0, "{report:?}");
+    assert_eq!(report.misses, report.gets - report.meta_gets + report.merged);
+    assert_eq!(mine.requests.table.keys().copied().collect::<Vec<_>>(), [(Operation::Get, Purpose::State)]);
+    assert_eq!((mine.requests.get, mine.requests.bytes_read), (report.gets, report.bytes));
+    let compaction = |o| theirs.requests.tally(o, Purpose::Compaction);
+    assert!(compaction(Operation::Get).requests > 3 && theirs.requests.get == compaction(Operation::Get).requests);
+    assert_eq!(compaction(Operation::Put).requests, outputs.len() as u64);
+    assert_eq!((used.shared.put, used.shared.requests(), used.requests.bundles), (3, 3, 3));
+    assert_eq!((mine.written.flushed_bytes, theirs.written.flushed_bytes), (flushed[0], flushed[1]));
+    assert_eq!((mine.written.flushed_entries, mine.written.compactions, theirs.written.compactions), (900, 0, 1));
+    assert_eq!(theirs.written.compaction_bytes_out, outputs.iter().map(|r| r.length).sum::<u64>());
+    // All blocks of the inputs: what stands before their indexes.
+    let blocks: u64 = runs[1].iter().map(|r| r.meta_offset - r.offset).sum();
+    assert_eq!(theirs.written.compaction_bytes_in, blocks);
+    assert_eq!(
+        used.requests.gets.count() + used.requests.compaction_gets.count(),
+        mine.requests.get + theirs.requests.get
+    );
+    let parts = used.shared.clone() + mine.requests.clone() + theirs.requests.clone();
+    assert_eq!(parts, store.meter().snapshot());
+}
+
+#[tokio::test(start_paused = true)]
+async fn plans_that_the_budget_of_requests_narrows_and_waits_for_a_place_are_counted() {
+    let env = Env::test(1);
+    let latency = Duration::from_millis(30);
+    let faults = Faults { latency_p50: latency, latency_p99: latency, ..Faults::none() };
+    let backend = FaultyStore::new(Arc::new(InMemory::new()), &env, Faults::none());
+    let store = Store::from_backend(Arc::new(backend.clone()), "memory://", &StoreOptions::default(), &env);
+    let all = keys(2000);
+    let runs = written_again(&store, &env, &all, 1, 20).await;
+    backend.set(faults);
+    let read = async |options: StateStoreOptions| {
+        let states = state_store(&store, &env, false, options);
+        // Few enough that hardly two lie side by side.
+        let some: Vec<Bytes> = all.iter().step_by(50).cloned().collect();
+        view(&states, &runs).multi_get(&some, &NOW).await.unwrap();
+        states.used().requests
+    };
+    let narrow = || StateStoreOptions { widest_gap_bytes: 0, ..small_blocks() };
+    let plenty = read(StateStoreOptions { gets_per_second: 1_000, ..narrow() }).await;
+    assert_eq!((plenty.over_budget, plenty.queued), (0, Duration::ZERO));
+    assert!(plenty.gets.count() > 20 && plenty.gets.sum_us() >= plenty.gets.count() * 20_000, "{plenty:?}");
+    assert_eq!(read(StateStoreOptions { gets_per_second: 1, ..narrow() }).await.over_budget, 1);
+    let queue = read(StateStoreOptions { gets_in_flight: 1, ..narrow() }).await;
+    assert!(queue.queued > latency * 10 && queue.over_budget == 0, "{queue:?}");
+}
+
+#[test]
+fn the_key_group_with_the_most_runs_counts() {
+    let run = |ranges: &[(u32, u32)]| {
+        let clip = ranges.iter().map(|&(a, b)| KeyGroupRange::new(a, b)).collect::<Vec<_>>();
+        Arc::new(Run { clip: KeyGroupRanges::new(clip), ..empty_run() })
+    };
+    let most = |runs: &[Arc<Run>]| tree::runs_per_key_group_max(runs);
+    assert_eq!(most(&[]), 0);
+    assert_eq!(most(&[run(&[(0, 10)]), run(&[(10, 20)])]), 1);
+    assert_eq!(most(&[run(&[(0, 10), (30, 40)]), run(&[(9, 31)]), run(&[(35, 36)])]), 2);
+}
+
+fn empty_run() -> Run {
+    Run {
+        task: TASK,
+        object: String::new(),
+        offset: 0,
+        length: 0,
+        meta_offset: 0,
+        meta_length: 0,
+        directory_length: 0,
+        checksum: 0,
+        clip: KeyGroupRanges::empty(),
+        interval: Interval::of(Epoch(1), 0),
+        entries: 0,
+        states: Vec::new(),
+        object_bytes: 0,
+        origin: String::new(),
+    }
 }

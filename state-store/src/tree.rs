@@ -313,6 +313,21 @@ pub(crate) fn segments<'a>(clips: impl Iterator<Item = &'a KeyGroupRanges> + Clo
         .collect()
 }
 
+/// How many of `runs` (those of one task) a read of a key looks into at most: the most that show one key group.
+#[must_use]
+pub fn runs_per_key_group_max(runs: &[Arc<Run>]) -> usize {
+    let mut changes: Vec<(u32, i64)> =
+        runs.iter().flat_map(|r| r.clip.iter().flat_map(|c| [(c.start, 1), (c.end, -1)])).collect();
+    // Where one ends and another begins, the end comes first.
+    changes.sort_unstable();
+    let (mut now, mut most) = (0_i64, 0);
+    for (_, change) in changes {
+        now += change;
+        most = now.max(most);
+    }
+    most as usize
+}
+
 /// Newest first; runs that share no key group may be in any order.
 pub(crate) fn sort_newest_first(runs: &mut [Arc<Run>]) {
     runs.sort_by(|a, b| b.interval.cmp(&a.interval).then_with(|| a.identity().cmp(&b.identity())));

@@ -76,6 +76,8 @@ struct Facts {
     /// Objects that no record will ever list.
     stale: Vec<String>,
     done: Done,
+    /// All records that stand are in `chain`.
+    complete: bool,
 }
 
 impl Facts {
@@ -125,6 +127,7 @@ impl Collector {
         {
             let mut facts = facts.lock();
             facts.chain.add(taken);
+            facts.complete = taken.number <= 1;
             facts.parent = taken.fork.as_ref().map(|f| f.job.clone());
         }
         let options = Options::of(settings);
@@ -168,6 +171,20 @@ impl Collector {
     /// Objects of the present deployment that no record will ever list.
     pub(crate) fn stale(&self, objects: Vec<String>) {
         self.facts.lock().stale.extend(objects);
+    }
+
+    /// The versions that stand, and the state objects of the job's own that they refer to, those included that the next
+    /// collection deletes. Null as long as a new leader has not read what stood before it came.
+    pub(crate) fn versions(&self) -> Value {
+        let facts = self.facts.lock();
+        if !facts.complete {
+            return Value::Null;
+        }
+        let standing = facts.chain.standing();
+        json!({
+            "checkpoints": standing.checkpoints, "records": standing.records,
+            "objects": standing.objects, "bytes": standing.bytes,
+        })
     }
 
     /// For the status.
@@ -297,6 +314,7 @@ impl Work {
             })
             .await?;
         self.loaded = true;
+        self.facts.lock().complete = true;
         Ok(())
     }
 

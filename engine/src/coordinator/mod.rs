@@ -1087,9 +1087,9 @@ impl Coordinator {
             return past.clone();
         }
         let Some(job) = self.jobs.get(id) else {
-            let taken_over = self.opening.values().any(|(i, taken_over)| i == id && *taken_over);
-            let state = if taken_over { "restarting" } else { "created" };
-            return json!({"id": id, "state": state});
+            let opening = self.opening.iter().find(|(_, (i, _))| i == id);
+            let state = if opening.is_some_and(|(_, (_, taken_over))| *taken_over) { "restarting" } else { "created" };
+            return json!({"id": id, "name": opening.map(|(name, _)| name), "state": state});
         };
         if let Some(ended) = &job.ended {
             let mut document = ended.clone();
@@ -1100,16 +1100,16 @@ impl Coordinator {
         processes.retain(|w, _| self.pids.get(w) != Some(&self.options.pid));
         processes.insert(String::new(), ((self.options.usage)(), job.own_cpu_before_s));
         let since = |(usage, before): (ProcessUsage, f64)| ProcessUsage { cpu_s: usage.cpu_s - before, ..usage };
-        let m = job.store.meter().snapshot();
         let facts = StatusFacts {
             graph: &job.graph,
             now: self.env.now(),
             started: job.started,
             processes: processes.into_values().map(since).collect(),
             pids: &self.pids,
-            own_requests: crate::worker::request_counters(&m),
+            own_requests: job.store.meter().snapshot(),
             already_finished: job.already_finished,
             garbage: job.collector.as_ref().map_or_else(|| job.garbage.clone(), Collector::status),
+            versions: job.collector.as_ref().map_or(Value::Null, Collector::versions),
         };
         let mut document = status::status(&job.master, &facts);
         document["workers"] = self.workers_document();

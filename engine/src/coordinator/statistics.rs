@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use millstream_common::Error;
 use millstream_common::env::Moment;
+use millstream_common::latency::Latencies;
 use millstream_proto::control::{JobCounters, RequestCounters, SubtaskCounters};
+
+use crate::figures::{ReadFigures, StoreFigures, reads_from_proto, store_from_proto};
 
 /// Durations that the percentile is taken over.
 const DURATIONS_MAX: usize = 1_000;
@@ -33,6 +36,10 @@ pub(crate) struct Statistics {
     pub(crate) failed: u64,
     pub(crate) bytes_last: u64,
     pub(crate) puts_last: u64,
+    /// Of all checkpoints.
+    pub(crate) bytes: u64,
+    pub(crate) puts: u64,
+    pub(crate) durations: Latencies,
     pub(crate) last_trigger: Moment,
     pub(crate) rescales: Vec<RescaleDone>,
     durations_ms: Vec<u64>,
@@ -49,8 +56,9 @@ struct Folded {
     late_rows: u64,
     requests: RequestCounters,
     cache: (u64, u64, u64),
-    /// Rows in and out, by task.
-    operators: BTreeMap<String, (u64, u64)>,
+    /// Rows in and out, and what reads cost, by task.
+    operators: BTreeMap<String, (u64, u64, ReadFigures)>,
+    store: StoreFigures,
 }
 
 impl Statistics {
@@ -69,10 +77,11 @@ impl Statistics {
         self.folded.late_rows = self.late_rows();
         self.folded.cache = self.cache();
         self.folded.requests = self.requests();
+        self.folded.store = self.store().over();
         let tasks: BTreeSet<String> = self.current.keys().map(|k| k.1.clone()).collect();
         for task in tasks {
-            let rows = self.operator_rows(&task);
-            self.folded.operators.insert(task, rows);
+            let figures = self.operator_figures(&task);
+            self.folded.operators.insert(task, figures);
         }
         self.current.clear();
         self.requests.clear();
@@ -87,6 +96,9 @@ impl Statistics {
         if let Some(requests) = &last.requests {
             add_requests(&mut self.folded.requests, requests);
         }
+        if let Some(store) = &last.store {
+            self.folded.store += &store_from_proto(store).over();
+        }
     }
 
     pub(crate) fn restarted(&mut self, error: &Error) {
@@ -98,11 +110,23 @@ impl Statistics {
         self.folded.events_in + self.current.values().filter(|s| s.is_source).map(|s| s.rows_in).sum::<u64>()
     }
 
-    /// Rows that came into a task and left it, over all its subtasks and deployments.
-    pub(crate) fn operator_rows(&self, task: &str) -> (u64, u64) {
+    /// Rows that came into a task and left it, and what its reads cost, over all its subtasks and deployments.
+    pub(crate) fn operator_figures(&self, task: &str) -> (u64, u64, ReadFigures) {
         let before = self.folded.operators.get(task).copied().unwrap_or_default();
         let now = self.current.iter().filter(|(k, _)| k.1 == task);
-        now.fold(before, |(i, o), (_, s)| (i + s.rows_in, o + s.rows_out))
+        now.fold(before, |(i, o, mut reads), (_, s)| {
+            reads += s.reads.as_ref().map(reads_from_proto).unwrap_or_default();
+            (i + s.rows_in, o + s.rows_out, reads)
+        })
+    }
+
+    /// What all workers asked of the object store.
+    pub(crate) fn store(&self) -> StoreFigures {
+        let mut sum = self.folded.store.clone();
+        for store in self.requests.values().filter_map(|c| c.store.as_ref()) {
+            sum += &store_from_proto(store);
+        }
+        sum
     }
 
     pub(crate) fn late_rows(&self) -> u64 {
@@ -143,6 +167,9 @@ impl Statistics {
         self.completed += 1;
         self.bytes_last = bytes;
         self.puts_last = puts;
+        self.bytes += bytes;
+        self.puts += puts;
+        self.durations.note(duration);
         if self.durations_ms.len() == DURATIONS_MAX {
             self.durations_ms.remove(0);
         }
@@ -171,4 +198,49 @@ pub(crate) fn add_requests(sum: &mut RequestCounters, r: &RequestCounters) {
     sum.bytes_read += r.bytes_read;
     sum.bytes_written += r.bytes_written;
     sum.usd += r.usd;
+}
+
+#[cfg(test)]
+mod tests {
+    use millstream_proto::control::{OperatorStore, ReadCounters, RequestTally, StoreCounters};
+
+    use super::*;
+
+    fn counters(gets: u64, limit: Option<u64>) -> JobCounters {
+        let tally = RequestTally { operation: "get".into(), purpose: "state".into(), requests: gets, bytes: gets * 10 };
+        let operator =
+            OperatorStore { operator: "count".into(), requests: vec![tally], flushed_bytes: 7, ..Default::default() };
+        let reads = ReadCounters { named: gets * 2, asked: gets, misses: gets, ..Default::default() };
+        JobCounters {
+            subtasks: vec![SubtaskCounters { task_uid: "count".into(), reads: Some(reads), ..Default::default() }],
+            requests: Some(RequestCounters { get: gets, ..Default::default() }),
+            store: Some(StoreCounters {
+                operators: vec![operator],
+                hedged: 1,
+                reads_per_s_max: limit,
+                ..Default::default()
+            }),
+            ..JobCounters::default()
+        }
+    }
+
+    #[test]
+    fn figures_of_workers_and_of_earlier_deployments_add_up() {
+        let mut s = Statistics::default();
+        s.update("a", counters(1, Some(50)));
+        s.update("a", counters(3, Some(40)));
+        s.update("b", counters(4, Some(60)));
+        let gets = |s: &Statistics| (s.store().total().get, s.requests().get, s.operator_figures("count").2.asked);
+        assert_eq!(gets(&s), (7, 7, 7));
+        assert_eq!((s.store().limits_per_s, s.store().requests.hedged), ((Some(40), None), 2));
+        s.fold();
+        assert_eq!(gets(&s), (7, 7, 7));
+        assert_eq!(s.store().limits_per_s, (None, None), "a deployment that is over waits for nothing");
+        s.update("b", counters(5, None));
+        assert_eq!(gets(&s), (12, 12, 12));
+        // It leaves, comes back and counts anew; its subtasks are still told apart by their attempts.
+        s.fold_worker("b");
+        s.update("b", JobCounters { subtasks: Vec::new(), ..counters(1, None) });
+        assert_eq!((s.store().total().get, s.store().written().flushed_bytes), (13, 28));
+    }
 }

@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use millstream_common::KeyGroupRanges;
 use millstream_common::env::Moment;
-use millstream_proto::control::{ProcessUsage, RequestCounters, SubtaskCounters};
+use millstream_common::latency::{BOUNDS_MS, Latencies};
+use millstream_objects::{Metered, Tally};
+use millstream_proto::control::{ProcessUsage, SubtaskCounters};
 use millstream_proto::version::VersionRecord;
+use millstream_state_store::tree::runs_per_key_group_max;
+use millstream_state_store::{ReadReport, TaskWrites, Tree};
 use serde_json::{Value, json};
 
 use super::master::JobMaster;
 use super::statistics::add_requests;
 use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
+use crate::figures::{ReadFigures, SHARED, StoreFigures};
 use crate::graph::JobGraph;
 
 /// What the status of a job is made from, besides its master.
@@ -22,19 +28,21 @@ pub(crate) struct StatusFacts<'a> {
     /// Process numbers by worker.
     pub(crate) pids: &'a BTreeMap<String, u32>,
     /// Requests of the coordinator itself for the job.
-    pub(crate) own_requests: RequestCounters,
+    pub(crate) own_requests: Metered,
     pub(crate) already_finished: bool,
     /// What the collector has done; null when the job has none.
     pub(crate) garbage: Value,
+    /// The versions that stand; null when it is not known.
+    pub(crate) versions: Value,
 }
 
 /// The status document; also the summary of a run.
 pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
     let s = &master.statistics;
     let (state_bytes, state_objects) = state_size(&master.record);
-    let mut requests = s.requests();
-    add_requests(&mut requests, &facts.own_requests);
     let cache = s.cache();
+    let mut store = s.store();
+    store += &StoreFigures::of_shared(facts.own_requests.clone());
     let mut subtasks = s.subtasks();
     // Those that a scale-in took away say nothing of the job any more.
     subtasks.retain(|(_, index), _| *index < master.assignment.parallelism());
@@ -66,13 +74,13 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         "checkpoints": {
             "completed": s.completed, "failed": s.failed,
             "duration_ms_p50": s.duration_p50_ms(), "duration_ms_max": s.duration_max_ms(),
-            "bytes_last": s.bytes_last, "puts_last": s.puts_last,
+            "bytes_last": s.bytes_last, "puts_last": s.puts_last, "bytes": s.bytes, "puts": s.puts,
+            "durations": latencies(&s.durations),
         },
-        "object_store": {
-            "get": requests.get, "put": requests.put, "list": requests.list, "head": requests.head,
-            "delete": requests.delete, "copy": requests.copy,
-            "bytes_read": requests.bytes_read, "bytes_written": requests.bytes_written, "usd": requests.usd,
-        },
+        "object_store": object_store(master, facts, &store),
+        "reads": reads(&all_reads(master, facts.graph)),
+        "writes": writes(&store.written(), Some(store.requests.bundles)),
+        "versions": facts.versions,
         "cache": {"memory_hits": cache.0, "disk_hits": cache.1, "misses": cache.2},
         "garbage": facts.garbage,
         "forked_from": master.record.fork.as_ref().map(|f| json!({"job": f.job, "version": f.version})),
@@ -81,7 +89,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "objects_copied": r.objects_copied, "bytes_written": r.bytes_written, "moved": r.moved,
         })).collect::<Vec<_>>(),
         "splits": splits(master, subtasks.values().map(|s| &s.1)),
-        "operators": operators(master, facts, &subtasks),
+        "operators": operators(master, facts, &store, &subtasks),
         "error": master.error.as_ref().map(|e| json!({
             "code": format!("MS{:04}", e.number()), "kind": e.kind_number(), "what": e.to_string(),
         })),
@@ -90,6 +98,98 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
 
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
+}
+
+/// All requests of the job: sums, by operator and purpose, and how the store takes them.
+fn object_store(master: &JobMaster, facts: &StatusFacts<'_>, store: &StoreFigures) -> Value {
+    let mut sums = master.statistics.requests();
+    add_requests(&mut sums, &crate::worker::request_counters(&facts.own_requests));
+    let all = store.total();
+    let r = &store.requests;
+    json!({
+        "get": sums.get, "put": sums.put, "list": sums.list, "head": sums.head, "delete": sums.delete, "copy": sums.copy,
+        "bytes_read": sums.bytes_read, "bytes_written": sums.bytes_written, "usd": sums.usd,
+        "retries": all.retries, "throttled": all.throttled, "limiter_wait_ms": all.limiter_wait_us / 1000,
+        "reads_per_s_max": store.limits_per_s.0, "writes_per_s_max": store.limits_per_s.1,
+        "hedged": r.hedged, "over_budget": r.over_budget, "queued_ms": r.queued.as_millis() as u64,
+        "gets": latencies(&r.gets), "compaction_gets": latencies(&r.compaction_gets),
+        "by": store.operators.iter().flat_map(|(operator, used)| tallies(operator, &used.requests)).collect::<Vec<_>>(),
+        "coordinator": tallies(SHARED, &facts.own_requests),
+    })
+}
+
+/// A row for each operator, purpose and operation of which there was a request; operator null: it served several at once,
+/// or the job as a whole.
+fn tallies(operator: &str, requests: &Metered) -> Vec<Value> {
+    let row = |(&(operation, purpose), tally): (
+        &(millstream_objects::Operation, millstream_objects::Purpose),
+        &Tally,
+    )| {
+        json!({
+            "operator": (operator != SHARED).then_some(operator), "purpose": purpose.name(), "operation": operation.name(),
+            "requests": tally.requests, "bytes": tally.bytes,
+            "usd": tally.requests as f64 * operation.usd_per_million() / 1e6,
+        })
+    };
+    requests.table.iter().map(row).collect()
+}
+
+/// By bucket (`le_ms`: their upper bounds; one more is above the last), and the sum.
+fn latencies(l: &Latencies) -> Value {
+    json!({"le_ms": BOUNDS_MS, "counts": l.counts(), "sum_ms": l.sum_us() as f64 / 1e3})
+}
+
+fn all_reads(master: &JobMaster, graph: &JobGraph) -> ReadFigures {
+    let of = |task: &crate::graph::TaskPlan| master.statistics.operator_figures(&task.uid).2;
+    graph.tasks.iter().map(of).fold(ReadFigures::default(), |mut sum, reads| {
+        sum += reads;
+        sum
+    })
+}
+
+/// What reads cost, from the working set down.
+fn reads(f: &ReadFigures) -> Value {
+    let ReadReport {
+        keys,
+        filtered,
+        memory_hits,
+        disk_hits,
+        shared,
+        misses,
+        gets,
+        meta_gets,
+        merged,
+        bytes,
+        scanned,
+        waited,
+    } = f.report;
+    json!({
+        "keys_named": f.named, "keys_asked": f.asked, "keys_read": keys, "filtered": filtered,
+        "memory_hits": memory_hits, "disk_hits": disk_hits, "shared": shared, "misses": misses,
+        "gets": gets, "meta_gets": meta_gets, "merged": merged, "bytes": bytes, "scanned": scanned,
+        "waited_ms": waited.as_millis() as u64,
+    })
+}
+
+/// What flushes and compactions wrote. Write amplification: all that was written for what was flushed; null before the first.
+fn writes(w: &TaskWrites, bundles: Option<u64>) -> Value {
+    let all = w.flushed_bytes + w.compaction_bytes_out;
+    let mut document = json!({
+        "flushed_bytes": w.flushed_bytes, "flushed_entries": w.flushed_entries, "compactions": w.compactions,
+        "compaction_bytes_in": w.compaction_bytes_in, "compaction_bytes_out": w.compaction_bytes_out,
+        "amplification": (w.flushed_bytes > 0).then(|| rounded(all as f64 / w.flushed_bytes as f64)),
+    });
+    if let Some(bundles) = bundles {
+        document["bundles"] = bundles.into();
+    }
+    document
+}
+
+/// By operator with state: how many runs a read looks into at most.
+fn runs_per_key_group(record: &VersionRecord) -> BTreeMap<String, u64> {
+    let Some(Ok(tree)) = record.tree.as_ref().map(Tree::from_proto) else { return BTreeMap::new() };
+    let of = |id| runs_per_key_group_max(&tree.runs_of(id, &KeyGroupRanges::all())) as u64;
+    tree.tasks().iter().map(|task| (task.uid.clone(), of(task.id))).collect()
 }
 
 /// Bytes and number of the objects that a record's runs lie in.
@@ -127,8 +227,10 @@ fn splits<'a>(master: &JobMaster, subtasks: impl Iterator<Item = &'a SubtaskCoun
 fn operators(
     master: &JobMaster,
     facts: &StatusFacts<'_>,
+    store: &StoreFigures,
     subtasks: &BTreeMap<(String, u32), (String, SubtaskCounters)>,
 ) -> Vec<Value> {
+    let runs = runs_per_key_group(&master.record);
     let parallelism = master.assignment.parallelism();
     facts
         .graph
@@ -142,7 +244,9 @@ fn operators(
                 let part: u64 = mine.iter().map(|(_, s)| part(&s.1)).sum();
                 if alive == 0 { Value::Null } else { json!(rounded(part as f64 / alive as f64)) }
             };
-            let (rows_in, rows_out) = master.statistics.operator_rows(&task.uid);
+            let (rows_in, rows_out, cost) = master.statistics.operator_figures(&task.uid);
+            let keeps_state = runs.get(&task.uid);
+            let used = store.operators.get(&task.uid);
             json!({
                 "name": task.name,
                 "uid": task.uid,
@@ -152,6 +256,10 @@ fn operators(
                 "busy": share(|s| s.busy_ms),
                 "back_pressured": share(|s| s.back_pressured_ms),
                 "state_wait": share(|s| s.state_wait_ms),
+                "reads": keeps_state.map(|_| reads(&cost)),
+                "writes": keeps_state.map(|_| writes(&used.map(|u| u.written).unwrap_or_default(), None)),
+                "usd": keeps_state.map(|_| used.map_or(0.0, |u| u.requests.usd())),
+                "runs_per_key_group_max": keeps_state,
                 "subtasks": mine.iter().map(|(i, (worker, s))| json!({
                     "index": i, "attempt": s.attempt, "worker": worker, "pid": facts.pids.get(worker),
                     "rows_in": s.rows_in, "rows_out": s.rows_out, "late_rows": s.late_rows,

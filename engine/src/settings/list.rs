@@ -422,6 +422,7 @@ pub fn markdown() -> String {
          Given by `-D key=value`, by `--config FILE.toml` (tables or dotted keys), or by the option that is short for one.\n\
          Options win over `-D`, `-D` wins over the file, the file over the defaults. An unknown key is refused.\n\n\
          *job*: for `run` and `submit`; travels with the job and may differ when it goes on. *process*: for `run`, `coordinator` and `worker`.\n\n\
+         Where a process serves its metrics is an option of `run`, `coordinator` and `worker` (`--metrics-listen`): [metrics.md](metrics.md).\n\n\
          | setting | default | unit | for | meaning |\n|---|---|---|---|---|\n",
     );
     for def in SETTINGS {

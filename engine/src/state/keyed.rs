@@ -92,6 +92,7 @@ impl<V: StateValue> KeyedState<V> {
 
     /// Names one key, by its stable hash and encoding.
     pub fn name(&mut self, hash: u64, key: &[u8]) -> SlotId {
+        self.set.count_named(1);
         self.set.name(hash, NO_TIME, key)
     }
 
@@ -167,6 +168,10 @@ impl<V: StateValue> StateSet for KeyedState<V> {
 
     fn release_group(&mut self) {
         self.set.release_group();
+    }
+
+    fn take_named(&mut self) -> u64 {
+        self.set.take_named()
     }
 
     fn take_missing(&mut self, into: &mut Vec<Bytes>) {

@@ -118,6 +118,8 @@ pub trait StateSet: Send {
     fn end_group(&mut self);
     /// Releases the oldest group: its batch was processed.
     fn release_group(&mut self);
+    /// How many keys were named since the last call: the distinct ones of each batch.
+    fn take_named(&mut self) -> u64;
     /// Moves out the keys that were named, are not resident and were not asked for before.
     fn take_missing(&mut self, into: &mut Vec<Bytes>);
     /// What the store answered for a key of `take_missing`. Ignored when the key was written meanwhile.

@@ -147,6 +147,7 @@ impl<V: StateValue> TimedState<V> {
 
     /// Names one entry, by the stable hash of its key, its time and its encoded key.
     pub fn name(&mut self, hash: u64, time: TimestampMs, key: &[u8]) -> SlotId {
+        self.set.count_named(1);
         self.set.name(hash, time, key)
     }
 
@@ -347,6 +348,10 @@ impl<V: StateValue> StateSet for TimedState<V> {
 
     fn release_group(&mut self) {
         self.set.release_group();
+    }
+
+    fn take_named(&mut self) -> u64 {
+        self.set.take_named()
     }
 
     fn take_missing(&mut self, into: &mut Vec<Bytes>) {

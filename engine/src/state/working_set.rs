@@ -64,6 +64,8 @@ pub(super) struct WorkingSet<V> {
     pub(super) released: u64,
     /// Slots to be asked of the store.
     missing: Vec<u32>,
+    /// Distinct keys of batches that were named since somebody asked.
+    named: u64,
     /// Slots whose value is not known yet.
     pub(super) pending: usize,
     /// The slots of the batches that were named and not taken yet.
@@ -127,6 +129,7 @@ impl<V: StateValue> WorkingSet<V> {
             groups: VecDeque::new(),
             released: 0,
             missing: Vec::new(),
+            named: 0,
             pending: 0,
             rows: VecDeque::new(),
             spare: Vec::new(),
@@ -225,7 +228,18 @@ impl<V: StateValue> WorkingSet<V> {
             }
             rows.slots.push(SlotId(i));
         }
+        self.named += rows.distinct.len() as u64;
         self.rows.push_back(rows);
+    }
+
+    /// Keys that were named one by one.
+    pub(super) fn count_named(&mut self, keys: u64) {
+        self.named += keys;
+    }
+
+    /// See [`super::StateSet::take_named`].
+    pub(super) fn take_named(&mut self) -> u64 {
+        std::mem::take(&mut self.named)
     }
 
     /// The slots of the oldest batch that was named and not taken.

@@ -177,7 +177,14 @@ impl KeyedTask {
             Start::From(_) => None,
         };
         let mut task = Self {
-            paging: Paging::new(p.env.clone(), p.store, p.state_ids.clone(), view, p.memory.reads_bytes),
+            paging: Paging::new(
+                p.env.clone(),
+                p.store,
+                p.state_ids.clone(),
+                view,
+                p.memory.reads_bytes,
+                p.metrics.clone(),
+            ),
             gate: InputGate::new(p.channels, WATERMARK_MIN),
             env: p.env,
             id: p.id,
@@ -644,7 +651,7 @@ impl KeyedTask {
             }
             (held, dirty) = self.memory_now();
         }
-        let _ = dirty;
+        self.metrics.dirty_bytes.store(dirty, Ordering::Relaxed);
         self.metrics.memory_bytes.store(held, Ordering::Relaxed);
         Ok(())
     }

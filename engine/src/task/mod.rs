@@ -12,7 +12,7 @@ use millstream_common::env::Moment;
 use millstream_common::{AssignmentId, Epoch, Error, KeyGroupRange, KeyGroupRanges};
 use millstream_proto::version::SplitState;
 use millstream_state_store::section::{Interval, SectionWriter};
-use millstream_state_store::{Layouts, ReadTime, Run};
+use millstream_state_store::{Layouts, ReadReport, ReadTime, Run};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -233,6 +233,14 @@ pub struct TaskMetrics {
     pub watermark: AtomicI64,
     /// Bytes of state in memory.
     pub memory_bytes: AtomicU64,
+    /// Those of them that the store does not hold yet.
+    pub dirty_bytes: AtomicU64,
+    /// Keys that batches named: the distinct ones of each.
+    pub keys_named: AtomicU64,
+    /// Those of them that were asked of the store.
+    pub keys_asked: AtomicU64,
+    /// What its reads cost.
+    pub reads: Mutex<ReadReport>,
     /// Whether it reads splits.
     pub is_source: AtomicBool,
     /// Its splits as `status` shows them.
@@ -251,6 +259,10 @@ impl Default for TaskMetrics {
             state_wait_ns: zero(),
             watermark: AtomicI64::new(WATERMARK_MIN),
             memory_bytes: zero(),
+            dirty_bytes: zero(),
+            keys_named: zero(),
+            keys_asked: zero(),
+            reads: Mutex::default(),
             is_source: AtomicBool::new(false),
             splits: Mutex::new(Vec::new()),
         }

@@ -16,8 +16,9 @@ use futures::future::poll_fn;
 use millstream_common::env::Running;
 use millstream_common::{Env, KeyGroupRanges, Lane, Result, StateId};
 use millstream_state_store::key::{split_timed_key, timed_key};
-use millstream_state_store::{ReadTime, Run, StateStore, Values, View};
+use millstream_state_store::{ReadReport, ReadTime, Run, StateStore, Values, View};
 
+use super::TaskMetrics;
 use crate::operator::{Operator, SubtaskTime};
 use crate::state::TimeScan;
 
@@ -43,7 +44,7 @@ enum Answer {
 struct Reading {
     number: u64,
     keys: usize,
-    running: Running<Result<Answer>>,
+    running: Running<Result<(Answer, ReadReport)>>,
 }
 
 /// What a keyed subtask reads from; see the module.
@@ -63,10 +64,19 @@ pub(crate) struct Paging {
     entry_bytes: u64,
     /// Processing time is at least this: see [`Paging::processing_ms`].
     committed_ms: i64,
+    /// Where it is counted what reads cost.
+    metrics: Arc<TaskMetrics>,
 }
 
 impl Paging {
-    pub(crate) fn new(env: Env, store: StateStore, ids: Vec<StateId>, view: View, reads_bytes: u64) -> Self {
+    pub(crate) fn new(
+        env: Env,
+        store: StateStore,
+        ids: Vec<StateId>,
+        view: View,
+        reads_bytes: u64,
+        metrics: Arc<TaskMetrics>,
+    ) -> Self {
         let (gathered, reading) = (VecDeque::new(), VecDeque::new());
         let entry_bytes = entry_bytes(&view);
         let missing = Vec::new();
@@ -82,6 +92,7 @@ impl Paging {
             reads_bytes,
             entry_bytes,
             committed_ms: i64::MIN,
+            metrics,
         }
     }
 
@@ -125,9 +136,13 @@ impl Paging {
     /// Takes what the operator's states miss; the number of the read that a batch must wait for, `None` when all of
     /// it is resident.
     pub(crate) fn gather(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Option<u64> {
+        let mut named = 0;
         for state in operator.states() {
+            named += state.take_named();
             state.take_missing(&mut self.missing);
         }
+        TaskMetrics::add(&self.metrics.keys_named, named);
+        TaskMetrics::add(&self.metrics.keys_asked, self.missing.len() as u64);
         if self.missing.is_empty() {
             return None;
         }
@@ -168,8 +183,8 @@ impl Paging {
             let Some((number, keys)) = self.gathered.pop_front() else { return };
             let (view, time, count) = (self.view.clone(), self.read_time(time), keys.len());
             let running = self.env.run(Lane::Background, "read", async move {
-                let (values, _) = view.multi_get(&keys, &time).await?;
-                Ok(Answer::Keys(keys, values))
+                let (values, report) = view.multi_get(&keys, &time).await?;
+                Ok((Answer::Keys(keys, values), report))
             });
             self.reading.push_back(Reading { number, keys: count, running });
         }
@@ -182,7 +197,8 @@ impl Paging {
             let Some(scan) = state.take_scan() else { continue };
             let (view, read_time, id) = (self.view.clone(), self.read_time(time), self.ids[i]);
             let running = self.env.run(Lane::Background, "scan", async move {
-                Ok(Answer::Scan { state: i, entries: scan_all(&view, id, &scan, &read_time).await? })
+                let (entries, report) = scan_all(&view, id, &scan, &read_time).await?;
+                Ok((Answer::Scan { state: i, entries }, report))
             });
             self.reading.push_back(Reading { number: self.next_number, keys: 0, running });
             last = Some(self.next_number);
@@ -197,13 +213,14 @@ impl Paging {
 
     /// Waits for the oldest read and installs what it brought. Pending for ever when nothing is on its way. Cancel-safe.
     pub(crate) async fn next(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Result<()> {
-        let answer = poll_fn(|cx| self.poll_oldest(cx)).await?;
+        let (answer, report) = poll_fn(|cx| self.poll_oldest(cx)).await?;
+        *self.metrics.reads.lock() += report;
         self.install(operator, answer)?;
         self.launch(time);
         Ok(())
     }
 
-    fn poll_oldest(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer>> {
+    fn poll_oldest(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Answer, ReadReport)>> {
         let Some(oldest) = self.reading.front_mut() else { return Poll::Pending };
         let answer = match std::pin::Pin::new(&mut oldest.running).poll(cx) {
             Poll::Pending => return Poll::Pending,
@@ -248,12 +265,18 @@ fn entry_bytes(view: &View) -> u64 {
     value + value / 2 + ENTRY_OVERHEAD_BYTES
 }
 
-async fn scan_all(view: &View, id: StateId, scan: &TimeScan, time: &ReadTime) -> Result<Vec<(Bytes, Bytes)>> {
+async fn scan_all(
+    view: &View,
+    id: StateId,
+    scan: &TimeScan,
+    time: &ReadTime,
+) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
     let mut from = Vec::new();
     let mut to = Vec::new();
     if scan.after >= scan.until {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), ReadReport::default()));
     }
+    let mut report = ReadReport::default();
     timed_key(id, scan.after + 1, millstream_common::KeyGroup(0), &[], &mut from);
     match scan.until.checked_add(1) {
         Some(end) => timed_key(id, end, millstream_common::KeyGroup(0), &[], &mut to),
@@ -263,10 +286,11 @@ async fn scan_all(view: &View, id: StateId, scan: &TimeScan, time: &ReadTime) ->
     let mut from = Bytes::from(from);
     loop {
         let piece = view.scan(&from, &to, SCAN_PIECE_BYTES, time).await?;
+        report += piece.report;
         entries.extend(piece.entries.into_iter().filter(|(k, _)| split_timed_key(k).is_some()));
         match piece.next {
             Some(next) => from = next,
-            None => return Ok(entries),
+            None => return Ok((entries, report)),
         }
     }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use millstream_common::Env;
+use millstream_common::TaskId;
 use millstream_common::env::Moment;
 use millstream_objects::Store;
 use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters, VersionInUse};
@@ -13,17 +15,24 @@ use parking_lot::Mutex;
 
 use super::in_use::InUse;
 use crate::element::WATERMARK_MIN;
+use crate::figures::{self, JobFigures, OperatorFigures, ReadFigures, SHARED, StoreFigures};
 use crate::task::{SubtaskId, TaskMetrics, VersionView};
 
 /// The counters of one job on this worker.
 pub(crate) struct JobGauges {
     env: Env,
     pub(crate) job: JobRef,
+    /// The job that the binary contains.
+    name: String,
     task_uids: Vec<String>,
+    /// The uids of the tasks that keep state, by their ids in the tree.
+    state_uids: Mutex<BTreeMap<TaskId, String>>,
     store: Store,
     state: StateStore,
     subtasks: Mutex<BTreeMap<SubtaskId, Subtask>>,
     in_use: Mutex<InUse>,
+    /// What instances of subtasks did that others have followed here, by index of the task.
+    replaced: Mutex<BTreeMap<usize, OperatorFigures>>,
 }
 
 struct Subtask {
@@ -33,13 +42,34 @@ struct Subtask {
 }
 
 impl JobGauges {
-    pub(crate) fn new(env: Env, job: JobRef, task_uids: Vec<String>, store: Store, state: StateStore) -> Self {
-        Self { env, job, task_uids, store, state, subtasks: Mutex::default(), in_use: Mutex::default() }
+    /// `name`: the job that the binary contains.
+    pub(crate) fn new(
+        env: Env,
+        job: JobRef,
+        name: &str,
+        task_uids: Vec<String>,
+        store: Store,
+        state: StateStore,
+    ) -> Self {
+        Self {
+            env,
+            job,
+            name: name.to_owned(),
+            task_uids,
+            state_uids: Mutex::default(),
+            store,
+            state,
+            subtasks: Mutex::default(),
+            in_use: Mutex::default(),
+            replaced: Mutex::default(),
+        }
     }
 
     /// The deployment reads from a version from now on, and perhaps from `own` sections that it lists.
     pub(crate) fn uses(&self, number: u64, version: &VersionView, own: &[Arc<Run>]) {
         self.in_use.lock().add(number, version.runs.iter().flatten().chain(own));
+        let known = std::iter::zip(&version.task_ids, &self.task_uids);
+        self.state_uids.lock().extend(known.filter_map(|(id, uid)| Some(((*id)?, uid.clone()))));
     }
 
     /// The oldest version whose objects may still be read here; `None` before the first.
@@ -50,7 +80,36 @@ impl JobGauges {
 
     pub(crate) fn add(&self, id: SubtaskId, attempt: u64, metrics: Arc<TaskMetrics>) {
         let started = self.env.now();
-        self.subtasks.lock().insert(id, Subtask { attempt, started, metrics });
+        let before = self.subtasks.lock().insert(id, Subtask { attempt, started, metrics });
+        if let Some(before) = before {
+            *self.replaced.lock().entry(id.task).or_default() += operator_figures(&before.metrics).over();
+        }
+    }
+
+    /// What this process shows of the deployment.
+    pub(crate) fn figures(&self) -> JobFigures {
+        let mut tasks = self.replaced.lock().clone();
+        for (id, subtask) in self.subtasks.lock().iter() {
+            // Only this holds the counters of one that has ended.
+            let runs = Arc::strong_count(&subtask.metrics) > 1;
+            let figures = operator_figures(&subtask.metrics);
+            *tasks.entry(id.task).or_default() += if runs { figures } else { figures.over() };
+        }
+        let operators = tasks.into_iter().map(|(task, figures)| (self.task_uids[task].clone(), figures)).collect();
+        JobFigures { job: self.name.clone(), id: self.job.id.clone(), operators, store: self.store_figures() }
+    }
+
+    fn store_figures(&self) -> StoreFigures {
+        let used = self.state.used();
+        let mut figures = StoreFigures::of_shared(used.shared);
+        figures.requests = used.requests;
+        figures.limits_per_s = self.store.limits_per_s();
+        let uids = self.state_uids.lock();
+        for (id, task) in &used.tasks {
+            let uid = uids.get(id).map_or(SHARED, String::as_str);
+            *figures.operators.entry(uid.to_owned()).or_default() += task;
+        }
+        figures
     }
 
     /// What the coordinator is told.
@@ -66,6 +125,7 @@ impl JobGauges {
             cache_memory_hits: cache.memory_hits,
             cache_disk_hits: cache.disk_hits,
             cache_misses: cache.misses,
+            store: Some(figures::store_to_proto(&self.store_figures())),
         }
     }
 
@@ -88,7 +148,32 @@ impl JobGauges {
             attempt: s.attempt,
             is_source: m.is_source.load(Ordering::Relaxed),
             memory_bytes: m.memory_bytes.load(Ordering::Relaxed),
+            reads: Some(figures::reads_to_proto(&read_figures(m))),
         }
+    }
+}
+
+fn operator_figures(m: &TaskMetrics) -> OperatorFigures {
+    let n = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    OperatorFigures {
+        subtasks: 1,
+        memory_bytes: n(&m.memory_bytes),
+        dirty_bytes: n(&m.dirty_bytes),
+        rows_in: n(&m.rows_in),
+        rows_out: n(&m.rows_out),
+        late_rows: n(&m.late_rows),
+        busy: Duration::from_nanos(n(&m.busy_ns)),
+        back_pressured: Duration::from_nanos(n(&m.back_pressured_ns)),
+        state_wait: Duration::from_nanos(n(&m.state_wait_ns)),
+        reads: read_figures(m),
+    }
+}
+
+fn read_figures(m: &TaskMetrics) -> ReadFigures {
+    ReadFigures {
+        named: m.keys_named.load(Ordering::Relaxed),
+        asked: m.keys_asked.load(Ordering::Relaxed),
+        report: *m.reads.lock(),
     }
 }
 

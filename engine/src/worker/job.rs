@@ -23,6 +23,7 @@ use super::WorkerContext;
 use super::committer::{self, Committers};
 use super::deploy::{self, Deployment};
 use super::gauges::JobGauges;
+use super::ledger::WorkerLedger;
 use super::warming::Warming;
 use super::writer::{self, WriteOrder, Written};
 use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto, ranges_to_proto};
@@ -68,6 +69,7 @@ pub(crate) struct JobHandle {
     pub(crate) job: JobRef,
     pub(crate) inbox: mpsc::Sender<JobMessage>,
     pub(crate) gauges: Arc<JobGauges>,
+    ledger: WorkerLedger,
     _actor: AbortOnDrop,
 }
 
@@ -163,7 +165,9 @@ pub(crate) fn start(worker: Arc<WorkerContext>, deploy: Deploy) -> Result<JobHan
         millstream_state_store::entry::MergeOperators::default(),
     );
     let uids = graph.tasks.iter().map(|t| t.uid.clone()).collect();
-    let gauges = Arc::new(JobGauges::new(env.clone(), job.clone(), uids, store, state.clone()));
+    let gauges = Arc::new(JobGauges::new(env.clone(), job.clone(), &spec.job, uids, store, state.clone()));
+    let ledger = worker.ledger.clone();
+    ledger.begin(&gauges);
     let (events_tx, events) = mpsc::channel(INBOX);
     let context = Arc::new(JobContext {
         env: env.clone(),
@@ -190,7 +194,13 @@ pub(crate) fn start(worker: Arc<WorkerContext>, deploy: Deploy) -> Result<JobHan
             }));
         }
     });
-    Ok(JobHandle { job, inbox: inbox_tx, gauges, _actor: AbortOnDrop(actor) })
+    Ok(JobHandle { job, inbox: inbox_tx, gauges, ledger, _actor: AbortOnDrop(actor) })
+}
+
+impl Drop for JobHandle {
+    fn drop(&mut self) {
+        self.ledger.end(&self.gauges);
+    }
 }
 
 impl JobActor {

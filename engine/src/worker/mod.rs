@@ -30,6 +30,7 @@ mod gauges;
 mod in_use;
 mod job;
 pub mod leave;
+pub mod ledger;
 pub mod stores;
 mod warming;
 mod writer;
@@ -40,6 +41,7 @@ pub(crate) use gauges::request_counters;
 use job::{JobHandle, JobMessage};
 pub use leave::{Departure, LeaveRequest};
 use leave::{GRACE, Leaving};
+pub use ledger::WorkerLedger;
 pub use stores::Stores;
 
 /// What the operating system says about this process; implemented by the binary, constant in simulations.
@@ -67,6 +69,8 @@ pub struct WorkerOptions {
     pub usage: UsageFn,
     /// Asks it to leave.
     pub leave: LeaveRequest,
+    /// Where it counts what it does.
+    pub ledger: WorkerLedger,
     /// Once asked, it waits for so long for slots elsewhere, and for a coordinator.
     pub drain_timeout: Duration,
 }
@@ -80,6 +84,7 @@ pub(crate) struct WorkerContext {
     pub(crate) channels: Channels,
     pub(crate) data_address: String,
     pub(crate) slots: u32,
+    pub(crate) ledger: WorkerLedger,
     session: Mutex<Option<mpsc::Sender<ToCoordinator>>>,
 }
 
@@ -134,9 +139,17 @@ pub async fn run_worker(
             arriving.arrived(c.key, c.elements);
         }
     }));
-    let slots = options.slots;
-    let session = Mutex::new(None);
-    let context = Arc::new(WorkerContext { env, transport, registry, stores, channels, data_address, slots, session });
+    let context = Arc::new(WorkerContext {
+        env,
+        transport,
+        registry,
+        stores,
+        channels,
+        data_address,
+        slots: options.slots,
+        ledger: options.ledger.clone(),
+        session: Mutex::new(None),
+    });
     let mut worker = Worker {
         options,
         context,

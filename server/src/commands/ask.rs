@@ -22,12 +22,12 @@ use crate::process::Process;
 use crate::{logs, options, out, people};
 
 /// A client in a process of its own.
-struct Asking {
-    process: Process,
-    client: Client,
+pub(super) struct Asking {
+    pub(super) process: Process,
+    pub(super) client: Client,
 }
 
-fn start(cluster: &ClusterArg, environment: Environment) -> Result<Asking> {
+pub(super) fn start(cluster: &ClusterArg, environment: Environment) -> Result<Asking> {
     let addresses = environment.coordinators(cluster.coordinator.as_deref())?;
     logs::start(&environment, "warn");
     let process = Process::start(1, environment)?;

@@ -3,7 +3,7 @@
 //! - [`run`]: a whole cluster in this process.
 //! - [`serve`]: `coordinator` and `worker`.
 //! - [`ask`]: what a client asks of a coordinator.
-//! - [`state`]: a look into the state of a job, without a cluster.
+//! - [`state`]: a look into the state of a job, as it lies in the object store.
 //! - [`offline`]: what else can be read from a place of state without a cluster.
 //! - [`offline`]: what can be read from a place of state without a cluster.
 //! - [`fork`]: a second job from a version of a job.
@@ -18,8 +18,9 @@ use millstream_engine::dataflow::JobRegistry;
 use millstream_engine::settings::{self, SETTINGS, Settings};
 use serde_json::{Value, json};
 
-use crate::args::{Cli, Command, SettingsArgs};
+use crate::args::{Cli, Command, MetricsArgs, SettingsArgs};
 use crate::environment::Environment;
+use crate::metrics::list::{METRICS, MetricDef, markdown};
 use crate::table::Table;
 use crate::{out, people};
 
@@ -61,6 +62,7 @@ pub fn carry_out(cli: Cli, registry: Arc<JobRegistry>, environment: Environment)
         Command::Fsck(args) => offline::fsck(&args, json, environment),
         Command::Jobs => show(json, &jobs(&registry), people::jobs),
         Command::Settings(args) => settings(&args, json),
+        Command::Metrics(args) => metrics(&args, json),
         Command::Savepoint(_) => Err(settings::not_built_yet(
             "savepoint",
             "`millstream checkpoint ID` commits a version; `millstream versions` lists them",
@@ -91,6 +93,22 @@ fn settings(args: &SettingsArgs, json: bool) -> Result<()> {
     let mut table = Table::new(&["setting", "default", "meaning"]);
     for def in SETTINGS {
         table.row(vec![def.key.to_owned(), (def.get)(&defaults), def.meaning.to_owned()]);
+    }
+    out::print(&table.render())
+}
+
+fn metrics(args: &MetricsArgs, json: bool) -> Result<()> {
+    if args.markdown {
+        return out::print(markdown().trim_end());
+    }
+    let kind = |d: &MetricDef| format!("{:?}", d.kind).to_lowercase();
+    if json {
+        let row = |d: &MetricDef| json!({"name": d.name, "type": kind(d), "labels": d.labels, "meaning": d.help});
+        return out::print_json(&METRICS.iter().map(row).collect());
+    }
+    let mut table = Table::new(&["metric", "type", "labels", "meaning"]);
+    for def in METRICS {
+        table.row(vec![def.name.to_owned(), kind(def), def.labels.join(" "), def.help.to_owned()]);
     }
     out::print(&table.render())
 }

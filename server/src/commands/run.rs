@@ -22,10 +22,11 @@ use millstream_proto::control::{Cancel, Submit};
 use serde_json::{Value, json};
 
 use super::ask::{already_finished, submission};
-use super::serve::{ClientMetrics, coordinator_options, worker_options};
+use super::serve::{Scraped, coordinator_options, worker_options};
 use crate::args::RunArgs;
 use crate::client::{Client, IN_PROCESS, error_of_job};
 use crate::environment::{self, Environment};
+use crate::metrics::ProcessParts;
 use crate::process::{Process, for_one_process};
 use crate::progress::Progress;
 use crate::stores::ProcessStores;
@@ -80,6 +81,8 @@ async fn whole(
     let job = Job { job: request.job.clone(), name: request.name.clone(), place: state.child(&request.name).url() };
     let plan = MemoryPlan::new(settings, environment::ram_bytes());
     let stores = Arc::new(ProcessStores::open(state, url, settings, plan, env).await?);
+    let parts = ProcessParts::default();
+    parts.opened(stores.clone());
     let net = InProcess::default();
     let arrivals = net.listen_coordinator(IN_PROCESS);
     let transport = Arc::new(net);
@@ -89,12 +92,12 @@ async fn whole(
         "coordinator",
         run_coordinator(options, arrivals, transport.clone(), registry.clone(), stores.clone(), env.clone()),
     );
-    let options = worker_options(vec![IN_PROCESS.to_owned()], request.parallelism, settings, env);
+    let options = worker_options(vec![IN_PROCESS.to_owned()], request.parallelism, settings, env, &parts);
     let mut worker = env.run(Lane::Io, "worker", run_worker(options, transport.clone(), registry, stores, env.clone()));
     let client = Client::new(transport, vec![IN_PROCESS.to_owned()], env.clone());
     if let Some(address) = &args.metrics_listen {
         options::refuse_open_address("--metrics-listen", address, args.insecure)?;
-        let bound = http::serve(address, Arc::new(ClientMetrics(client.clone())), env).await?;
+        let bound = http::serve(address, Arc::new(Scraped { leader: Some(client.clone()), parts }), env).await?;
         out::note(&format!("metrics at http://{bound}/metrics"));
     }
     let mut progress = Progress::of_stderr();

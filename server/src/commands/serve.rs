@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::args::{CoordinatorArgs, ServeArgs, WorkerArgs};
 use crate::client::Client;
 use crate::environment::{self, Environment};
-use crate::metrics::MetricsSource;
+use crate::metrics::{MetricsSource, ProcessFigures, ProcessParts};
 use crate::process::{Process, for_cluster};
 use crate::signals::Signals;
 use crate::stores::ProcessStores;
@@ -32,18 +32,28 @@ const SEARCH: Duration = Duration::from_millis(200);
 /// Levels of logs of a process of a cluster: ours at info, what we use at warn.
 const LEVEL: &str = "warn,millstream=info";
 
-/// Counters of the jobs that a coordinator knows.
-pub(super) struct ClientMetrics(pub(super) Client);
+/// What /metrics of a process is made from.
+pub(super) struct Scraped {
+    /// Of a process that leads: whom it asks for the jobs.
+    pub(super) leader: Option<Client>,
+    /// Itself.
+    pub(super) parts: ProcessParts,
+}
 
-impl MetricsSource for ClientMetrics {
+impl MetricsSource for Scraped {
     fn documents(&self) -> BoxFuture<'_, Vec<Value>> {
         Box::pin(async move {
+            let Some(leader) = &self.leader else { return Vec::new() };
             // Whoever scrapes sees the process's own counters in any case.
-            self.0.all_statuses().await.unwrap_or_else(|e| {
+            leader.all_statuses().await.unwrap_or_else(|e| {
                 tracing::debug!("/metrics: {e}");
                 Vec::new()
             })
         })
+    }
+
+    fn figures(&self) -> ProcessFigures {
+        self.parts.figures()
     }
 }
 
@@ -66,7 +76,13 @@ pub(super) fn coordinator_options(
 }
 
 /// Settings of a worker.
-pub(super) fn worker_options(coordinators: Vec<String>, slots: u32, settings: &Settings, env: &Env) -> WorkerOptions {
+pub(super) fn worker_options(
+    coordinators: Vec<String>,
+    slots: u32,
+    settings: &Settings,
+    env: &Env,
+    parts: &ProcessParts,
+) -> WorkerOptions {
     let pid = std::process::id();
     WorkerOptions {
         name: format!("{pid}-{:08x}", env.random() as u32),
@@ -77,6 +93,7 @@ pub(super) fn worker_options(coordinators: Vec<String>, slots: u32, settings: &S
         heartbeat_timeout: settings.heartbeat.timeout,
         usage: Arc::new(process_usage),
         leave: LeaveRequest::default(),
+        ledger: parts.ledger(),
         drain_timeout: settings.worker.drain_timeout,
     }
 }
@@ -97,9 +114,9 @@ fn refuse_open_addresses(listen: &str, serve: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-async fn serve_metrics(serve: &ServeArgs, client: Client, env: &Env) -> Result<()> {
+async fn serve_metrics(serve: &ServeArgs, scraped: Scraped, env: &Env) -> Result<()> {
     if serve.metrics_listen != "none" {
-        let bound = http::serve(&serve.metrics_listen, Arc::new(ClientMetrics(client)), env).await?;
+        let bound = http::serve(&serve.metrics_listen, Arc::new(scraped), env).await?;
         tracing::info!("metrics at http://{bound}/metrics");
     }
     Ok(())
@@ -138,6 +155,8 @@ async fn lead(
     let address = args.serve.advertise.clone().unwrap_or_else(|| bound.to_string());
     // It reads no state of jobs: caches of its own would stay empty.
     let stores = Arc::new(ProcessStores::without_caches(state.clone()));
+    let parts = ProcessParts::default();
+    parts.opened(stores.clone());
     let options = coordinator_options(Some(state), &args.state, &address, settings);
     let transport = Arc::new(network);
     let client = Client::new(transport.clone(), vec![bound.to_string()], env.clone());
@@ -151,7 +170,7 @@ async fn lead(
                 Err(_) => env.sleep(SEARCH).await,
             }
         };
-        serve_metrics(&args.serve, client.clone(), env).await?;
+        serve_metrics(&args.serve, Scraped { leader: Some(client.clone()), parts }, env).await?;
         announce(json, &bound.to_string(), &info)?;
         std::future::pending::<Result<()>>().await
     };
@@ -194,7 +213,8 @@ async fn work(
     };
     let transport = Arc::new(Network::new(env.clone(), network));
     let client = Client::new(transport.clone(), coordinators.clone(), env.clone());
-    serve_metrics(&args.serve, client.clone(), env).await?;
+    let parts = ProcessParts::default();
+    serve_metrics(&args.serve, Scraped { leader: None, parts: parts.clone() }, env).await?;
     let slots = args.slots.unwrap_or_else(|| u32::try_from(environment::cores()).unwrap_or(1));
     let leave = LeaveRequest::default();
     // Before it has been with a coordinator it can be missed by nobody.
@@ -206,7 +226,9 @@ async fn work(
         state.check_serves_cluster()?;
         let plan = MemoryPlan::new(settings, environment::ram_bytes());
         let stores = Arc::new(ProcessStores::open(state, &url, settings, plan, env).await?);
-        let options = WorkerOptions { leave: leave.clone(), ..worker_options(coordinators, slots, settings, env) };
+        parts.opened(stores.clone());
+        let options =
+            WorkerOptions { leave: leave.clone(), ..worker_options(coordinators, slots, settings, env, &parts) };
         if json {
             out::print_json(&json!({"worker": options.name, "slots": slots, "state": url}))?;
         } else {

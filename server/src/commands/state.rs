@@ -1,18 +1,23 @@
-//! `state`: a look into the state of a job, from the object store alone.
+//! `state`: a look into the state of a job, from the object store. A coordinator, where one is asked, only says which
+//! place and which name; the state is read from here, and no worker is asked for anything.
 
 use bytes::Bytes;
-use millstream_common::{Error, KeyGroupRange, KeyGroupRanges, Result};
+use millstream_common::{Error, ErrorKind, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Store;
 
-use super::show;
+use super::{ask, show};
+use crate::client::Client;
 use crate::environment::Environment;
 use crate::process::Process;
 use crate::state::diff::StateDiff;
 use crate::state::key;
 use crate::state::reader::{BAD_LOOK, StateReader};
-use crate::state::version::{OpenVersion, open_version};
+use crate::state::version::{NO_VERSION, OpenVersion, open_version};
 use crate::state_args::{DiffArgs, GetArgs, LsArgs, PlaceArgs, ScanArgs, StateCommand};
 use crate::{logs, options, out, people};
+
+/// The state of a cluster cannot be read from where the command was typed.
+const NOT_FROM_HERE: u16 = 1434;
 
 /// Carries one out. Lines are JSON with and without `--json`: they are made to be read by other programs and by people.
 pub(super) fn carry_out(command: &StateCommand, json: bool, environment: Environment) -> Result<()> {
@@ -24,17 +29,68 @@ pub(super) fn carry_out(command: &StateCommand, json: bool, environment: Environ
     }
 }
 
-/// The job's prefix, for reading.
-fn open(place: &PlaceArgs, environment: Environment) -> Result<(Process, Store)> {
-    logs::start(&environment, "warn");
-    let settings = options::of_process(&place.settings, &[])?;
-    let process = Process::start(1, environment)?;
-    let store = process.open_store_to_read(&place.state, &settings)?.child(&place.job);
-    Ok((process, store))
+/// A job's prefix, for reading.
+struct Place {
+    process: Process,
+    store: Store,
+    /// The job's name.
+    name: String,
+    /// The place of state, when a coordinator told it.
+    told: Option<String>,
 }
 
-async fn version(process: &Process, store: &Store, place: &PlaceArgs, at: Option<u64>) -> Result<OpenVersion> {
-    open_version(store, &process.env, &place.job, at).await
+fn open(args: &PlaceArgs, environment: Environment) -> Result<Place> {
+    let settings = options::of_process(&args.settings, &[])?;
+    if let Some(url) = &args.state {
+        logs::start(&environment, "warn");
+        let process = Process::start(1, environment)?;
+        let store = process.open_store_to_read(url, &settings)?.child(&args.job);
+        return Ok(Place { process, store, name: args.job.clone(), told: None });
+    }
+    let asking = ask::start(&args.cluster, environment)?;
+    let (url, name) = asking.process.block_on(place_of(&asking.client, &args.job))?;
+    let process = asking.process;
+    let store = process.open_store_to_read(&url, &settings).map_err(|e| from_here(e, &url))?.child(&name);
+    Ok(Place { process, store, name, told: Some(url) })
+}
+
+/// The place of state and the name of a job that a coordinator knows.
+async fn place_of(client: &Client, job: &str) -> Result<(String, String)> {
+    let status = client.status(job).await?;
+    let name = status["name"].as_str().ok_or_else(|| {
+        Error::internal("the coordinator's answer has no name of the job").code(9306).next("is it of this release?")
+    })?;
+    Ok((client.info().await?.state_url, name.to_owned()))
+}
+
+/// What a coordinator can open need not be what its client can.
+fn from_here(error: Error, url: &str) -> Error {
+    let local = url.starts_with("file:");
+    let next = if local {
+        "this folder is one of the coordinator's machine: ask there"
+    } else {
+        "the coordinator hands out the URL alone: give the store's variables (docs/object-stores.md) here, too"
+    };
+    Error::config(format!("the state of the cluster cannot be read from here: {error}"))
+        .code(NOT_FROM_HERE)
+        .at(url)
+        .next(next)
+}
+
+impl Place {
+    async fn version(&self, at: Option<u64>) -> Result<OpenVersion> {
+        let opened = open_version(&self.store, &self.process.env, &self.name, at).await;
+        match (&self.told, opened) {
+            // No version at all: it is another folder of that name, or a bucket of that name elsewhere.
+            (Some(url), Err(e)) if e.number() == NO_VERSION || is_of_access(&e) => Err(from_here(e, url)),
+            (_, opened) => opened,
+        }
+    }
+}
+
+/// Whether credentials, addresses or networks are the matter.
+fn is_of_access(e: &Error) -> bool {
+    matches!(e.number(), 1101..=1108) || e.kind() == ErrorKind::Unavailable
 }
 
 fn ranges(groups: Option<(u32, u32)>) -> KeyGroupRanges {
@@ -42,15 +98,15 @@ fn ranges(groups: Option<(u32, u32)>) -> KeyGroupRanges {
 }
 
 fn ls(args: &LsArgs, json: bool, environment: Environment) -> Result<()> {
-    let (process, store) = open(&args.place, environment)?;
-    let list = process.block_on(async { Ok(version(&process, &store, &args.place, args.at).await?.list()) })?;
+    let place = open(&args.place, environment)?;
+    let list = place.process.block_on(async { Ok(place.version(args.at).await?.list()) })?;
     show(json, &list, people::states)
 }
 
 fn get(args: &GetArgs, environment: Environment) -> Result<()> {
-    let (process, store) = open(&args.place, environment)?;
-    let lines = process.block_on(async {
-        let version = version(&process, &store, &args.place, args.at).await?;
+    let place = open(&args.place, environment)?;
+    let lines = place.process.block_on(async {
+        let version = place.version(args.at).await?;
         let mut reader = of(&version, &args.which, &KeyGroupRanges::all(), args.raw)?;
         let keys = args.keys.iter().map(|text| store_key(&reader, text, args.time)).collect::<Result<Vec<_>>>()?;
         let mut lines = Vec::new();
@@ -79,9 +135,9 @@ fn store_key(reader: &StateReader, text: &str, time: Option<i64>) -> Result<Byte
 }
 
 fn scan(args: &ScanArgs, environment: Environment) -> Result<()> {
-    let (process, store) = open(&args.place, environment)?;
-    process.block_on(async {
-        let version = version(&process, &store, &args.place, args.at).await?;
+    let place = open(&args.place, environment)?;
+    place.process.block_on(async {
+        let version = place.version(args.at).await?;
         let ranges = ranges(args.key_groups);
         let mut reader = of(&version, &args.which, &ranges, args.raw)?;
         let mut from = match (&args.from, args.time) {
@@ -107,10 +163,10 @@ fn scan(args: &ScanArgs, environment: Environment) -> Result<()> {
 }
 
 fn diff(args: &DiffArgs, environment: Environment) -> Result<()> {
-    let (process, store) = open(&args.place, environment)?;
-    process.block_on(async {
-        let before = version(&process, &store, &args.place, Some(args.at)).await?;
-        let after = version(&process, &store, &args.place, args.to).await?;
+    let place = open(&args.place, environment)?;
+    place.process.block_on(async {
+        let before = place.version(Some(args.at)).await?;
+        let after = place.version(args.to).await?;
         let ranges = ranges(args.key_groups);
         // The younger version knows all schemas of both.
         let younger = if before.number > after.number { &before } else { &after };

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 /// There is no state of this name.
 pub const NO_SUCH_STATE: u16 = 1430;
 /// There is no version of this job.
-const NO_VERSION: u16 = 1422;
+pub const NO_VERSION: u16 = 1422;
 /// There is no version of this number.
 const NO_SUCH_VERSION: u16 = 1504;
 

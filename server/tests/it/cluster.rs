@@ -11,7 +11,7 @@ use crate::run::lines;
 use crate::{Done, command, millstream_in};
 
 /// A process that ends with the test.
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -172,35 +172,4 @@ fn a_second_coordinator_says_that_the_first_answers() {
     let cluster = Cluster::start(0, "0");
     let state = format!("file://{}/state", cluster.folder.path().display());
     crate::millstream(&["coordinator", "--state", &state, "--listen", "127.0.0.1:0"]).refused(1, &[&cluster.address]);
-}
-
-#[test]
-fn counters_are_served_as_metrics() {
-    let mut cluster = Cluster::start(0, "0");
-    let mut child = command(&["worker", "--coordinator", &cluster.address, "--slots", "1"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = BufReader::new(child.stderr.take().unwrap());
-    cluster.processes.push(Running(child));
-    let told = log.lines().map_while(Result::ok).find(|l| l.contains("metrics at http://")).unwrap();
-    let address = told.split("http://").nth(1).and_then(|t| t.split("/metrics").next()).unwrap().to_owned();
-    let words = ["submit", "nexmark-q1", "--", "--events", "0", "--rate", "100", "--output", "blackhole"];
-    let id = cluster.ask(&words).ok().out.trim().to_owned();
-    cluster.wait_for(&id, "it reads", |s| s["events_in"].as_u64() > Some(0));
-    let text = get(&address);
-    assert!(text.starts_with("HTTP/1.1 200") && text.contains("process_cpu_seconds_total"), "{text}");
-    let line = format!("millstream_events_in_total{{job=\"nexmark-q1\",id=\"{id}\"}} ");
-    let value = text.lines().find_map(|l| l.strip_prefix(&line)).unwrap_or_else(|| panic!("no {line} in {text}"));
-    assert!(value.parse::<f64>().unwrap() > 0.0);
-}
-
-fn get(address: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }

@@ -17,6 +17,18 @@ fn the_page_of_settings_is_the_list() {
 }
 
 #[test]
+fn the_page_of_metrics_is_the_list() {
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let made = millstream(&["metrics", "--markdown"]).ok().out;
+    assert_eq!(made.trim_end(), page.trim_end(), "make it again: millstream metrics --markdown > docs/metrics.md");
+    let list = millstream(&["metrics", "--json"]).ok().json();
+    assert!(
+        list.as_array().unwrap().iter().any(|m| m["name"] == "millstream_events_in_total" && m["type"] == "counter")
+    );
+    assert!(millstream(&["metrics"]).ok().out.contains("millstream_process_get_duration_seconds"));
+}
+
+#[test]
 fn settings_and_jobs_are_listed() {
     let settings = millstream(&["settings", "--json"]).ok().json();
     assert!(settings.as_array().unwrap().iter().any(|s| s["key"] == "checkpoint.interval" && s["default"] == "1s"));

@@ -7,6 +7,7 @@ mod cluster;
 mod command_line;
 mod documents;
 mod drain;
+mod metrics;
 mod run;
 mod state;
 mod versions;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::cluster::Cluster;
 use crate::{Done, millstream, millstream_in};
 
 /// Runs a job with its state in a folder.
@@ -196,4 +197,54 @@ fn what_is_not_there_is_told() {
     look(&["get", counts, "1", "--time", "0"]).refused(1, &["MS1433"]);
     look(&["scan", counts, "--key-groups", "9-1"]).refused(2, &["MS1003"]);
     look(&["scan", counts, "--time", "yesterday"]).refused(2, &["MS1003"]);
+}
+
+#[test]
+fn the_state_of_a_running_job_is_read_by_asking_its_coordinator() {
+    let cluster = Cluster::start(1, "2");
+    let words = [
+        "submit",
+        "keyed-count",
+        "--name",
+        "counted",
+        "-p",
+        "2",
+        "--checkpoint-interval",
+        "100ms",
+        "--",
+        "--keys",
+        "50",
+    ];
+    let words = [&words[..], &["--events", "0", "--rate", "500", "--output", "blackhole"]].concat();
+    let id = cluster.ask(&words).ok().out.trim().to_owned();
+    let at = cluster.wait_for(&id, "it has counted", |s| {
+        s["checkpoints"]["completed"].as_u64() > Some(1) && s["events_in"].as_u64() > Some(500)
+    })["version"]
+        .to_string();
+    cluster.ask(&["checkpoint", &id]).ok();
+    let look = |words: &[&str], job: &str| cluster.ask(&[&["state"], words, &["--job", job]].concat());
+    let list = look(&["ls", "--json"], &id).ok().json();
+    let counts = list[0]["state"].as_str().unwrap().to_owned();
+    let by_id = look(&["get", &counts, "7", "--at", &at], &id).ok().out;
+    assert_eq!(by_id, look(&["get", &counts, "7", "--at", &at], "counted").ok().out);
+    let url = format!("file://{}/state", cluster.folder.path().display());
+    assert_eq!(
+        by_id,
+        millstream(&["state", "get", &counts, "7", "--at", &at, "--state", &url, "--job", "counted"]).ok().out
+    );
+    let changes = rows(look(&["diff", &counts, "--at", &at], &id));
+    assert!(changes.iter().all(|c| c["change"] == "changed" || c["change"] == "added") && !changes.is_empty());
+    assert_eq!(rows(look(&["scan", &counts, "--limit", "3"], &id)).len(), 3);
+
+    look(&["ls"], "no-such-job").refused(1, &["MS7140", "no-such-job"]);
+    look(&["ls", "--at", "99999"], &id).refused(1, &["MS1504", "99999"]);
+    millstream(&["state", "ls", "--job", "x", "--state", &url, "--coordinator", &cluster.address])
+        .refused(2, &["MS1003", "--coordinator"]);
+    // The coordinator has it, who asks has not: as when the folder is one of another machine. Nobody writes meanwhile.
+    cluster.ask(&["stop", &id]).ok();
+    let state = cluster.folder.path().join("state");
+    std::fs::rename(&state, cluster.folder.path().join("elsewhere")).unwrap();
+    let hidden = look(&["ls"], &id);
+    std::fs::rename(cluster.folder.path().join("elsewhere"), &state).unwrap();
+    hidden.refused(1, &["MS1434", "coordinator's machine"]);
 }

@@ -13,6 +13,7 @@ use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
+use crate::accounts::TaskWrites;
 use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::entry::{MergeOperator, ReadTime};
 use crate::fetch::PartOf;
@@ -55,6 +56,7 @@ impl StateStore {
         let refs: Vec<&Arc<Run>> = inputs.iter().collect();
         let wanted = |r: usize, part: &PartInfo| part.overlaps(&refs[r].clip.intersect(&covered));
         let parts = self.parts(&refs, |_| true, wanted, Purpose::Compaction, &mut report).await?;
+        let bytes_in = stored_bytes(&parts, &covered);
         let cuts = split(&parts, &covered, self.0.options.compaction.output_bytes);
         let options = &self.0.options.section;
         let options = if bottom { options.bottom() } else { options.clone() };
@@ -73,6 +75,8 @@ impl StateStore {
             let section = output.section.finish(part, hull);
             outputs.extend(self.write(output.object, vec![section], Purpose::Compaction).await?);
         }
+        let done = TaskWrites { compactions: 1, compaction_bytes_in: bytes_in, ..TaskWrites::default() };
+        self.0.accounts.wrote(inputs[0].task, done);
         Ok(outputs)
     }
 
@@ -154,6 +158,15 @@ impl StateStore {
         output.section.keep_blocks(if room > 0 { usize::MAX } else { self.0.options.section.keep_blocks_bytes });
         room
     }
+}
+
+/// Stored bytes of the blocks in which a compaction of `ranges` finds entries.
+fn stored_bytes(inputs: &[PartOf<'_>], ranges: &KeyGroupRanges) -> u64 {
+    let of = |input: &PartOf<'_>| -> u64 {
+        let mine = input.run.clip.intersect(ranges);
+        input.part.blocks().iter().filter(|b| b.overlaps(&mine)).map(|b| u64::from(b.length)).sum()
+    };
+    inputs.iter().map(of).sum()
 }
 
 /// Cuts `ranges` into parts of about `part_bytes` stored bytes each, by what the block indexes say.

@@ -42,7 +42,31 @@ pub struct Chain {
     origins: BTreeMap<String, u64>,
 }
 
+/// What stands of a job, as far as is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Version records.
+    pub records: u64,
+    /// Those of them that are checkpoints.
+    pub checkpoints: u64,
+    /// State objects of the job's own.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 impl Chain {
+    /// What stands.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        Standing {
+            records: self.links.len() as u64,
+            checkpoints: self.links.values().filter(|l| l.is_checkpoint).count() as u64,
+            objects: self.last.len() as u64,
+            bytes: self.last.values().map(|(_, bytes)| bytes).sum(),
+        }
+    }
+
     /// Adds a whole record. Records come in any order; each once.
     pub fn add(&mut self, record: &VersionRecord) {
         let link = Link {

@@ -627,6 +627,18 @@ mod chain {
     }
 
     #[test]
+    fn what_stands_is_counted_once() {
+        let mut chain = chain(&[(1, 1, true, 0, &["a", "b"]), (2, 1, false, 0, &["a", "c"]), (3, 3, true, 0, &["c"])]);
+        let all = chain.standing();
+        assert_eq!((all.records, all.checkpoints, all.objects), (3, 2, 3));
+        assert!(all.bytes > 0);
+        chain.remove_object("b");
+        chain.remove_record(1);
+        let left = chain.standing();
+        assert_eq!((left.records, left.checkpoints, left.objects, left.bytes * 3), (2, 1, 2, all.bytes * 2));
+    }
+
+    #[test]
     fn the_dead_are_never_live() {
         let chain = chain(&[
             (1, 1, true, 0, &["a", "b"]),

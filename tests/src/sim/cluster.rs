@@ -192,6 +192,7 @@ impl Cluster {
             heartbeat_timeout: self.plan.heartbeat_timeout,
             usage: Arc::new(ProcessUsage::default),
             leave: leave.clone(),
+            ledger: Default::default(),
             drain_timeout: self.plan.drain_timeout,
         };
         let transport: Arc<dyn Transport> = Arc::new(SimTransport::new(self.net.clone(), host, self.plan.data_queue));

@@ -228,3 +228,65 @@ fn an_absent_bucket_is_final_and_named() {
         assert_eq!(store.meter().snapshot().retries, 0);
     });
 }
+
+#[test]
+fn requests_by_task_add_up_to_what_the_server_was_sent() {
+    use std::sync::Arc;
+
+    use millstream_common::hash::stable_hash;
+    use millstream_common::{Epoch, Execution, Generation, KeyGroup, KeyGroupRanges, TaskId};
+    use millstream_state_store::key::point_key;
+    use millstream_state_store::{
+        Caches, Expiry, Interval, Layout, MergeOperators, ReadTime, Run, SectionWriter, StateLayout, StateStore,
+        StateStoreOptions, Tree, WriterName,
+    };
+
+    on_threads(async |env| {
+        let (proxy, through, _) = behind_proxy(&env, &options()).await;
+        let mut tree = Tree::default();
+        let tasks: Vec<TaskId> = (0..2).map(|i| tree.add_task(&format!("task {i}")).unwrap()).collect();
+        let layout = StateLayout { layout: Layout::Point, merge_operator: String::new() };
+        let state = tree.add_state(tasks[0], "operator", "state", layout, "bytes").unwrap();
+        let caches = Caches::in_memory(0, 0);
+        let states =
+            StateStore::new(through, caches, StateStoreOptions::default(), env.clone(), MergeOperators::default());
+        let keys: Vec<Bytes> = (0..20_000_u32)
+            .map(|i| {
+                let (key, mut out) = (i.to_be_bytes(), Vec::new());
+                point_key(state, KeyGroup::of_hash(stable_hash(&key)), &key, &mut out);
+                out.into()
+            })
+            .collect();
+        let name = WriterName { generation: Generation(1), execution: Execution(1) };
+        let mut runs: Vec<Vec<Arc<Run>>> = vec![Vec::new(); tasks.len()];
+        for epoch in 1..=4 {
+            let section = |task: &TaskId| {
+                let mut writer = SectionWriter::new(*task);
+                keys.iter().for_each(|k| writer.put(k, &[epoch as u8; 50], Expiry::Never));
+                let interval = Interval::of(Epoch(epoch), 0);
+                let options = states.section_options(0);
+                writer.encode(&options, &tree.layouts(), KeyGroupRanges::all(), interval).unwrap()
+            };
+            let bundle = states.write_bundle(name, tasks.iter().map(section).collect()).await.unwrap();
+            std::iter::zip(&mut runs, bundle).for_each(|(runs, run)| runs.push(Arc::new(run)));
+        }
+        let view = states.view(runs[0].clone(), KeyGroupRanges::all(), tree.layouts());
+        let (values, report) = view.multi_get(&keys[..3_000], &ReadTime::START).await.unwrap();
+        assert!(values.iter().all(|v| v == Some(&[4; 50][..])));
+        let all = KeyGroupRanges::all();
+        states.compact(&runs[1], &all, &tree.layouts(), name, true, ReadTime::START).await.unwrap();
+
+        let used = states.used();
+        let (mine, theirs) = (&used.tasks[&tasks[0]].requests, &used.tasks[&tasks[1]].requests);
+        let sent = |method: &str| proxy.seen().iter().filter(|s| s.method == method).count() as u64;
+        assert_eq!(mine.get, report.gets + used.requests.hedged);
+        assert_eq!(mine.get + theirs.get, sent("GET"));
+        assert_eq!((used.shared.put, mine.put), (4, 0));
+        assert_eq!(used.shared.put + theirs.put, sent("PUT"));
+        assert_eq!(
+            used.requests.gets.count() + used.requests.compaction_gets.count(),
+            sent("GET") - used.requests.hedged
+        );
+        assert_eq!(proxy.seen().len() as u64, sent("GET") + sent("PUT"));
+    });
+}
