@@ -1,6 +1,6 @@
 //! The documents that clients get, as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_common::env::Moment;
 use millstream_proto::control::{ProcessUsage, RequestCounters, SubtaskCounters};
@@ -21,6 +21,8 @@ pub(crate) struct StatusFacts<'a> {
     pub(crate) processes: Vec<ProcessUsage>,
     /// Process numbers by worker.
     pub(crate) pids: &'a BTreeMap<String, u32>,
+    /// The names of those that are or were compactors.
+    pub(crate) compactors: &'a BTreeSet<String>,
     /// Requests of the coordinator itself for the job.
     pub(crate) own_requests: RequestCounters,
     pub(crate) already_finished: bool,
@@ -73,6 +75,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "delete": requests.delete, "copy": requests.copy,
             "bytes_read": requests.bytes_read, "bytes_written": requests.bytes_written, "usd": requests.usd,
         },
+        "compaction": compaction(master, facts),
         "cache": {"memory_hits": cache.0, "disk_hits": cache.1, "misses": cache.2},
         "garbage": facts.garbage,
         "forked_from": master.record.fork.as_ref().map(|f| json!({"job": f.job, "version": f.version})),
@@ -85,6 +88,28 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         "error": master.error.as_ref().map(|e| json!({
             "code": format!("MS{:04}", e.number()), "kind": e.kind_number(), "what": e.to_string(),
         })),
+    })
+}
+
+/// Figures of compactions. Those of what runs and of what is due are of the present deployment.
+fn compaction(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
+    let figures = &master.statistics.compaction;
+    let (running, debt) = (master.book.running(), master.book.debt());
+    let names: BTreeSet<&str> = figures.by_runner.keys().map(String::as_str).chain(running.keys().copied()).collect();
+    let role = |name: &str| if facts.compactors.contains(name) { "compactor" } else { "worker" };
+    let runner = |name: &str| {
+        json!({
+            "worker": name, "pid": facts.pids.get(name), "role": role(name),
+            "tasks": figures.by_runner.get(name).copied().unwrap_or_default(),
+            "running": running.get(name).copied().unwrap_or_default(),
+        })
+    };
+    json!({
+        "bytes_flushed": master.statistics.bytes_flushed,
+        "bytes_read": figures.bytes_read, "bytes_written": figures.bytes_written, "tasks": figures.tasks,
+        "running": running.values().sum::<u64>(),
+        "debt_bytes": debt.map(|d| d.bytes), "runs_max": debt.map(|d| d.runs_max),
+        "runners": names.into_iter().map(runner).collect::<Vec<_>>(),
     })
 }
 
