@@ -4,7 +4,9 @@
 //! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
 //! had changed), never before.
 
-pub(crate) mod compaction;
+mod compaction;
+#[cfg(test)]
+mod compaction_tests;
 mod drain;
 #[cfg(test)]
 mod drain_tests;

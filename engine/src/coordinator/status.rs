@@ -104,8 +104,11 @@ fn compaction(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "running": running.get(name).copied().unwrap_or_default(),
         })
     };
+    let flushed = master.statistics.bytes_flushed;
+    // Bytes written for each byte that a checkpoint wrote.
+    let amplification = (flushed > 0).then(|| rounded((flushed + figures.bytes_written) as f64 / flushed as f64));
     json!({
-        "bytes_flushed": master.statistics.bytes_flushed,
+        "bytes_flushed": flushed, "write_amplification": amplification,
         "bytes_read": figures.bytes_read, "bytes_written": figures.bytes_written, "tasks": figures.tasks,
         "running": running.values().sum::<u64>(),
         "debt_bytes": debt.map(|d| d.bytes), "runs_max": debt.map(|d| d.runs_max),

@@ -283,7 +283,7 @@ pub static SETTINGS: &[SettingDef] = &[
         state.compaction_schedule,
         Job,
         None,
-        "When merges into the oldest run of more than output-size may begin. Younger runs are merged at any time, and so are old ones that are overdue: as many bytes lie above the oldest run as in it, or there are half as many runs again as trigger-runs."
+        "When merges into the oldest run of more than output-size may begin. Younger runs are merged at any time, and so are old ones that are overdue: twice as many bytes lie above the oldest run as in it, or there are half as many runs again as trigger-runs."
     ),
     setting!(
         "state.compaction.bytes-per-second" = "none",

@@ -81,8 +81,9 @@ impl Compactor {
             let outcome = merging::merge(&state, &order, &inputs, &throttle).await;
             // Nobody reads them here again.
             inputs.iter().for_each(|run| state.forget(run));
-            context.tell(merging::report(order, outcome));
+            // Its slot is free before anybody hears of it.
             has_ended.store(true, Ordering::Relaxed);
+            context.tell(merging::report(order, outcome));
         });
         job.running.insert(task, Merging { ended, _task: AbortOnDrop(running) });
         Ok(())

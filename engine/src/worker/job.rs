@@ -565,9 +565,10 @@ impl JobActor {
         if let Some(old) = self.version.replace(version.clone()) {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
             let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
+            let hot = self.context.state.hot_keys(dead.iter().map(|run| &***run));
             dead.iter().for_each(|run| self.context.state.forget(run));
             if !dead.is_empty() && !self.holding {
-                self.warming.after_compaction(&self.context, &old, &version, &self.owned());
+                self.warming.after_compaction(&self.context, (&old, &version), &self.owned(), hot);
             }
         }
         self.serve_when_all(version.assignment.id);

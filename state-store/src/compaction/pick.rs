@@ -33,7 +33,7 @@ pub struct Limits<'a> {
     /// Runs that are being merged.
     pub busy: &'a [Arc<Run>],
     /// Merges into the oldest run of more than so many bytes wait, unless they are overdue: a key group has as many runs
-    /// as a read is to see at most ([`CompactionOptions::runs_max`]), or as many bytes above its oldest run as in it.
+    /// as a read is to see at most ([`CompactionOptions::runs_max`]), or twice as many bytes above its oldest run as in it.
     pub put_off_bytes: Option<u64>,
 }
 
@@ -68,7 +68,7 @@ pub fn pick_within(
         let live = &per_segment[worst];
         let sizes: Vec<u64> = live.iter().map(|&i| size_in(runs[i].0, &segments[worst])).collect();
         let last = live.len() - 1;
-        let overdue = live.len() >= options.runs_max() || sizes[..last].iter().sum::<u64>() >= sizes[last];
+        let overdue = live.len() >= options.runs_max() || sizes[..last].iter().sum::<u64>() >= 2 * sizes[last];
         let put_off = limits.put_off_bytes.filter(|_| !overdue);
         let allowed = |from: usize, to: usize| {
             let whole: u64 = live[from..=to].iter().map(|&i| bytes_in(runs[i].0, runs[i].1.len())).sum();

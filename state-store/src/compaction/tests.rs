@@ -95,12 +95,12 @@ fn a_large_merge_into_the_oldest_run_waits_until_it_is_overdue() {
     let under = |runs: &[Arc<Run>], trigger| pick_within(runs, &all, &options(trigger), &limits);
     // Equal runs above a large one: by weight all would go into one.
     let mut runs: Vec<_> = (1..=7).map(|e| run(&format!("r{e}"), (e, e), 10 * MIB, ALL)).collect();
-    runs.push(run("big", (0, 0), 75 * MIB, ALL));
+    runs.push(run("big", (0, 0), 55 * MIB, ALL));
     assert!(pick(&runs, &all, &options(8)).unwrap().bottom);
     let picked = under(&runs, 8).unwrap();
     assert_eq!((names(&picked.inputs), picked.bottom), (vec!["r7", "r6", "r5", "r4", "r3", "r2", "r1"], false));
-    // Once as much lies above it as in it, it waits no longer.
-    runs.push(run("r8", (8, 8), 10 * MIB, ALL));
+    // Once twice as much lies above it as in it, it waits no longer.
+    runs.push(run("r8", (8, 8), 40 * MIB, ALL));
     assert!(under(&runs, 8).unwrap().bottom);
     // With two runs there is nothing else to merge: it waits, but not beyond the bound.
     let runs = [run("new", (2, 2), MIB, ALL), run("big", (0, 0), 75 * MIB, ALL)];

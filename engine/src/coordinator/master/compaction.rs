@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::Moment;
-use millstream_common::{ErrorKind, KeyGroupRanges, Result, TaskId};
+use millstream_common::{ErrorKind, KeyGroupRanges, Result};
 use millstream_proto::control::{Compact, CompactionDone, CompactionFailed, to_worker};
 use millstream_proto::version as proto;
 use millstream_state_store::compaction::{CompactionOptions, Debt, Limits, Pick, debt, pick_within};
@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 type Unit = (u16, u32);
 
 /// A compaction that was given to somebody.
-struct Given {
+pub(super) struct Given {
     unit: Unit,
     runner: String,
     /// The worker that owns the key groups runs it.
@@ -44,6 +44,13 @@ struct Given {
     /// The version that it was picked from.
     version: u64,
     inputs: Vec<Arc<Run>>,
+}
+
+#[cfg(test)]
+impl Given {
+    pub(super) fn of(unit: Unit, runner: &str, is_owners: bool, version: u64, inputs: Vec<Arc<Run>>) -> Self {
+        Self { unit, runner: runner.to_owned(), is_owners, version, inputs }
+    }
 }
 
 /// What the newest record says of runs.
@@ -59,7 +66,8 @@ struct Shape {
 /// The compactions of the present deployment.
 #[derive(Default)]
 pub(crate) struct Book {
-    next: u64,
+    /// The number that was given out last.
+    last: u64,
     given: BTreeMap<u64, Given>,
     /// After a failure.
     not_before: BTreeMap<Unit, Moment>,
@@ -134,7 +142,7 @@ impl Book {
 /// Who runs a compaction. Pure.
 ///
 /// `compactors`: free slots. `at_bound`: a read sees as many runs as it may; then the owner waits for it.
-fn runner<'a>(
+pub(super) fn runner<'a>(
     place: CompactionPlace,
     owner: Option<&'a String>,
     compactors: &'a BTreeMap<String, u32>,
@@ -155,7 +163,7 @@ fn runner<'a>(
 
 /// What is to be merged for a subtask, if anything: its runs, those of its compactions that run, and whether the owner
 /// runs one of them. Pure.
-fn next_pick(
+pub(super) fn next_pick(
     runs: &[Arc<Run>],
     ranges: &KeyGroupRanges,
     options: &CompactionOptions,
@@ -182,7 +190,7 @@ fn next_pick(
 }
 
 /// The settings as the state store knows them.
-fn options_of(state: &StateSettings) -> CompactionOptions {
+pub(super) fn options_of(state: &StateSettings) -> CompactionOptions {
     CompactionOptions {
         trigger_runs: state.compaction_trigger_runs as usize,
         output_bytes: state.compaction_output_bytes,
@@ -245,8 +253,8 @@ impl JobMaster {
     }
 
     fn give(&mut self, unit: Unit, pick: Pick, (runner, is_owners): (String, bool), t: &mut Turn<'_>) {
-        let task = self.book.next;
-        self.book.next += 1;
+        self.book.last += 1;
+        let task = self.book.last;
         let Some(shape) = &self.book.shape else { return };
         // Entries that expired at or below the least fired time of the key groups may go.
         let fired = self.record.progress.iter().filter(|p| p.task_id == u32::from(unit.0)).map(|p| p.fired_ms).min();
@@ -304,6 +312,12 @@ impl JobMaster {
         self.book.not_before.insert(given.unit, t.now + PAUSE);
     }
 
+    /// Workers end the merges of subtasks that a rescale takes from them.
+    pub(super) fn forget_moved_compactions(&mut self) {
+        let placement = &self.placement;
+        self.book.given.retain(|_, g| !g.is_owners || placement.get(g.unit.1 as usize) == Some(&g.runner));
+    }
+
     /// A worker or compactor is gone: what it was merging is for others.
     pub(super) fn on_runner_lost(&mut self, runner: &str) {
         self.book.forget_runner(runner);
@@ -319,7 +333,7 @@ impl JobMaster {
     pub(crate) fn open_compactions(&self) -> OpenCompactions {
         let reported = self.compactions.iter().map(|c| c.task);
         let open = self.book.given.keys().copied().chain(reported).collect();
-        OpenCompactions { open, next: self.book.next }
+        OpenCompactions { open, next: self.book.last + 1 }
     }
 
     /// The oldest version that somebody may merge runs of.
