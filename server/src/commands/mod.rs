@@ -2,7 +2,7 @@
 //!
 //! - [`run`]: a whole cluster in this process.
 //! - [`serve`]: `coordinator` and `worker`.
-//! - [`compactor`]: `compactor`.
+//! - [`compactor`]: a process that merges state.
 //! - [`ask`]: what a client asks of a coordinator.
 //! - [`state`]: a look into the state of a job, without a cluster.
 //! - [`offline`]: what else can be read from a place of state without a cluster.
