@@ -701,7 +701,8 @@ impl JobMaster {
             let record = record::confirmation(&self.record, &self.confirmed, status);
             return self.commit(Committing::Confirmation, record, t);
         }
-        if !self.compactions.is_empty() && self.phase == Phase::Running && !self.checkpoint_is_near() {
+        let waits = self.checkpoint_is_near() || self.rescale_is_near();
+        if !self.compactions.is_empty() && self.phase == Phase::Running && !waits {
             let done = std::mem::take(&mut self.compactions);
             match record::compactions(&self.record, &done) {
                 Ok(Some(record)) => {
@@ -746,21 +747,23 @@ impl JobMaster {
     fn commit_checkpoint(&mut self, t: &mut Turn<'_>) {
         let Some(c) = &self.checkpoint else { return };
         let next = self.rescale.as_ref().and_then(|r| r.next.as_ref());
+        // Whoever gains key groups has warmed up what is live now: what compactors have merged meanwhile comes later.
+        let compactions = if self.rescale_is_near() { Vec::new() } else { std::mem::take(&mut self.compactions) };
         let result = EpochResult {
             epoch: c.epoch,
             reports: &c.reports,
             confirmed: &self.confirmed,
-            compactions: &self.compactions,
+            compactions: &compactions,
             assignment: if c.kind == Kind::Rescale { next.map(|n| &n.0) } else { None },
             last: if c.kind == Kind::Last { self.ending } else { None },
         };
         match record::checkpoint(&self.record, &result) {
             Ok(Some(record)) => {
-                Self::drop_stale(&std::mem::take(&mut self.compactions), &record, t);
+                Self::drop_stale(&compactions, &record, t);
                 self.commit(Committing::Checkpoint, record, t);
             }
             Ok(None) => {
-                Self::drop_stale(&std::mem::take(&mut self.compactions), &self.record, t);
+                Self::drop_stale(&compactions, &self.record, t);
                 self.end_checkpoint(false, t);
             }
             Err(e) => self.on_failure(e, t),

@@ -26,9 +26,9 @@ fn run(tree: &Tree, name: &str, (first, last): (u64, u64), length: u64, clip: Ke
         object: format!("00/{name}"),
         offset: 8,
         length,
-        meta_offset: 8 + length,
-        meta_length: 0,
-        directory_length: 0,
+        meta_offset: 4 + length,
+        meta_length: 4,
+        directory_length: 4,
         checksum: 0,
         clip,
         interval: Interval::of(Epoch(first), 0).hull(Interval::of(Epoch(last), 0)),
@@ -316,4 +316,23 @@ fn large_merges_wait_for_their_hours() {
     };
     assert_eq!(picked_at(12), (7, false), "what is young is merged by day");
     assert_eq!(picked_at(23), (8, true));
+}
+
+#[test]
+fn what_is_merged_amid_a_rescale_is_listed_behind_it() {
+    let mut job = Job::new(&[], &[("k", 1)]);
+    (0..8).for_each(|_| job.flushes(0, MIB));
+    let (_, order) = job.takes_asked();
+    job.turn(|m, t| m.start_rescale(super::rescale::Purpose::Parallelism(1), None, t));
+    // Compactions of workers are at rest.
+    job.turn(JobMaster::when_quiet);
+    assert!(job.master.rescale_is_near());
+    job.reports("k", &order);
+    job.turn(JobMaster::tend);
+    assert!(job.committing.is_none() && job.asked.is_empty(), "nothing changes, and nothing is begun");
+    assert!(job.master.open_compactions().open.contains(&order.task), "its outputs are needed yet");
+    job.master.rescale = None;
+    job.turn(JobMaster::tend);
+    job.commits();
+    assert_eq!(job.tree().runs().len(), 1);
 }

@@ -32,6 +32,10 @@ impl JobMaster {
     pub(crate) fn tend(&mut self, t: &mut Turn<'_>) {
         self.try_deploy(t);
         self.hand_over(t);
+        // Those that came in amid a rescale have waited for its end.
+        if !self.compactions.is_empty() {
+            self.pump(t);
+        }
         self.give_compactions(t);
     }
 
