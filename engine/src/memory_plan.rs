@@ -55,6 +55,21 @@ impl MemoryPlan {
         }
     }
 
+    /// The budgets of a process that runs compactions alone: a quarter of what is left is for the GETs that bring the
+    /// inputs, the rest for what is merged and written. Without a limit, half of the machine is divided.
+    #[must_use]
+    pub fn of_compactor(settings: &Settings, ram_bytes: u64) -> Self {
+        let limit = settings.memory.limit_bytes.unwrap_or(ram_bytes.max(512 * MIB) / 2);
+        let baseline_bytes = (8 * MIB + limit / 10 * 3).max(60 * MIB).min(limit);
+        let metadata_bytes = (limit / 16).max(4 * MIB);
+        let left = limit.saturating_sub(baseline_bytes + metadata_bytes);
+        let blocks_bytes = settings.cache.memory_bytes.unwrap_or(16 * MIB).min(left / 4);
+        let rest = left - blocks_bytes;
+        let reads_bytes = rest / 4;
+        let compaction_bytes = rest - reads_bytes;
+        Self { baseline_bytes, blocks_bytes, metadata_bytes, reads_bytes, compaction_bytes, ..Self::cache(0) }
+    }
+
     fn within(limit: u64, settings: &Settings) -> Self {
         let baseline_bytes = (8 * MIB + limit / 10 * 3).max(60 * MIB).min(limit);
         let metadata_bytes = (limit / 32).max(4 * MIB);
@@ -149,6 +164,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_compactor_has_its_memory_for_compactions() {
+        for limit in [LEAST_LIMIT_BYTES, 400 * MIB, 8 << 30] {
+            let plan = MemoryPlan::of_compactor(&settings(&[("memory.limit", &limit.to_string())]), 1 << 40);
+            assert!(plan.total_bytes() <= limit && plan.total_bytes() > limit - 64, "{plan:?}");
+            assert!(plan.compaction_bytes > limit / 5 && plan.write_buffer_bytes + plan.rows_bytes == 0, "{plan:?}");
+        }
+        assert!(MemoryPlan::of_compactor(&settings(&[]), 8 << 30).total_bytes() <= 4 << 30);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub enum Command {
     Coordinator(CoordinatorArgs),
     /// Serve as a worker of a cluster.
     Worker(WorkerArgs),
+    /// Serve as a compactor of a cluster: merge state of its jobs, so that workers need not.
+    Compactor(CompactorArgs),
     /// Start a job on a cluster; prints the job's id.
     Submit(SubmitArgs),
     /// The jobs of a cluster, or of a place of state.
@@ -44,7 +46,7 @@ pub enum Command {
     Rescale(RescaleArgs),
     /// Spread the subtasks of a running job over the workers.
     Rebalance(WaitingCommand),
-    /// The workers of a cluster, with their slots.
+    /// The workers and compactors of a cluster, with their slots.
     Workers(ClusterArg),
     /// End a job at once.
     Cancel(WaitingCommand),
@@ -232,6 +234,32 @@ pub struct WorkerArgs {
     /// How it serves.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// `compactor`.
+#[derive(Debug, Args)]
+pub struct CompactorArgs {
+    /// The coordinator.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// How many compactions it runs at a time [default: number of cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub slots: Option<u32>,
+    /// Bound of the blocks that it keeps in memory [default: 16MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub cache_memory: Option<String>,
+    /// The process stays below it: budgets are divided from it [default: none].
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<String>,
+    /// Serve /metrics here; none: not at all.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = address::host_and_port_or_none)]
+    pub metrics_listen: String,
+    /// Allow an address that is not loopback, without TLS and authentication.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
 }
 
 /// `list`.

@@ -65,6 +65,19 @@ pub fn status(doc: &Value) -> String {
         count(&cache["disk_hits"]),
         count(&cache["misses"])
     ));
+    let compaction = &doc["compaction"];
+    if compaction.is_object() {
+        lines.push(format!(
+            "compaction: {} done, {} running, read {}, wrote {} ({} flushed); {} to merge, {} runs at most",
+            count(&compaction["tasks"]),
+            count(&compaction["running"]),
+            size(&compaction["bytes_read"]),
+            size(&compaction["bytes_written"]),
+            size(&compaction["bytes_flushed"]),
+            size(&compaction["debt_bytes"]),
+            count(&compaction["runs_max"])
+        ));
+    }
     if doc["garbage"].is_object() {
         let garbage = &doc["garbage"];
         lines.push(format!(
@@ -124,14 +137,21 @@ pub fn list(doc: &Value) -> String {
 /// A `workers` document.
 #[must_use]
 pub fn workers(doc: &Value) -> String {
-    let mut table = Table::new(&["worker", "pid", "address", "slots", "free", "leaving"]);
+    let mut table = Table::new(&["worker", "role", "pid", "address", "slots", "free", "compactions", "leaving"]);
     for w in items(doc) {
+        // A compactor's slots are for compactions.
+        let (all, running) = (w["compaction_slots"].as_u64().unwrap_or(0), w["compactions"].as_u64().unwrap_or(0));
+        let of_compactor = w["role"] == "compactor";
+        let slots = if of_compactor { count(&all.into()) } else { count(&w["slots"]) };
+        let free = if of_compactor { count(&all.saturating_sub(running).into()) } else { count(&w["free"]) };
         table.row(vec![
             text(&w["worker"]),
+            text(&w["role"]),
             text(&w["pid"]),
             text(&w["address"]),
-            count(&w["slots"]),
-            count(&w["free"]),
+            slots,
+            free,
+            count(&running.into()),
             w["leaving"].as_bool().map_or("-", |yes| if yes { "yes" } else { "no" }).to_owned(),
         ]);
     }

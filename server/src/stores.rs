@@ -1,4 +1,4 @@
-//! What a worker gets of its process: the place of state, caches, and shares of the memory.
+//! What a worker or compactor gets of its process: the place of state, caches, and shares of the memory.
 
 use std::path::PathBuf;
 
@@ -12,9 +12,12 @@ use millstream_objects::{Meter, Metered, Store};
 use millstream_state_store::Caches;
 
 use millstream_state_store::StateStoreOptions;
-use millstream_state_store::compaction::CompactionOptions;
+use millstream_state_store::compaction::{CompactionOptions, Throttle};
 
 use crate::process::is_remote;
+
+/// So many compactions run at a time on a worker, as a rule.
+const MERGES: u64 = 2;
 
 /// Size of the SSD tier when state is remote and nothing else was said.
 const DISK_BYTES: u64 = 10_000_000_000;
@@ -32,6 +35,9 @@ pub struct ProcessStores {
     plan: MemoryPlan,
     /// Subtasks run here: caches and budgets are for them.
     runs_subtasks: bool,
+    /// Compactions that share the memory for them.
+    merges: u64,
+    throttle: Throttle,
     /// A folder that lives as long as this, when none was named.
     _folder: Option<tempfile::TempDir>,
 }
@@ -42,15 +48,22 @@ impl ProcessStores {
         let (disk, folder) = disk_tier(state_url, settings)?;
         let options = CacheOptions { memory_bytes: plan.blocks_bytes, metadata_bytes: plan.metadata_bytes, disk };
         let caches = Caches::new(&options, env).await?;
-        Ok(Self { state, caches, plan, runs_subtasks: true, _folder: folder })
+        let throttle = Throttle::new(settings.state.compaction_bytes_per_second.unwrap_or(0));
+        Ok(Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: true, _folder: folder })
+    }
+
+    /// For a process that runs so many compactions at a time.
+    #[must_use]
+    pub fn for_merges(self, merges: u32) -> Self {
+        Self { merges: u64::from(merges).max(1), ..self }
     }
 
     /// For a process that runs no subtask.
     #[must_use]
     pub fn without_caches(state: Store) -> Self {
         let plan = MemoryPlan::new(&Settings::defaults(), 0);
-        let caches = Caches::in_memory(1 << 20, 1 << 20);
-        Self { state, caches, plan, runs_subtasks: false, _folder: None }
+        let (caches, throttle) = (Caches::in_memory(1 << 20, 1 << 20), Throttle::default());
+        Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: false, _folder: None }
     }
 
     /// What the caches did; none where no subtask runs.
@@ -107,12 +120,16 @@ impl Stores for ProcessStores {
         self.caches.clone()
     }
 
+    fn throttle(&self) -> Throttle {
+        self.throttle.clone()
+    }
+
     fn state_options(&self, settings: &Settings) -> StateStoreOptions {
         let options = settings.state_store_options();
         // A compaction holds its output as entries and as the object that is made from them, and reads ahead in each of
-        // its inputs; two may run.
-        let output = self.plan.compaction_bytes / 4;
-        let ahead = self.plan.compaction_bytes / 4 / options.compaction.trigger_runs.max(1) as u64;
+        // its inputs.
+        let output = self.plan.compaction_bytes / (2 * self.merges);
+        let ahead = output / options.compaction.trigger_runs.max(1) as u64;
         StateStoreOptions {
             bytes_in_flight: within(options.bytes_in_flight, self.plan.reads_bytes / 3, LEAST_BYTES),
             request_bytes: within(options.request_bytes, self.plan.reads_bytes / 12, LEAST_BYTES),
@@ -163,6 +180,8 @@ mod tests {
             caches: Caches::in_memory(1, 1),
             plan: MemoryPlan::new(s, 64 << 30),
             runs_subtasks: true,
+            merges: MERGES,
+            throttle: Throttle::default(),
             _folder: None,
         };
         let tight = stores(&small).state_options(&small);
@@ -170,6 +189,8 @@ mod tests {
         assert!(
             tight.compaction.output_bytes * 4 <= plan.compaction_bytes && tight.bytes_in_flight * 2 <= plan.reads_bytes
         );
+        let (four, two) = (stores(&small).for_merges(4).state_options(&small), tight.compaction.output_bytes);
+        assert!(four.compaction.output_bytes <= two / 2, "each of four has half of what each of two has");
         let wide = settings(&[]);
         assert_eq!(stores(&wide).state_options(&wide).compaction.output_bytes, 64 << 20);
         assert_eq!(stores(&small).task_memory(&small, 2).write_buffer_bytes, plan.write_buffer_bytes / 2);

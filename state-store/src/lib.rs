@@ -53,7 +53,7 @@ pub use store::{StateStore, StateStoreOptions, WriterName};
 pub use touched::KeyPiece;
 pub use tree::Tree;
 pub use view::View;
-pub use warm::WarmUp;
+pub use warm::{HotKeys, WarmUp};
 
 /// The caches of a process, with blocks as this crate reads them.
 pub type Caches = millstream_cache::Caches<SharedBlock>;

@@ -264,9 +264,16 @@ impl StateStore {
 
     /// `{2 characters of a hash}/{generation}-{execution}-{unique}`: the hash spreads requests over S3's prefixes.
     pub(crate) fn object_name(&self, writer: WriterName) -> String {
+        self.output_name(writer, None)
+    }
+
+    /// The same for an output of a compaction, whose number stands before the unique part:
+    /// `.../{generation}-{execution}-c{task}-{unique}`. So it can be told whether anybody may still report it.
+    pub(crate) fn output_name(&self, writer: WriterName, task: Option<u64>) -> String {
         let unique = self.0.env.unique_id();
         let spread = stable_hash(unique.as_bytes()) & 0xff;
-        format!("{spread:02x}/{}-{}-{unique}", writer.generation, writer.execution)
+        let task = task.map(|n| format!("c{n}-")).unwrap_or_default();
+        format!("{spread:02x}/{}-{}-{task}{unique}", writer.generation, writer.execution)
     }
 
     /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All jobs of a

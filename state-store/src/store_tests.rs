@@ -11,7 +11,7 @@ use millstream_objects::object_store::memory::InMemory;
 use millstream_objects::{Faults, FaultyStore, Operation, Purpose, Store, StoreOptions};
 use millstream_proto::version::{VersionRecord, version_record};
 
-use crate::compaction::{CompactionDone, CompactionOutcome, apply};
+use crate::compaction::{CompactionDone, CompactionOutcome, Merge, Throttle, apply};
 use crate::section::SectionOptions;
 use crate::testing::*;
 use crate::version::VersionLog;
@@ -384,6 +384,65 @@ async fn what_was_warmed_up_is_read_without_a_get() {
     assert!(view(&other, &runs).warm(WarmUp::AWAITED, |_| false).await.unwrap().gets == 0);
     let newest = view(&other, &runs).warm(WarmUp::AWAITED, |r| r.identity() == runs[1].identity()).await.unwrap();
     assert!((20..warmed.misses * 2).contains(&newest.misses), "{newest:?}");
+}
+
+/// A process that has read few keys of the runs that somebody else then merges.
+#[tokio::test]
+async fn what_was_hot_in_the_parents_is_read_ahead_from_what_took_their_place() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let mut all = keys(2000);
+    all.sort();
+    let runs = [written(&store, &env, &all, &[1; 50], 1).await, written(&store, &env, &all[..500], &[2; 50], 2).await];
+    let here = state_store(&store, &env, true, StateStoreOptions { gap_bytes: 0, ..small_blocks() });
+    let hot: Vec<_> = all[100..110].iter().chain(&all[1500..1510]).cloned().collect();
+    let (_, report) = view(&here, &runs).multi_get(&hot, &NOW).await.unwrap();
+    assert!(report.misses < 15, "{report:?}");
+    // What came along with them is not what anybody asked for.
+    let elsewhere = state_store(&store, &env, true, small_blocks());
+    let everything = KeyGroupRanges::all();
+    let outputs = elsewhere.compact(&runs, &everything, &layouts(), WRITER, true, NOW).await.unwrap();
+    let outputs: Vec<Arc<Run>> = outputs.into_iter().map(Arc::new).collect();
+    let keys = here.hot_keys(runs.iter().map(|r| &**r));
+    runs.iter().for_each(|run| here.forget(run));
+    assert!(here.hot_keys(runs.iter().map(|r| &**r)).is_empty(), "they are forgotten");
+    let merged = view(&here, &outputs);
+    let warmed = merged.warm_hot(WarmUp::BEHIND, &keys, |_| true).await.unwrap();
+    assert!(warmed.misses > 0 && warmed.misses < 20, "{warmed:?}");
+    let (values, report) = merged.multi_get(&hot, &NOW).await.unwrap();
+    assert!(values.iter().all(|v| v.is_some()));
+    assert_eq!((report.gets, report.misses), (0, 0), "{report:?}");
+    let (_, report) = merged.multi_get(&all[800..801], &NOW).await.unwrap();
+    assert_eq!(report.misses, 1, "what was not hot was not read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_merge_keeps_to_its_throttle_and_says_what_it_read() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(2000);
+    let runs = [written(&store, &env, &all, &[1; 50], 1).await, written(&store, &env, &all, &[2; 50], 2).await];
+    let (everything, layouts) = (KeyGroupRanges::all(), layouts());
+    let merge = Merge {
+        inputs: &runs,
+        ranges: &everything,
+        layouts: &layouts,
+        bottom: true,
+        read_time: NOW,
+        writer: WRITER,
+        task: Some(7),
+    };
+    let states = state_store(&store, &env, false, small_blocks());
+    let before = env.now();
+    let merged = states.merge(merge, &Throttle::new(10_000)).await.unwrap();
+    let took = env.now().since(before).as_secs_f64();
+    let written: u64 = merged.outputs.iter().map(|r| r.length).sum();
+    let stored: u64 = runs.iter().map(|r| r.length).sum();
+    assert!(merged.bytes_read >= stored / 2 && written > 10_000, "{} of {stored}", merged.bytes_read);
+    // All but the last transfer are paid for.
+    let most = (merged.bytes_read + written) as f64 / 10_000.0;
+    assert!(took <= most && took > most / 3.0, "{took} s for {} and {written} bytes", merged.bytes_read);
+    assert_eq!(crate::version::garbage::compaction_of(&merged.outputs[0].object), Some(7));
 }
 
 #[tokio::test]

@@ -6,7 +6,8 @@
 //! never a take-over. The records go last: as long as they stand, they say what is left to be deleted, whoever goes on
 //! after a crash.
 //!
-//! Once in a while it lists the state objects, too, and deletes those of earlier deployments that no version refers to.
+//! Once in a while it lists the state objects, too, and deletes those of earlier deployments, and of compactions that were
+//! given up, that no version refers to.
 //!
 //! What is to be kept is decided in `state-store/src/version/garbage.rs`; docs/garbage.md has the proof. A job that commits
 //! nothing makes no request here. No clock decides what goes, only when to look.
@@ -25,7 +26,7 @@ use millstream_proto::version::version_record::Kind;
 use millstream_state_store::object_path;
 use millstream_state_store::version::VersionLog;
 use millstream_state_store::version::boundary::{Drawn, Known};
-use millstream_state_store::version::garbage::{Chain, Retention, is_over, objects_of};
+use millstream_state_store::version::garbage::{Chain, OpenCompactions, Retention, is_over, objects_of};
 use millstream_state_store::version::pins::Pinned;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -69,6 +70,8 @@ struct Facts {
     in_use: Option<u64>,
     /// The present deployment.
     execution: u64,
+    /// Its compactions that may still come into a record.
+    compactions: OpenCompactions,
     /// Of a fork that may need it: the job that it was forked from.
     parent: Option<String>,
     /// What the record in flight refers to.
@@ -162,10 +165,11 @@ impl Collector {
         facts.in_flight.clear();
     }
 
-    /// The present deployment, and the oldest version that it may read from.
-    pub(crate) fn deployment(&self, execution: u64, in_use: Option<u64>) {
+    /// The present deployment, the oldest version that it may read from, and its compactions that may still come into a
+    /// record.
+    pub(crate) fn deployment(&self, execution: u64, in_use: Option<u64>, compactions: OpenCompactions) {
         let mut facts = self.facts.lock();
-        (facts.execution, facts.in_use) = (execution, in_use);
+        (facts.execution, facts.in_use, facts.compactions) = (execution, in_use, compactions);
     }
 
     /// Objects of the present deployment that no record will ever list.
@@ -458,7 +462,10 @@ impl Work {
     async fn collect_orphans(&mut self) -> Result<()> {
         self.load().await?;
         // What was over when the listing began can be in no record but those that stand or are in flight when it ends.
-        let current = (self.generation.0, self.facts.lock().execution);
+        let (current, compactions) = {
+            let facts = self.facts.lock();
+            ((self.generation.0, facts.execution), facts.compactions.clone())
+        };
         let listed = self.store.list("data", Purpose::State).await?;
         let pins = self.log.pins().list().await?;
         self.still_leads().await?;
@@ -474,7 +481,7 @@ impl Work {
                 let Some(object) = found.path.strip_prefix("data/") else { continue };
                 // What a record refers to is for `collect`.
                 let needed = facts.chain.knows(object) || facts.in_flight.contains(object) || objects.contains(object);
-                if !needed && is_over(object, current) {
+                if !needed && is_over(object, current, &compactions) {
                     orphans.push(object.to_owned());
                     bytes += found.bytes;
                 }

@@ -4,6 +4,9 @@
 //! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
 //! had changed), never before.
 
+mod compaction;
+#[cfg(test)]
+mod compaction_tests;
 mod drain;
 #[cfg(test)]
 mod drain_tests;
@@ -27,6 +30,7 @@ use millstream_proto::version::version_record::Status;
 use millstream_state_store::version::boundary::Known;
 use millstream_state_store::version::delta::settle;
 
+use self::compaction::Book;
 use self::drain::Departed;
 use self::rescale::{Rescale, Stage};
 use super::assignment;
@@ -51,6 +55,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) now: Moment,
     pub(crate) wall_ms: i64,
     pub(crate) workers: &'a BTreeMap<String, WorkerFacts>,
+    /// Compactors, and how many compactions each could begin.
+    pub(crate) compactors: BTreeMap<String, u32>,
     pub(crate) out: Vec<Action>,
 }
 
@@ -193,7 +199,9 @@ pub(crate) struct JobMaster {
     /// The record in flight may stand although nobody said so.
     in_doubt: bool,
     confirmed: BTreeSet<CommittableKey>,
+    /// Reported, and in no record yet.
     compactions: Vec<CompactionDone>,
+    pub(crate) book: Book,
     rescale: Option<Rescale>,
     rescales_asked: u64,
     /// The status that the last barrier's record leads to.
@@ -249,6 +257,7 @@ impl JobMaster {
             in_doubt: false,
             confirmed: BTreeSet::new(),
             compactions: Vec::new(),
+            book: Book::default(),
             rescale: None,
             rescales_asked: 0,
             ending: None,
@@ -481,6 +490,7 @@ impl JobMaster {
                 self.send_live_splits(t);
                 self.check_end_of_input(t);
                 self.hand_over(t);
+                self.give_compactions(t);
             }
         } else if let Some(Rescale { stage: Stage::Preparing(missing), .. }) = &mut self.rescale {
             missing.remove(&(worker.to_owned(), true));
@@ -524,10 +534,8 @@ impl JobMaster {
                 self.on_failure(error, t);
             }
             M::Confirmed(c) => self.on_confirmed(c, t),
-            M::CompactionDone(c) => {
-                self.compactions.push(c);
-                self.pump(t);
-            }
+            M::CompactionDone(c) => self.on_compacted(worker, c, t),
+            M::CompactionFailed(f) => self.on_compaction_failed(worker, f, t),
             M::Serving(s) => {
                 if let Some(counters) = s.counters {
                     self.statistics.update(worker, counters);
@@ -694,7 +702,8 @@ impl JobMaster {
             let record = record::confirmation(&self.record, &self.confirmed, status);
             return self.commit(Committing::Confirmation, record, t);
         }
-        if !self.compactions.is_empty() && self.phase == Phase::Running && !self.checkpoint_is_near() {
+        let waits = self.checkpoint_is_near() || self.rescale_is_near();
+        if !self.compactions.is_empty() && self.phase == Phase::Running && !waits {
             let done = std::mem::take(&mut self.compactions);
             match record::compactions(&self.record, &done) {
                 Ok(Some(record)) => {
@@ -739,21 +748,23 @@ impl JobMaster {
     fn commit_checkpoint(&mut self, t: &mut Turn<'_>) {
         let Some(c) = &self.checkpoint else { return };
         let next = self.rescale.as_ref().and_then(|r| r.next.as_ref());
+        // Whoever gains key groups has warmed up what is live now: what compactors have merged meanwhile comes later.
+        let compactions = if self.rescale_is_near() { Vec::new() } else { std::mem::take(&mut self.compactions) };
         let result = EpochResult {
             epoch: c.epoch,
             reports: &c.reports,
             confirmed: &self.confirmed,
-            compactions: &self.compactions,
+            compactions: &compactions,
             assignment: if c.kind == Kind::Rescale { next.map(|n| &n.0) } else { None },
             last: if c.kind == Kind::Last { self.ending } else { None },
         };
         match record::checkpoint(&self.record, &result) {
             Ok(Some(record)) => {
-                Self::drop_stale(&std::mem::take(&mut self.compactions), &record, t);
+                Self::drop_stale(&compactions, &record, t);
                 self.commit(Committing::Checkpoint, record, t);
             }
             Ok(None) => {
-                Self::drop_stale(&std::mem::take(&mut self.compactions), &self.record, t);
+                Self::drop_stale(&compactions, &self.record, t);
                 self.end_checkpoint(false, t);
             }
             Err(e) => self.on_failure(e, t),
@@ -790,6 +801,7 @@ impl JobMaster {
         self.maybe_ended(t);
         self.pump(t);
         self.try_deploy(t);
+        self.give_compactions(t);
     }
 
     /// The coordinator could not learn what became of the record in flight. It is sent again, after a pause, until its
@@ -840,6 +852,7 @@ impl JobMaster {
         self.failures_in_row = 0;
         self.last_checkpoint_end = t.now;
         self.statistics.rows_out += c.reports.iter().map(|r| r.rows_out).sum::<u64>();
+        self.statistics.bytes_flushed += c.reports.iter().map(|r| r.bytes_written).sum::<u64>();
         if committed {
             let bytes = c.reports.iter().map(|r| r.bytes_written).sum();
             let puts = c.reports.iter().map(|r| u64::from(r.puts)).sum::<u64>() + 1;
@@ -950,6 +963,7 @@ impl JobMaster {
 
     /// A worker is gone.
     pub(crate) fn on_worker_lost(&mut self, worker: &str, t: &mut Turn<'_>) {
+        self.on_runner_lost(worker);
         // One that a rescale has left without subtasks takes the commits along that it owes: others make them anew.
         let owes = self.departed.remove(worker).is_some_and(|d| self.owes(&d)) && !bug_is_planted(31);
         if !self.has_ended() && (owes || self.uses(worker)) {
@@ -1018,6 +1032,7 @@ impl JobMaster {
     fn stop_everywhere(&mut self, t: &mut Turn<'_>) {
         let mut workers = self.workers_in_use();
         workers.extend(std::mem::take(&mut self.departed).into_keys());
+        workers.extend(self.stop_compactors());
         for w in workers {
             let stop = to_worker::Message::StopJob(StopJob { job: Some(self.job_ref()) });
             t.out.push(Action::Send(w, Box::new(stop)));
@@ -1031,7 +1046,6 @@ impl JobMaster {
         if !matches!(self.committing, Some(Committing::Checkpoint)) {
             self.checkpoint = None;
         }
-        self.compactions.clear();
         self.placement.clear();
         self.failures_in_row = 0;
         self.ending = None;

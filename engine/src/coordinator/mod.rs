@@ -6,7 +6,7 @@
 //!
 //! It is an actor with one bounded inbox. Object I/O runs beside it and comes back as an event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ struct WorkerSession {
     tx: mpsc::Sender<ToWorker>,
     data_address: String,
     slots: u32,
+    /// Of a compactor: how many compactions it runs at a time.
+    compaction_slots: u32,
     heard: Moment,
     /// It leaves, and waits until then for slots elsewhere.
     leaving: Option<Moment>,
@@ -77,6 +79,12 @@ struct WorkerSession {
     let_go: bool,
     usage: ProcessUsage,
     _reader: AbortOnDrop,
+}
+
+impl WorkerSession {
+    fn is_compactor(&self) -> bool {
+        self.compaction_slots > 0
+    }
 }
 
 struct Job {
@@ -104,12 +112,13 @@ struct Job {
 }
 
 impl Job {
-    /// The oldest version that a worker of the present deployment may read from.
+    /// The oldest version that a worker of the present deployment may read from, or whose runs somebody merges for it.
     fn oldest_in_use(&self) -> Option<u64> {
         let present = self.master.job_ref();
         let of = |w: &String| self.in_use.get(w).filter(|(job, _)| *job == present).map(|(_, version)| *version);
         // Who was told nothing yet will start from the newest record.
-        self.master.workers_in_use().iter().map(|w| of(w).unwrap_or(self.master.record.number)).min()
+        let read = self.master.workers_in_use().into_iter().map(|w| of(&w).unwrap_or(self.master.record.number));
+        read.chain(self.master.oldest_merged()).min()
     }
 
     /// A worker is told to read from a version; it may still read from older ones.
@@ -181,6 +190,8 @@ struct Coordinator {
     /// Sessions that have not said hello.
     strangers: BTreeMap<u64, (mpsc::Sender<ToWorker>, AbortOnDrop)>,
     pids: BTreeMap<String, u32>,
+    /// The names of those that are or were compactors.
+    compactors: BTreeSet<String>,
     jobs: BTreeMap<String, Job>,
     /// Ended before this coordinator led: their last status.
     past: BTreeMap<String, Value>,
@@ -230,6 +241,7 @@ pub async fn run_coordinator(
         workers: BTreeMap::new(),
         strangers: BTreeMap::new(),
         pids: BTreeMap::new(),
+        compactors: BTreeSet::new(),
         jobs: BTreeMap::new(),
         past: BTreeMap::new(),
         opening: BTreeMap::new(),
@@ -337,7 +349,12 @@ impl Coordinator {
             return;
         }
         let what = if hello.leave.is_some() { " that leave" } else { "" };
-        tracing::info!("worker {} with {} slots{what} at {}", hello.worker, hello.slots, hello.data_address);
+        if hello.compaction_slots > 0 {
+            tracing::info!("compactor {} with {} slots{what}", hello.worker, hello.compaction_slots);
+            self.compactors.insert(hello.worker.clone());
+        } else {
+            tracing::info!("worker {} with {} slots{what} at {}", hello.worker, hello.slots, hello.data_address);
+        }
         self.pids.insert(hello.worker.clone(), hello.pid);
         let heard = self.env.now();
         let leaving = hello.leave.map(|leave| waits_until(heard, &leave));
@@ -348,6 +365,7 @@ impl Coordinator {
                 tx,
                 data_address: hello.data_address,
                 slots: hello.slots,
+                compaction_slots: hello.compaction_slots,
                 heard,
                 leaving,
                 let_go: false,
@@ -426,9 +444,12 @@ impl Coordinator {
                 {
                     self.count(&name, counters.clone());
                 }
-                if let M::TaskFailed(f) = &message
-                    && f.failure.as_ref().is_some_and(|f| f.code == OBJECT_ABSENT)
-                {
+                let failure = match &message {
+                    M::TaskFailed(f) => f.failure.as_ref(),
+                    M::CompactionFailed(f) => f.failure.as_ref(),
+                    _ => None,
+                };
+                if failure.is_some_and(|f| f.code == OBJECT_ABSENT) {
                     return self.ask_why_absent(job, name, message);
                 }
                 if self.jobs.get(&job.id).is_some_and(|j| j.master.job_ref() == job) {
@@ -540,6 +561,7 @@ impl Coordinator {
         }
         self.workers
             .iter()
+            .filter(|(_, w)| !w.is_compactor())
             .map(|(name, w)| {
                 let free = w.slots.saturating_sub(used.get(name).copied().unwrap_or(0));
                 let free = if w.leaving.is_some() { 0 } else { free };
@@ -548,17 +570,28 @@ impl Coordinator {
             .collect()
     }
 
+    /// Compactors, and how many compactions each could begin.
+    fn free_compactors(&self) -> BTreeMap<String, u32> {
+        let running = |name: &str| self.jobs.values().map(|j| j.master.book.running_at(name)).sum::<u32>();
+        let there = self.workers.iter().filter(|(_, w)| w.is_compactor() && w.leaving.is_none());
+        there.map(|(name, w)| (name.clone(), w.compaction_slots.saturating_sub(running(name)))).collect()
+    }
+
     /// Gives a job's master its turn and carries out what it decides.
     fn turn(&mut self, id: &str, act: impl FnOnce(&mut JobMaster, &mut Turn<'_>)) {
-        let workers = self.facts();
+        let (workers, compactors) = (self.facts(), self.free_compactors());
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let mut t = Turn { now: self.env.now(), wall_ms: self.env.wall_ms(), workers: &workers, out: Vec::new() };
+        let (now, wall_ms) = (self.env.now(), self.env.wall_ms());
+        let mut t = Turn { now, wall_ms, workers: &workers, compactors, out: Vec::new() };
         act(&mut job.master, &mut t);
-        if let Some(collector) = &job.collector {
-            collector.deployment(job.master.execution, job.oldest_in_use());
-        }
         for action in t.out {
             self.carry_out(id, action);
+        }
+        // Behind the actions: what is no longer open may be in the record that was just sent.
+        if let Some(job) = self.jobs.get(id)
+            && let Some(collector) = &job.collector
+        {
+            collector.deployment(job.master.execution, job.oldest_in_use(), job.master.open_compactions());
         }
     }
 
@@ -1073,10 +1106,13 @@ impl Coordinator {
 
     fn workers_document(&self) -> Value {
         let facts = self.facts();
+        let compactions = |name: &str| self.jobs.values().map(|j| j.master.book.running_at(name)).sum::<u32>();
         let row = |(name, w): (&String, &WorkerSession)| {
             json!({
-                "worker": name, "pid": self.pids.get(name), "address": w.data_address, "slots": w.slots,
-                "free": facts.get(name).map(|f| f.free), "leaving": w.leaving.is_some(),
+                "worker": name, "role": if w.is_compactor() { "compactor" } else { "worker" },
+                "pid": self.pids.get(name), "address": w.data_address, "slots": w.slots,
+                "free": facts.get(name).map_or(0, |f| f.free), "leaving": w.leaving.is_some(),
+                "compaction_slots": w.compaction_slots, "compactions": compactions(name),
             })
         };
         self.workers.iter().map(row).collect()
@@ -1106,6 +1142,7 @@ impl Coordinator {
             started: job.started,
             processes: processes.into_values().map(since).collect(),
             pids: &self.pids,
+            compactors: &self.compactors,
             own_requests: job.store.meter().snapshot(),
             already_finished: job.already_finished,
             garbage: job.collector.as_ref().map_or_else(|| job.garbage.clone(), Collector::status),
@@ -1157,6 +1194,7 @@ fn job_of(m: &to_coordinator::Message) -> Option<JobRef> {
         M::TaskFailed(x) => x.job.clone(),
         M::Confirmed(x) => x.job.clone(),
         M::CompactionDone(x) => x.job.clone(),
+        M::CompactionFailed(x) => x.job.clone(),
         M::Serving(x) => x.job.clone(),
         M::SplitsFinished(x) => x.job.clone(),
         M::Prepared(x) => x.job.clone(),

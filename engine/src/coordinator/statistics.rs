@@ -6,7 +6,7 @@ use std::time::Duration;
 use millstream_common::Error;
 use millstream_common::env::Moment;
 use millstream_common::latency::Latencies;
-use millstream_proto::control::{JobCounters, RequestCounters, SubtaskCounters};
+use millstream_proto::control::{CompactionDone, JobCounters, RequestCounters, SubtaskCounters};
 
 use crate::figures::{ReadFigures, StoreFigures, reads_from_proto, store_from_proto};
 
@@ -25,6 +25,21 @@ pub(crate) struct RescaleDone {
     pub(crate) moved: Vec<u32>,
 }
 
+/// What compactions that came to their end have cost, whoever ran them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CompactionFigures {
+    /// Bytes that came from the object store.
+    pub(crate) bytes_read: u64,
+    /// Bytes of their outputs.
+    pub(crate) bytes_written: u64,
+    pub(crate) tasks: u64,
+    /// By runner: how many it ended.
+    pub(crate) by_runner: BTreeMap<String, u64>,
+}
+
+/// Runners that status tells apart; a cluster whose processes come and go all the time has more.
+const RUNNERS_MAX: usize = 256;
+
 /// Sums of what is over, and the latest of what runs.
 #[derive(Debug, Default)]
 pub(crate) struct Statistics {
@@ -42,6 +57,9 @@ pub(crate) struct Statistics {
     pub(crate) durations: Latencies,
     pub(crate) last_trigger: Moment,
     pub(crate) rescales: Vec<RescaleDone>,
+    /// Bytes of the bundles of checkpoints.
+    pub(crate) bytes_flushed: u64,
+    pub(crate) compaction: CompactionFigures,
     durations_ms: Vec<u64>,
     folded: Folded,
     /// By worker, task, subtask and attempt.
@@ -98,6 +116,17 @@ impl Statistics {
         }
         if let Some(store) = &last.store {
             self.folded.store += &store_from_proto(store).over();
+        }
+    }
+
+    /// A compaction has come to its end.
+    pub(crate) fn compacted(&mut self, runner: &str, done: &CompactionDone) {
+        let figures = &mut self.compaction;
+        figures.bytes_read += done.bytes_read;
+        figures.bytes_written += done.bytes_written;
+        figures.tasks += 1;
+        if figures.by_runner.len() < RUNNERS_MAX || figures.by_runner.contains_key(runner) {
+            *figures.by_runner.entry(runner.to_owned()).or_default() += 1;
         }
     }
 

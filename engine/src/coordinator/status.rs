@@ -1,6 +1,6 @@
 //! The documents that clients get, as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_common::KeyGroupRanges;
 use millstream_common::env::Moment;
@@ -27,6 +27,8 @@ pub(crate) struct StatusFacts<'a> {
     pub(crate) processes: Vec<ProcessUsage>,
     /// Process numbers by worker.
     pub(crate) pids: &'a BTreeMap<String, u32>,
+    /// The names of those that are or were compactors.
+    pub(crate) compactors: &'a BTreeSet<String>,
     /// Requests of the coordinator itself for the job.
     pub(crate) own_requests: Metered,
     pub(crate) already_finished: bool,
@@ -81,6 +83,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         "reads": reads(&all_reads(master, facts.graph)),
         "writes": writes(&store.written(), Some(store.requests.bundles)),
         "versions": facts.versions,
+        "compaction": compaction(master, facts),
         "cache": {"memory_hits": cache.0, "disk_hits": cache.1, "misses": cache.2},
         "garbage": facts.garbage,
         "forked_from": master.record.fork.as_ref().map(|f| json!({"job": f.job, "version": f.version})),
@@ -93,6 +96,31 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
         "error": master.error.as_ref().map(|e| json!({
             "code": format!("MS{:04}", e.number()), "kind": e.kind_number(), "what": e.to_string(),
         })),
+    })
+}
+
+/// Figures of compactions. Those of what runs and of what is due are of the present deployment.
+fn compaction(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
+    let figures = &master.statistics.compaction;
+    let (running, debt) = (master.book.running(), master.book.debt());
+    let names: BTreeSet<&str> = figures.by_runner.keys().map(String::as_str).chain(running.keys().copied()).collect();
+    let role = |name: &str| if facts.compactors.contains(name) { "compactor" } else { "worker" };
+    let runner = |name: &str| {
+        json!({
+            "worker": name, "pid": facts.pids.get(name), "role": role(name),
+            "tasks": figures.by_runner.get(name).copied().unwrap_or_default(),
+            "running": running.get(name).copied().unwrap_or_default(),
+        })
+    };
+    let flushed = master.statistics.bytes_flushed;
+    // Bytes written for each byte that a checkpoint wrote.
+    let amplification = (flushed > 0).then(|| rounded((flushed + figures.bytes_written) as f64 / flushed as f64));
+    json!({
+        "bytes_flushed": flushed, "write_amplification": amplification,
+        "bytes_read": figures.bytes_read, "bytes_written": figures.bytes_written, "tasks": figures.tasks,
+        "running": running.values().sum::<u64>(),
+        "debt_bytes": debt.map(|d| d.bytes), "runs_max": debt.map(|d| d.runs_max),
+        "runners": names.into_iter().map(runner).collect::<Vec<_>>(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millstream_common::size::{parse_bytes, parse_duration};
 use millstream_common::{Error, Result};
 
-use super::{CheckpointMode, MALFORMED_SETTING, Residency, RestartStrategy};
+use super::{CheckpointMode, CompactionPlace, DayWindow, MALFORMED_SETTING, Residency, RestartStrategy};
 
 /// A way to write a value.
 pub trait Form {
@@ -34,6 +34,10 @@ pub struct Mode;
 pub struct Strategy;
 /// A [`Residency`].
 pub struct Place;
+/// A [`CompactionPlace`].
+pub struct Runner;
+/// `always`, or a [`DayWindow`] as `22:00-06:00`.
+pub struct Schedule;
 /// `auto`, or as `F`.
 pub struct Auto<F>(std::marker::PhantomData<F>);
 /// `none`, or as `F`.
@@ -90,6 +94,36 @@ impl Form for Folder {
     }
 }
 
+impl Form for Schedule {
+    type Value = Option<DayWindow>;
+    fn read(text: &str) -> Result<Self::Value> {
+        if text.trim() == "always" {
+            return Ok(None);
+        }
+        let ends = text.trim().split_once('-').and_then(|(from, to)| Some((minute_of_day(from)?, minute_of_day(to)?)));
+        match ends {
+            Some((from_min, to_min)) if from_min != to_min => Ok(Some(DayWindow { from_min, to_min })),
+            _ => Err(malformed(text, "always, nor a part of the day (UTC)", "22:00-06:00")),
+        }
+    }
+    fn show(value: &Self::Value) -> String {
+        let time = |min: u16| format!("{:02}:{:02}", min / 60, min % 60);
+        value.map_or_else(|| "always".to_owned(), |w| format!("{}-{}", time(w.from_min), time(w.to_min)))
+    }
+}
+
+/// `22:00`, in minutes; `24:00` is midnight.
+fn minute_of_day(text: &str) -> Option<u16> {
+    let (hours, minutes) = text.split_once(':')?;
+    let digits = |t: &str| t.len() == 2 && t.bytes().all(|b| b.is_ascii_digit());
+    if !digits(hours) || !digits(minutes) {
+        return None;
+    }
+    let (hours, minutes): (u16, u16) = (hours.parse().ok()?, minutes.parse().ok()?);
+    let all = hours * 60 + minutes;
+    (minutes < 60 && all <= 24 * 60).then_some(all % (24 * 60))
+}
+
 impl<F: Form> Form for Auto<F> {
     type Value = Option<F::Value>;
     fn read(text: &str) -> Result<Self::Value> {
@@ -141,6 +175,8 @@ macro_rules! words {
 words!(Mode, CheckpointMode, "exactly-once" => CheckpointMode::ExactlyOnce, "at-least-once" => CheckpointMode::AtLeastOnce);
 words!(Strategy, RestartStrategy, "exponential-delay" => RestartStrategy::ExponentialDelay, "none" => RestartStrategy::None,
     "fixed-delay" => RestartStrategy::FixedDelay, "failure-rate" => RestartStrategy::FailureRate);
+words!(Runner, CompactionPlace, "auto" => CompactionPlace::Auto, "workers" => CompactionPlace::Workers,
+    "compactors" => CompactionPlace::Compactors);
 words!(Place, Residency, "remote" => Residency::Remote, "local" => Residency::Local, "memory" => Residency::Memory);
 
 fn malformed(text: &str, what: &str, examples: &str) -> Error {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use millstream_common::Result;
 
-use super::forms::{Auto, Count, Folder, Form, Mode, Number, Perhaps, Place, Size, Strategy, Time};
+use super::forms::{Auto, Count, Folder, Form, Mode, Number, Perhaps, Place, Runner, Schedule, Size, Strategy, Time};
 use super::{Reach, Settings};
 
 /// One setting.
@@ -256,7 +256,7 @@ pub static SETTINGS: &[SettingDef] = &[
         state.compaction_trigger_runs,
         Job,
         None,
-        "Sorted runs of a key group are merged by the owner of the range once there are so many; a read looks into each of them."
+        "Sorted runs of a key group are merged once there are so many; a read looks into each of them. A subtask that would see half as many again waits while its own worker merges them."
     ),
     setting!(
         "state.compaction.output-size" = "64MiB",
@@ -266,6 +266,33 @@ pub static SETTINGS: &[SettingDef] = &[
         Job,
         None,
         "A compaction writes objects of about this size; its memory follows from it, so a memory.limit makes them smaller."
+    ),
+    setting!(
+        "state.compaction.where" = "auto",
+        Runner,
+        "auto, workers, compactors",
+        state.compaction_where,
+        Job,
+        None,
+        "Who runs compactions. auto: a compactor that has a free slot, else the worker that owns the key groups. compactors: workers only merge what has half as many runs again as trigger-runs."
+    ),
+    setting!(
+        "state.compaction.schedule" = "always",
+        Schedule,
+        "always, or a part of each day in UTC: 22:00-06:00",
+        state.compaction_schedule,
+        Job,
+        None,
+        "When merges into the oldest run of more than output-size may begin. Younger runs are merged at any time, and so are old ones that are overdue: twice as many bytes lie above the oldest run as in it, or there are half as many runs again as trigger-runs."
+    ),
+    setting!(
+        "state.compaction.bytes-per-second" = "none",
+        Perhaps<Size>,
+        "none, or a size",
+        state.compaction_bytes_per_second,
+        Process,
+        None,
+        "What all compactions of the process may read from and write to the object store in a second. One that is too low for what comes in makes subtasks wait."
     ),
     setting!(
         "object-store.retry-timeout" = "3min",

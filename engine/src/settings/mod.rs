@@ -164,6 +164,46 @@ pub struct StateSettings {
     pub compaction_trigger_runs: u32,
     /// About so many bytes are written at once by a compaction.
     pub compaction_output_bytes: u64,
+    /// Who runs compactions.
+    pub compaction_where: CompactionPlace,
+    /// When large merges into the oldest runs may begin; `None`: always.
+    pub compaction_schedule: Option<DayWindow>,
+    /// What the compactions of a process may read and write together in a second; `None`: as fast as it goes.
+    pub compaction_bytes_per_second: Option<u64>,
+}
+
+/// Who runs compactions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompactionPlace {
+    /// Compactors that have a free slot, else the worker that owns the key groups.
+    #[default]
+    Auto,
+    /// The worker that owns the key groups.
+    Workers,
+    /// Compactors; workers only merge what has come to the bound of runs that a read is to see.
+    Compactors,
+}
+
+/// A part of each day, in UTC; one that ends before it begins goes over midnight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DayWindow {
+    /// Minutes after midnight.
+    pub from_min: u16,
+    /// Minutes after midnight, not included.
+    pub to_min: u16,
+}
+
+impl DayWindow {
+    /// Whether a moment, ms since 1970 (UTC), lies in it.
+    #[must_use]
+    pub fn holds(&self, wall_ms: i64) -> bool {
+        let minute = (wall_ms.div_euclid(60_000).rem_euclid(24 * 60)) as u16;
+        if self.from_min < self.to_min {
+            (self.from_min..self.to_min).contains(&minute)
+        } else {
+            minute >= self.from_min || minute < self.to_min
+        }
+    }
 }
 
 /// Where live state is kept.
@@ -325,6 +365,11 @@ impl Settings {
             self.state.compaction_output_bytes >= 1 << 20,
             "state.compaction.output-size is below 1MiB",
             "64MiB is the default",
+        )?;
+        need(
+            self.state.compaction_bytes_per_second.is_none_or(|b| b >= 64 << 10),
+            "state.compaction.bytes-per-second is below 64KiB: no compaction would end",
+            "none is the default",
         )?;
         self.validate_memory()
     }

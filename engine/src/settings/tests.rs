@@ -42,6 +42,9 @@ fn every_setting_shows_what_it_reads() {
         ("restart.strategy", "failure-rate"),
         ("restart.backoff-multiplier", "2.25"),
         ("state.residency", "local"),
+        ("state.compaction.where", "compactors"),
+        ("state.compaction.schedule", "22:30-06:00"),
+        ("state.compaction.bytes-per-second", "20MiB"),
         ("cache.memory", "64MiB"),
         ("cache.dir", "/fast/w1"),
         ("cache.disk", "0"),
@@ -52,6 +55,26 @@ fn every_setting_shows_what_it_reads() {
     for (key, value) in values {
         s.set(key, value).unwrap();
         assert_eq!(s.get(key).unwrap(), value);
+    }
+}
+
+#[test]
+fn a_part_of_the_day_may_go_over_midnight() {
+    let window = |text: &str| {
+        let mut s = Settings::defaults();
+        s.set("state.compaction.schedule", text).map(|()| s.state.compaction_schedule)
+    };
+    let at = |hours: i64, minutes: i64| (20_000 * 24 * 60 + hours * 60 + minutes) * 60_000;
+    let night = window("22:00-06:00").unwrap().unwrap();
+    assert!(night.holds(at(22, 0)) && night.holds(at(23, 59)) && night.holds(at(0, 0)) && night.holds(at(5, 59)));
+    assert!(!night.holds(at(6, 0)) && !night.holds(at(21, 59)));
+    let noon = window("11:30-13:00").unwrap().unwrap();
+    assert!(noon.holds(at(11, 30)) && !noon.holds(at(13, 0)) && !noon.holds(at(0, 0)) && noon.holds(at(-12, 30)));
+    assert!(window("20:00-24:00").unwrap().unwrap().holds(at(23, 59)));
+    assert_eq!(window("always").unwrap(), None);
+    for text in ["", "22:00", "22-06", "06:00-06:00", "00:00-24:00", "25:00-06:00", "22:60-23:00", "2:00-3:00", "never"]
+    {
+        assert_eq!(window(text).unwrap_err().number(), MALFORMED_SETTING, "{text}");
     }
 }
 

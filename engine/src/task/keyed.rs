@@ -46,8 +46,6 @@ const QUEUE_ITEMS: usize = 256;
 const ENCODE_SLICE: usize = 4_096;
 /// So long the first rows behind a rescale are waited for, before nothing to do counts as serving.
 const FIRST_ROWS: Duration = Duration::from_millis(100);
-/// A read sees at most so many runs: a subtask with more waits for the compaction that is under way.
-const RUNS_MAX: usize = 12;
 
 /// How much a subtask may hold.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +152,8 @@ pub(crate) struct KeyedTask {
     opened: Option<Opened>,
     last_rows: Moment,
     compacting: bool,
+    /// A read is to see no more runs: a subtask with more waits for the compaction that its worker runs.
+    runs_max: usize,
     ended: bool,
     published: Moment,
 }
@@ -171,6 +171,7 @@ pub(crate) async fn run(parts: KeyedTaskParts) {
 impl KeyedTask {
     fn new(mut p: KeyedTaskParts) -> Self {
         let keeps_time = p.chain.head().operator.states().into_iter().any(|s| s.descriptor().ttl.is_some());
+        let runs_max = p.store.options().compaction.runs_max();
         let view = p.store.view(Vec::new(), KeyGroupRanges::empty(), Layouts::default());
         let waiting = match &p.start {
             Start::When(id) => Some(*id),
@@ -217,6 +218,7 @@ impl KeyedTask {
             opened: None,
             last_rows: Moment::default(),
             compacting: false,
+            runs_max,
             ended: false,
             published: Moment::default(),
         };
@@ -384,7 +386,7 @@ impl KeyedTask {
         let unwritten = self.metrics.memory_bytes.load(Ordering::Relaxed)
             > self.memory.rows_bytes + 2 * self.memory.write_buffer_bytes;
         (unwritten && (under_way || !self.encodings.is_empty()))
-            || (under_way && self.compacting && self.version_runs.len() + self.own.len() >= RUNS_MAX)
+            || (under_way && self.compacting && self.version_runs.len() + self.own.len() >= self.runs_max)
     }
 
     async fn process_head(&mut self) -> Result<bool> {

@@ -12,7 +12,7 @@ use millstream_common::env::Moment;
 use millstream_common::{AssignmentId, Epoch, Error, KeyGroupRange, KeyGroupRanges};
 use millstream_proto::version::SplitState;
 use millstream_state_store::section::{Interval, SectionWriter};
-use millstream_state_store::{Layouts, ReadReport, ReadTime, Run};
+use millstream_state_store::{Layouts, ReadReport, Run};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -60,25 +60,6 @@ pub struct VersionView {
     pub splits: BTreeMap<(String, String), SplitState>,
     /// The id of each task in the tree, by index in the graph; `None` for tasks without state.
     pub task_ids: Vec<Option<millstream_common::TaskId>>,
-}
-
-impl VersionView {
-    /// The clocks by which a compaction may drop what has expired in these key groups of a task: the coordinator's when
-    /// the version was committed, never that of the machine that merges, and the watermark up to which all of them have
-    /// fired. Every later read is at or beyond both.
-    #[must_use]
-    pub fn expired_by(&self, task: usize, ranges: &KeyGroupRanges) -> ReadTime {
-        let (mut unknown, mut least) = (ranges.clone(), TimestampMs::MAX);
-        for (range, fired) in &self.fired[task] {
-            let range = KeyGroupRanges::from(*range);
-            if range.overlaps(ranges) {
-                unknown = unknown.subtract(&range);
-                least = least.min(*fired);
-            }
-        }
-        let event_time_ms = if unknown.is_empty() { least } else { WATERMARK_MIN };
-        ReadTime { event_time_ms, processing_time_ms: self.committed_ms }
-    }
 }
 
 /// A new channel into a subtask.
@@ -290,32 +271,4 @@ pub struct SplitMetrics {
     pub idle: bool,
     /// It has ended.
     pub finished: bool,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_compaction_may_drop_has_expired_for_all_of_its_key_groups() {
-        let range = KeyGroupRange::new;
-        let version = VersionView {
-            epoch: Epoch(3),
-            committed_ms: 5_000,
-            assignment: Assignment { id: AssignmentId(1), ranges: Vec::new() },
-            runs: Vec::new(),
-            layouts: Layouts::default(),
-            fired: vec![Vec::new(), vec![(range(0, 100), 40), (range(100, 200), 60), (range(200, 300), 10)]],
-            splits: BTreeMap::new(),
-            task_ids: Vec::new(),
-        };
-        let by = |task, from, to| {
-            let time = version.expired_by(task, &range(from, to).into());
-            assert_eq!(time.processing_time_ms, 5_000);
-            time.event_time_ms
-        };
-        assert_eq!((by(1, 0, 100), by(1, 100, 200), by(1, 50, 200), by(1, 0, 300)), (40, 60, 40, 10));
-        // Of some nothing is known.
-        assert_eq!((by(1, 250, 301), by(0, 0, 1)), (WATERMARK_MIN, WATERMARK_MIN));
-    }
 }

@@ -10,7 +10,7 @@ use millstream_common::TaskId;
 use millstream_common::env::Moment;
 use millstream_objects::Store;
 use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters, VersionInUse};
-use millstream_state_store::{Run, StateStore};
+use millstream_state_store::{Run, StateStore, Tree};
 use parking_lot::Mutex;
 
 use super::in_use::InUse;
@@ -70,6 +70,11 @@ impl JobGauges {
         self.in_use.lock().add(number, version.runs.iter().flatten().chain(own));
         let known = std::iter::zip(&version.task_ids, &self.task_uids);
         self.state_uids.lock().extend(known.filter_map(|(id, uid)| Some(((*id)?, uid.clone()))));
+    }
+
+    /// Tasks of the job that keep state, as the newest tree names them.
+    pub(crate) fn learn(&self, tree: &Tree) {
+        self.state_uids.lock().extend(tree.tasks().iter().map(|task| (task.id, task.uid.clone())));
     }
 
     /// The oldest version whose objects may still be read here; `None` before the first.

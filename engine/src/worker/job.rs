@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_common::env::{AbortOnDrop, Moment, Running};
-use millstream_common::{AssignmentId, Env, Epoch, Error, Execution, Generation, KeyGroupRanges, Lane, Result};
+use millstream_common::{
+    AssignmentId, Env, Epoch, Error, ErrorKind, Execution, Generation, KeyGroupRanges, Lane, Result,
+};
 use millstream_proto::control::{
-    CheckpointFailed, CheckpointReport, CommittableId, CompactionDone, CompactionsHeld, Confirmed, Deploy, Deployed,
+    CheckpointFailed, CheckpointReport, CommittableId, Compact, CompactionsHeld, Confirmed, Deploy, Deployed,
     InjectBarrier, JobRef, PrepareRescale, Prepared, Serving, SplitId, SplitsFinished, TaskFailed, inject_barrier,
     to_coordinator::Message,
 };
 use millstream_proto::version::VersionRecord;
-use millstream_state_store::compaction::pick;
+use millstream_state_store::compaction::Merged;
 use millstream_state_store::{Run, StateStore, WriterName};
 use tokio::sync::mpsc;
 
@@ -24,9 +26,10 @@ use super::committer::{self, Committers};
 use super::deploy::{self, Deployment};
 use super::gauges::JobGauges;
 use super::ledger::WorkerLedger;
+use super::merging;
 use super::warming::Warming;
 use super::writer::{self, WriteOrder, Written};
-use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto, ranges_to_proto};
+use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto};
 use crate::element::{Assignment, BarrierKind};
 use crate::graph::{Head, JobGraph};
 use crate::settings::Settings;
@@ -50,6 +53,8 @@ pub(crate) enum JobMessage {
     LiveSplits(Vec<(String, u64)>),
     /// All splits have ended.
     EndOfInput,
+    /// Merge runs.
+    Compact(Box<Compact>),
     /// Start no compaction, and say when none runs; or start them again.
     HoldCompactions(bool),
 }
@@ -93,10 +98,8 @@ impl JobContext {
 
 struct Compacting {
     subtask: SubtaskId,
-    inputs: Vec<Arc<Run>>,
-    ranges: KeyGroupRanges,
-    bottom: bool,
-    running: Running<Result<Vec<Run>>>,
+    order: Box<Compact>,
+    running: Running<Result<Merged>>,
 }
 
 /// The subtasks that serve an assignment, and the longest of what each said.
@@ -136,8 +139,6 @@ struct JobActor {
     to_commit: Vec<Committable>,
     committed: mpsc::Receiver<(Vec<Committable>, Option<Error>)>,
     compacting: Vec<Compacting>,
-    /// Compactions whose record has not come: their subtasks start no other.
-    compacted: Vec<(SubtaskId, Vec<Arc<Run>>)>,
     /// A rescale is under way: none is started.
     holding: bool,
     /// The coordinator is to be told when none runs.
@@ -249,7 +250,6 @@ impl JobActor {
             to_commit: Vec::new(),
             committed,
             compacting: Vec::new(),
-            compacted: Vec::new(),
             holding: deploy.join,
             owes_held: false,
             warming: Warming::default(),
@@ -378,6 +378,7 @@ impl JobActor {
                 self.tell_live_splits();
                 Ok(())
             }
+            JobMessage::Compact(order) => self.compact(order),
             JobMessage::HoldCompactions(hold) => self.hold_compactions(hold),
             JobMessage::EndOfInput => {
                 for id in self.sources() {
@@ -559,7 +560,10 @@ impl JobActor {
             self.upcoming = None;
             self.tasks.retain(|_, task| !task.leaves);
             // Nobody counts a worker without subtasks among those that read.
-            self.compacting.retain(|c| self.tasks.contains_key(&c.subtask));
+            for c in self.compacting.extract_if(.., |c| !self.tasks.contains_key(&c.subtask)) {
+                let e = Error::canceled("the subtask is no longer here");
+                self.context.worker.tell(merging::given_up(c.order.job, c.order.task, &e));
+            }
             self.tell_held();
             self.serving.retain(|id, _| *id >= self.assignment.id);
             self.serving.entry(self.assignment.id).or_default();
@@ -571,19 +575,14 @@ impl JobActor {
         if let Some(old) = self.version.replace(version.clone()) {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
             let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
+            let hot = self.context.state.hot_keys(dead.iter().map(|run| &***run));
             dead.iter().for_each(|run| self.context.state.forget(run));
             if !dead.is_empty() && !self.holding {
-                self.warming.after_compaction(&self.context, &old, &version, &self.owned());
+                self.warming.after_compaction(&self.context, (&old, &version), &self.owned(), hot);
             }
         }
-        // One that was applied, or that no longer fits, has at least one input that is not live as it was.
-        self.compacted.retain(|(_, inputs)| {
-            let live =
-                |i: &Arc<Run>| version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip);
-            inputs.iter().all(live)
-        });
         self.serve_when_all(version.assignment.id);
-        self.start_compactions(&version)
+        Ok(())
     }
 
     /// Once the version of the assignment stands and every subtask here serves it, the coordinator is told.
@@ -635,13 +634,10 @@ impl JobActor {
         self.owes_held = hold;
         self.tell_held();
         self.warming.stop();
-        match self.version.clone() {
-            Some(version) if !hold => {
-                self.warming.behind(&self.context, &version, &self.owned());
-                self.start_compactions(&version)
-            }
-            _ => Ok(()),
+        if let Some(version) = self.version.clone().filter(|_| !hold) {
+            self.warming.behind(&self.context, &version, &self.owned());
         }
+        Ok(())
     }
 
     fn tell_held(&mut self) {
@@ -651,66 +647,44 @@ impl JobActor {
         }
     }
 
-    fn start_compactions(&mut self, version: &Arc<VersionView>) -> Result<()> {
-        if self.holding {
+    /// Merges what the coordinator has picked for a subtask here.
+    fn compact(&mut self, order: Box<Compact>) -> Result<()> {
+        let version = self.version.clone();
+        let of_task =
+            |v: &Arc<VersionView>| v.task_ids.iter().position(|t| t.is_some_and(|t| u32::from(t.0) == order.task_id));
+        let subtask = version.as_ref().and_then(of_task).map(|task| SubtaskId { task, index: order.subtask });
+        let here = subtask.filter(|id| self.tasks.contains_key(id) && !self.holding);
+        let (Some(id), Some(version)) = (here, version) else {
+            let e = Error::canceled("its key groups are not, or not only, here");
+            self.tell(merging::given_up(order.job, order.task, &e));
             return Ok(());
-        }
-        let options = self.context.state.options().compaction.clone();
-        for &id in self.tasks.keys() {
-            let busy = self.compacting.iter().any(|c| c.subtask == id) || self.compacted.iter().any(|c| c.0 == id);
-            let Some(ranges) = version.assignment.ranges.get(id.index as usize) else { continue };
-            if busy || version.runs[id.task].is_empty() {
-                continue;
-            }
-            let Some(pick) = pick(&version.runs[id.task], ranges, &options) else { continue };
-            let (state, layouts) = (self.context.state.clone(), version.layouts.clone());
-            let (generation, execution) = self.context.execution();
-            let time = version.expired_by(id.task, &pick.ranges);
-            let (inputs, sub) = (pick.inputs.clone(), pick.ranges.clone());
-            let running = self.context.env.run(Lane::Background, "compaction", async move {
-                let name = WriterName { generation, execution };
-                state.compact(&inputs, &sub, &layouts, name, pick.bottom, time).await
-            });
-            self.compacting.push(Compacting {
-                subtask: id,
-                inputs: pick.inputs,
-                ranges: pick.ranges,
-                bottom: pick.bottom,
-                running,
-            });
-            self.control(id, TaskControl::Compacting(true))?;
-        }
-        Ok(())
-    }
-
-    fn on_compacted(&mut self, i: usize, outcome: Result<Vec<Run>>) -> Result<()> {
-        let done = self.compacting.remove(i);
-        self.control(done.subtask, TaskControl::Compacting(false))?;
-        let told = self.tell_compacted(done, outcome);
-        self.tell_held();
-        told
-    }
-
-    fn tell_compacted(&mut self, done: Compacting, outcome: Result<Vec<Run>>) -> Result<()> {
-        let outputs = match outcome {
-            Ok(outputs) => outputs,
-            Err(e) if e.kind() == millstream_common::ErrorKind::Corrupt => return Err(e),
-            Err(e) => {
-                tracing::warn!("a compaction failed and will be picked again: {e}");
-                return Ok(());
-            }
         };
-        let Some(task_id) = self.task_id(done.subtask) else { return Ok(()) };
-        self.tell(Message::CompactionDone(CompactionDone {
-            job: self.job(),
-            task_id: u32::from(task_id),
-            ranges: ranges_to_proto(&done.ranges),
-            inputs: done.inputs.iter().map(|r| r.to_proto()).collect(),
-            bytes_written: outputs.iter().map(|r| r.length).sum(),
-            outputs: outputs.iter().map(Run::to_proto).collect(),
-            bottom: done.bottom,
-        }));
-        self.compacted.push((done.subtask, done.inputs));
+        // Those of the version, as long as it lists them: who holds them says so by the version in use.
+        let listed = |input: Arc<Run>| {
+            let same = |r: &&Arc<Run>| r.identity() == input.identity() && r.clip == input.clip;
+            version.runs[id.task].iter().find(same).cloned().unwrap_or(input)
+        };
+        let inputs: Vec<Arc<Run>> = merging::inputs(&order)?.into_iter().map(listed).collect();
+        let (state, throttle) = (self.context.state.clone(), self.context.worker.stores.throttle());
+        let of = order.clone();
+        let running = self
+            .context
+            .env
+            .run(Lane::Background, "compaction", async move { merging::merge(&state, &of, &inputs, &throttle).await });
+        self.compacting.push(Compacting { subtask: id, order, running });
+        self.control(id, TaskControl::Compacting(true))
+    }
+
+    fn on_compacted(&mut self, i: usize, outcome: Result<Merged>) -> Result<()> {
+        let done = self.compacting.remove(i);
+        if !self.compacting.iter().any(|c| c.subtask == done.subtask) {
+            self.control(done.subtask, TaskControl::Compacting(false))?;
+        }
+        match outcome {
+            Err(e) if e.kind() == ErrorKind::Corrupt => return Err(e),
+            outcome => self.tell(merging::report(*done.order, outcome)),
+        }
+        self.tell_held();
         Ok(())
     }
 }
@@ -729,7 +703,7 @@ fn current_assignment(deploy: &Deploy) -> Result<Assignment> {
 }
 
 /// Waits for any of the running compactions.
-async fn next_compaction(compacting: &mut [Compacting]) -> (usize, Result<Vec<Run>>) {
+async fn next_compaction(compacting: &mut [Compacting]) -> (usize, Result<Merged>) {
     use std::future::Future;
     use std::task::Poll;
     futures::future::poll_fn(|cx| {

@@ -13,8 +13,8 @@ use millstream_common::env::AbortOnDrop;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Error, Generation, Lane, Result};
 use millstream_proto::control::{
-    CommitNow, CommittableId, Confirmed, Heartbeat, Hello, JobRef, ProcessUsage, TaskFailed, ToCoordinator, ToWorker,
-    to_coordinator, to_worker,
+    CommitNow, CommittableId, Compact, Confirmed, Heartbeat, Hello, JobRef, ProcessUsage, TaskFailed, ToCoordinator,
+    ToWorker, to_coordinator, to_worker,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -25,18 +25,21 @@ use crate::transport::{Transport, WorkerLink};
 
 pub(crate) mod channels;
 mod committer;
+mod compactor;
 mod deploy;
 mod gauges;
 mod in_use;
 mod job;
 pub mod leave;
 pub mod ledger;
+mod merging;
 pub mod stores;
 mod warming;
 mod writer;
 
 use channels::Channels;
 use committer::Committers;
+use compactor::Compactor;
 pub(crate) use gauges::request_counters;
 use job::{JobHandle, JobMessage};
 pub use leave::{Departure, LeaveRequest};
@@ -48,14 +51,26 @@ pub use stores::Stores;
 pub type UsageFn = Arc<dyn Fn() -> ProcessUsage + Send + Sync>;
 
 /// The protocol of the control plane that this release speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
-/// Settings of a worker.
+/// What a process of a cluster offers its coordinator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Slots for subtasks.
+    #[default]
+    Worker,
+    /// Slots for compactions of any job.
+    Compactor,
+}
+
+/// Settings of a worker, or of a compactor.
 #[derive(Clone)]
 pub struct WorkerOptions {
     /// Unique per start of a process.
     pub name: String,
-    /// Subtasks of each task that it can run.
+    /// What its slots are for.
+    pub role: Role,
+    /// Subtasks of each task that it can run, or compactions at a time.
     pub slots: u32,
     /// Addresses of coordinators, tried in turn.
     pub coordinators: Vec<String>,
@@ -112,6 +127,8 @@ struct Worker {
     jobs: BTreeMap<String, JobHandle>,
     /// Recoveries that are being committed, by job.
     recovering: BTreeMap<String, AbortOnDrop>,
+    /// Of a compactor.
+    compactor: Option<Compactor>,
     generation: Generation,
     leaving: Leaving,
 }
@@ -122,8 +139,8 @@ enum Turn {
     LetGo(Departure),
 }
 
-/// Runs a worker until it is dropped, or until it was asked to leave and was let go. Ends with an error when its data
-/// plane cannot be opened, or when it was not let go in time.
+/// Runs a worker or compactor until it is dropped, or until it was asked to leave and was let go. A worker ends with an
+/// error when its data plane cannot be opened, or when it was not let go in time.
 pub async fn run_worker(
     options: WorkerOptions,
     transport: Arc<dyn Transport>,
@@ -131,14 +148,22 @@ pub async fn run_worker(
     stores: Arc<dyn Stores>,
     env: Env,
 ) -> Result<Departure> {
-    let (data_address, mut connections) = transport.listen_data().await?;
     let channels = Channels::default();
-    let arriving = channels.clone();
-    let _accepting = AbortOnDrop(env.spawn(Lane::Io, "data plane", async move {
-        while let Some(c) = connections.recv().await {
-            arriving.arrived(c.key, c.elements);
-        }
-    }));
+    let is_compactor = options.role == Role::Compactor;
+    // Nobody sends rows to a compactor.
+    let (data_address, _accepting) = if is_compactor {
+        (String::new(), None)
+    } else {
+        let (data_address, mut connections) = transport.listen_data().await?;
+        let arriving = channels.clone();
+        let accepting = env.spawn(Lane::Io, "data plane", async move {
+            while let Some(c) = connections.recv().await {
+                arriving.arrived(c.key, c.elements);
+            }
+        });
+        (data_address, Some(AbortOnDrop(accepting)))
+    };
+    let slots = options.slots;
     let context = Arc::new(WorkerContext {
         env,
         transport,
@@ -146,12 +171,13 @@ pub async fn run_worker(
         stores,
         channels,
         data_address,
-        slots: options.slots,
+        slots,
         ledger: options.ledger.clone(),
         session: Mutex::new(None),
     });
     let mut worker = Worker {
         options,
+        compactor: is_compactor.then(|| Compactor::new(context.clone(), slots)),
         context,
         jobs: BTreeMap::new(),
         recovering: BTreeMap::new(),
@@ -164,16 +190,21 @@ pub async fn run_worker(
 impl Worker {
     async fn run(&mut self) -> Result<Departure> {
         let (context, leave) = (self.context.clone(), self.options.leave.clone());
-        let timeout = self.options.drain_timeout;
+        let (timeout, is_compactor) = (self.options.drain_timeout, self.compactor.is_some());
         let overdue = async {
             leave.asked().await;
+            if is_compactor {
+                // What it has not merged by then is for others.
+                context.env.sleep(timeout).await;
+                return Ok(Departure { waiting: Vec::new() });
+            }
             context.env.sleep(timeout + GRACE).await;
             let has_session = context.session.lock().is_some();
-            if has_session { leave::held(timeout) } else { leave::unreachable(timeout) }
+            Err(if has_session { leave::held(timeout) } else { leave::unreachable(timeout) })
         };
         millstream_common::select! {
             outcome = self.serve() => outcome,
-            late = overdue => Err(late),
+            late = overdue => late,
         }
     }
 
@@ -220,9 +251,14 @@ impl Worker {
         if told {
             self.leaving.begin(&self.context.env);
         }
+        let (slots, compaction_slots) = match self.options.role {
+            Role::Worker => (self.options.slots, 0),
+            Role::Compactor => (0, self.options.slots),
+        };
         let hello = Hello {
             data_address: self.context.data_address.clone(),
-            slots: self.options.slots,
+            slots,
+            compaction_slots,
             pid: self.options.pid,
             worker: self.options.name.clone(),
             generation_seen: self.generation.0,
@@ -293,8 +329,9 @@ impl Worker {
             .map_err(|_| Error::unavailable("the connection closed").code(2161))
     }
 
-    fn heartbeat(&self) {
-        let jobs = self.jobs.values().map(|j| j.gauges.counters()).collect();
+    fn heartbeat(&mut self) {
+        let mut jobs: Vec<_> = self.jobs.values().map(|j| j.gauges.counters()).collect();
+        jobs.extend(self.compactor.iter_mut().flat_map(Compactor::counters));
         let process = Some((self.options.usage)());
         let in_use = self.jobs.values().filter_map(|j| j.gauges.oldest_in_use()).collect();
         let beat = Heartbeat { generation_seen: self.generation.0, process, jobs, in_use };
@@ -307,6 +344,7 @@ impl Worker {
         }
         self.jobs.clear();
         self.recovering.clear();
+        self.compactor.iter_mut().for_each(Compactor::stop_all);
     }
 
     fn stop(&mut self, id: &str) {
@@ -319,6 +357,16 @@ impl Worker {
     fn on_message(&mut self, m: ToWorker) -> Turn {
         use to_worker::Message;
         let Some(message) = m.message else { return Turn::On };
+        if let Some(compactor) = &mut self.compactor {
+            match message {
+                Message::Compact(order) => compactor.compact(order),
+                Message::StopJob(stop) => compactor.stop(&stop),
+                Message::LetGo(l) => return Turn::LetGo(Departure { waiting: l.waiting }),
+                // Nothing else is for a process without subtasks.
+                _ => {}
+            }
+            return Turn::On;
+        }
         match message {
             Message::Deploy(d) if d.join && self.runs(d.job.as_ref()) => {
                 self.pass_on(d.job.clone(), JobMessage::Join(Box::new(d)));
@@ -352,6 +400,7 @@ impl Worker {
                 let counts = l.counts.into_iter().map(|c| (c.source_uid, c.live)).collect();
                 self.pass_on(l.job, JobMessage::LiveSplits(counts));
             }
+            Message::Compact(order) => self.compact(order),
             Message::HoldCompactions(h) => self.pass_on(h.job, JobMessage::HoldCompactions(h.hold)),
             Message::EndOfInput(e) => self.pass_on(e.job, JobMessage::EndOfInput),
             Message::PrepareRescale(p) => self.pass_on(p.job.clone(), JobMessage::Prepare(Box::new(p))),
@@ -359,6 +408,15 @@ impl Worker {
             Message::Welcome(_) | Message::Ping(_) => {}
         }
         Turn::On
+    }
+
+    /// Whoever asks for a compaction of a job that does not run here is told so.
+    fn compact(&mut self, order: Compact) {
+        if !self.runs(order.job.as_ref()) {
+            let e = Error::canceled("the job does not run here");
+            return self.context.tell(merging::given_up(order.job, order.task, &e));
+        }
+        self.pass_on(order.job.clone(), JobMessage::Compact(Box::new(order)));
     }
 
     fn runs(&self, job: Option<&JobRef>) -> bool {

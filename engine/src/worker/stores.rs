@@ -4,6 +4,7 @@ use millstream_common::Result;
 use millstream_objects::Store;
 use millstream_state_store::Caches;
 use millstream_state_store::StateStoreOptions;
+use millstream_state_store::compaction::Throttle;
 
 use crate::settings::Settings;
 pub use crate::task::keyed::TaskMemory;
@@ -16,6 +17,10 @@ pub trait Stores: Send + Sync {
     fn caches(&self) -> Caches;
     /// What a keyed subtask may hold, when `subtasks` of them share the worker.
     fn task_memory(&self, settings: &Settings, subtasks: usize) -> TaskMemory;
+    /// How fast the compactions of this process may read and write, those of all jobs together.
+    fn throttle(&self) -> Throttle {
+        Throttle::default()
+    }
     /// How a job's state is written, read and merged: its settings, within the memory of this process.
     fn state_options(&self, settings: &Settings) -> StateStoreOptions {
         settings.state_store_options()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use millstream_common::env::Running;
 use millstream_common::{KeyGroupRanges, Lane};
 use millstream_proto::control::to_coordinator::Message;
-use millstream_state_store::{Run, View, WarmUp};
+use millstream_state_store::{HotKeys, Run, View, WarmUp};
 use parking_lot::Mutex;
 
 use super::job::JobContext;
@@ -33,8 +33,8 @@ pub(super) struct Warming {
 struct Shared {
     /// Runs that it does not list are not read ahead.
     newest: Option<Arc<VersionView>>,
-    /// To be read behind what is being read.
-    waiting: VecDeque<View>,
+    /// To be read behind what is being read; with hot keys, only what holds those.
+    waiting: VecDeque<(View, Option<Arc<HotKeys>>)>,
     /// Somebody works it off.
     busy: bool,
 }
@@ -71,7 +71,8 @@ impl Warming {
     pub(super) fn behind(&mut self, context: &JobContext, version: &Arc<VersionView>, ranges: &KeyGroupRanges) {
         self.stop();
         self.newest(version);
-        self.add(context, views(context, version, ranges, |_| true), FIRST_ROWS);
+        let all = views(context, version, ranges, |_| true);
+        self.add(context, all.into_iter().map(|view| (view, None)).collect(), FIRST_ROWS);
     }
 
     /// Reads nothing ahead any more: a rescale is under way, or other key groups are here.
@@ -81,17 +82,20 @@ impl Warming {
         self.shared = Arc::default();
     }
 
-    /// Some runs of `version` have taken the place of others of `old`: where compactions had no room for what they wrote
-    /// beside what they read, there is room now.
+    /// Some runs of `version` have taken the place of others of `old`, whoever merged them: where those were there is room
+    /// now. What holds their `hot` keys comes first.
     pub(super) fn after_compaction(
         &mut self,
         context: &JobContext,
-        old: &VersionView,
-        version: &VersionView,
+        (old, version): (&VersionView, &VersionView),
         ranges: &KeyGroupRanges,
+        hot: HotKeys,
     ) {
         let known: BTreeSet<_> = old.runs.iter().flatten().map(|run| run.identity()).collect();
-        self.add(context, views(context, version, ranges, |run| !known.contains(&run.identity())), Duration::ZERO);
+        let new = || views(context, version, ranges, |run| !known.contains(&run.identity()));
+        let hot = Arc::new(hot);
+        let first = new().into_iter().filter(|_| !hot.is_empty()).map(|view| (view, Some(hot.clone())));
+        self.add(context, first.chain(new().into_iter().map(|view| (view, None))).collect(), Duration::ZERO);
     }
 
     /// Runs that `version` does not list are no longer read ahead.
@@ -99,7 +103,7 @@ impl Warming {
         self.shared.lock().newest = Some(version.clone());
     }
 
-    fn add(&mut self, context: &JobContext, views: Vec<View>, after: Duration) {
+    fn add(&mut self, context: &JobContext, views: Vec<(View, Option<Arc<HotKeys>>)>, after: Duration) {
         {
             let mut shared = self.shared.lock();
             let room = WAITING.saturating_sub(shared.waiting.len());
@@ -112,9 +116,13 @@ impl Warming {
         let (env, shared) = (context.env.clone(), self.shared.clone());
         self.behind = Some(context.env.run(Lane::Background, "warm-up", async move {
             env.sleep(after).await;
-            while let Some(view) = next(&shared) {
+            while let Some((view, hot)) = next(&shared) {
                 let lives = |run: &Run| shared.lock().newest.as_ref().is_some_and(|version| lists(version, run));
-                if let Err(e) = view.warm(WarmUp::BEHIND, lives).await {
+                let warmed = match hot {
+                    Some(hot) => view.warm_hot(WarmUp::BEHIND, &hot, lives).await,
+                    None => view.warm(WarmUp::BEHIND, lives).await,
+                };
+                if let Err(e) = warmed {
                     // Nobody waits for it: a read that needs the same will say what is wrong.
                     tracing::debug!("{e}");
                 }
@@ -123,7 +131,7 @@ impl Warming {
     }
 }
 
-fn next(shared: &Mutex<Shared>) -> Option<View> {
+fn next(shared: &Mutex<Shared>) -> Option<(View, Option<Arc<HotKeys>>)> {
     let mut shared = shared.lock();
     let view = shared.waiting.pop_front();
     shared.busy = view.is_some();

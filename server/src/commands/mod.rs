@@ -2,6 +2,7 @@
 //!
 //! - [`run`]: a whole cluster in this process.
 //! - [`serve`]: `coordinator` and `worker`.
+//! - [`compactor`]: a process that merges state.
 //! - [`ask`]: what a client asks of a coordinator.
 //! - [`state`]: a look into the state of a job, as it lies in the object store.
 //! - [`offline`]: what else can be read from a place of state without a cluster.
@@ -25,6 +26,7 @@ use crate::table::Table;
 use crate::{out, people};
 
 mod ask;
+mod compactor;
 mod fork;
 mod offline;
 mod pins;
@@ -39,6 +41,7 @@ pub fn carry_out(cli: Cli, registry: Arc<JobRegistry>, environment: Environment)
         Command::Run(args) => run::run(args, json, registry, environment),
         Command::Coordinator(args) => serve::coordinator(args, json, registry, environment),
         Command::Worker(args) => serve::worker(args, json, registry, environment),
+        Command::Compactor(args) => compactor::compactor(args, json, registry, environment),
         Command::Submit(args) => ask::submit(args, json, &registry, environment),
         Command::List(args) => match &args.state {
             Some(url) => offline::list(url, &args.settings, json, environment),

@@ -12,7 +12,7 @@ use millstream_engine::dataflow::JobRegistry;
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::Settings;
 use millstream_engine::transport::network::{Network, NetworkSettings};
-use millstream_engine::worker::{Departure, LeaveRequest, WorkerOptions, run_worker};
+use millstream_engine::worker::{Departure, LeaveRequest, Role, WorkerOptions, run_worker};
 use millstream_objects::Store;
 use millstream_proto::control::{LeaderInfo, ProcessUsage};
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ use crate::{http, logs, options, out, signals, usage};
 const SEARCH: Duration = Duration::from_millis(200);
 
 /// Levels of logs of a process of a cluster: ours at info, what we use at warn.
-const LEVEL: &str = "warn,millstream=info";
+pub(super) const LEVEL: &str = "warn,millstream=info";
 
 /// What /metrics of a process is made from.
 pub(super) struct Scraped {
@@ -86,6 +86,7 @@ pub(super) fn worker_options(
     let pid = std::process::id();
     WorkerOptions {
         name: format!("{pid}-{:08x}", env.random() as u32),
+        role: Role::Worker,
         slots,
         coordinators,
         pid,
@@ -114,9 +115,9 @@ fn refuse_open_addresses(listen: &str, serve: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-async fn serve_metrics(serve: &ServeArgs, scraped: Scraped, env: &Env) -> Result<()> {
-    if serve.metrics_listen != "none" {
-        let bound = http::serve(&serve.metrics_listen, Arc::new(scraped), env).await?;
+pub(super) async fn serve_metrics(listen: &str, scraped: Scraped, env: &Env) -> Result<()> {
+    if listen != "none" {
+        let bound = http::serve(listen, Arc::new(scraped), env).await?;
         tracing::info!("metrics at http://{bound}/metrics");
     }
     Ok(())
@@ -170,7 +171,7 @@ async fn lead(
                 Err(_) => env.sleep(SEARCH).await,
             }
         };
-        serve_metrics(&args.serve, Scraped { leader: Some(client.clone()), parts }, env).await?;
+        serve_metrics(&args.serve.metrics_listen, Scraped { leader: Some(client.clone()), parts }, env).await?;
         announce(json, &bound.to_string(), &info)?;
         std::future::pending::<Result<()>>().await
     };
@@ -214,7 +215,7 @@ async fn work(
     let transport = Arc::new(Network::new(env.clone(), network));
     let client = Client::new(transport.clone(), coordinators.clone(), env.clone());
     let parts = ProcessParts::default();
-    serve_metrics(&args.serve, Scraped { leader: None, parts: parts.clone() }, env).await?;
+    serve_metrics(&args.serve.metrics_listen, Scraped { leader: None, parts: parts.clone() }, env).await?;
     let slots = args.slots.unwrap_or_else(|| u32::try_from(environment::cores()).unwrap_or(1));
     let leave = LeaveRequest::default();
     // Before it has been with a coordinator it can be missed by nobody.
@@ -266,7 +267,7 @@ fn departed(departure: &Departure) -> String {
 }
 
 /// Where the cluster's state is, from the first coordinator that answers.
-async fn state_of(client: &Client, env: &Env) -> String {
+pub(super) async fn state_of(client: &Client, env: &Env) -> String {
     let mut told = false;
     loop {
         match client.info().await {
@@ -282,7 +283,7 @@ async fn state_of(client: &Client, env: &Env) -> String {
 }
 
 /// Nothing that matters is lost with a process of a cluster: a signal is an ordinary end.
-fn ended_by(signal: &str, what: &str) -> Result<()> {
+pub(super) fn ended_by(signal: &str, what: &str) -> Result<()> {
     tracing::info!("the {what} ends after {signal}");
     Ok(())
 }

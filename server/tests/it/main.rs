@@ -5,6 +5,7 @@
 
 mod cluster;
 mod command_line;
+mod compactor;
 mod documents;
 mod drain;
 mod metrics;

@@ -1,8 +1,10 @@
 //! Compaction: merging neighbouring runs of a task within some key groups.
 //!
-//! 1. [`pick`] (pure) chooses runs that follow one another and the key groups in which to merge them.
-//! 2. [`StateStore::compact`](crate::StateStore::compact) merges them by streaming, for as many disjoint parts of the
-//!    key groups as keep each output small, and writes an object a part. Nothing is live yet.
+//! 1. [`pick`] (pure) chooses runs that follow one another and the key groups in which to merge them; [`pick_within`]
+//!    leaves alone what is being merged already, and what is to wait for a quieter hour.
+//! 2. [`StateStore::merge`](crate::StateStore::merge) merges them by streaming, for as many disjoint parts of the
+//!    key groups as keep each output small, and writes an object a part, no faster than its [`Throttle`] allows. Nothing
+//!    is live yet.
 //! 3. [`apply`] (pure) gives the tree in which the outputs stand in the place of the inputs, within those key groups;
 //!    or says that the tree has moved on. The caller commits that tree as a version record.
 //!
@@ -14,11 +16,14 @@ mod pick;
 mod run;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use millstream_common::{Error, Result};
 
 pub use apply::{CompactionDone, CompactionOutcome, apply};
-pub use pick::{Pick, pick};
+pub use pick::{Debt, Limits, Pick, debt, pick, pick_within};
+pub use run::{Merge, Merged};
+pub use throttle::Throttle;
 
 /// When and how runs are merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +42,14 @@ impl Default for CompactionOptions {
 }
 
 impl CompactionOptions {
+    /// A read is to see no more runs than this: half as many again as start a compaction. Whoever has more waits for
+    /// the merge that his own process runs.
+    #[must_use]
+    pub fn runs_max(&self) -> usize {
+        let trigger = self.trigger_runs.max(2);
+        trigger + trigger / 2
+    }
+
     /// Refuses what cannot be.
     pub fn validate(&self) -> Result<()> {
         if self.trigger_runs < 2 || self.output_bytes == 0 {

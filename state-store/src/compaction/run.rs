@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use millstream_cache::{BlockKey, CacheBlock, ObjectId};
 use millstream_common::planted::bug_is_planted;
-use millstream_common::{Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result, StateId};
+use millstream_common::{Env, Error, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
+use super::throttle::Throttle;
 use crate::accounts::TaskWrites;
 use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::entry::{MergeOperator, ReadTime};
@@ -29,11 +30,37 @@ use crate::{Layout, Layouts};
 /// Others of the thread get their turn after so many keys.
 const KEYS_A_TURN: usize = 2048;
 
+/// A compaction to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Merge<'a> {
+    /// Neighbours of one task, in any order.
+    pub inputs: &'a [Arc<Run>],
+    /// The key groups in which to merge them.
+    pub ranges: &'a KeyGroupRanges,
+    /// The layouts of the states.
+    pub layouts: &'a Layouts,
+    /// Nothing older is live in `ranges`, so tombstones go.
+    pub bottom: bool,
+    /// What had expired by then goes, too; it must be a time that every later read is at or beyond: a committed
+    /// watermark, and a processing time of the coordinator's.
+    pub read_time: ReadTime,
+    /// Who writes.
+    pub writer: WriterName,
+    /// The number of the compaction among those of its deployment: part of the names of what it writes.
+    pub task: Option<u64>,
+}
+
+/// What a compaction wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// The runs that are to stand in the place of the inputs, disjoint in key groups.
+    pub outputs: Vec<Run>,
+    /// Bytes that came from the object store.
+    pub bytes_read: u64,
+}
+
 impl StateStore {
-    /// Merges `inputs` (neighbours of one task, in any order) within `ranges` and writes the result: the runs that are
-    /// to stand in their place there, disjoint in key groups. `bottom`: nothing older is live in `ranges`, so
-    /// tombstones go. What had expired by `read_time` goes, too; it must be a time that every later read is at or
-    /// beyond: a committed watermark, and a processing time of the coordinator's.
+    /// [`StateStore::merge`] as fast as it goes.
     #[allow(clippy::too_many_arguments)] // as its callers have them, from `Pick`
     pub async fn compact(
         &self,
@@ -44,19 +71,27 @@ impl StateStore {
         bottom: bool,
         read_time: ReadTime,
     ) -> Result<Vec<Run>> {
-        let mut inputs = inputs.to_vec();
+        let merge = Merge { inputs, ranges, layouts, bottom, read_time, writer, task: None };
+        Ok(self.merge(merge, &Throttle::default()).await?.outputs)
+    }
+
+    /// Merges runs within some key groups and writes what they amount to.
+    pub async fn merge(&self, merge: Merge<'_>, throttle: &Throttle) -> Result<Merged> {
+        let Merge { ranges, layouts, bottom, read_time, .. } = merge;
+        let mut inputs = merge.inputs.to_vec();
         sort_newest_first(&mut inputs);
         let covered = inputs.iter().fold(KeyGroupRanges::empty(), |all, i| all.union(&i.clip)).intersect(ranges);
         let hull = inputs.iter().map(|i| i.interval).reduce(Interval::hull);
-        let Some(hull) = hull.filter(|_| !covered.is_empty()) else { return Ok(Vec::new()) };
+        let Some(hull) = hull.filter(|_| !covered.is_empty()) else { return Ok(Merged::default()) };
         if inputs.iter().any(|i| i.task != inputs[0].task) {
             return Err(Error::internal("a compaction was given runs of several tasks").code(9210));
         }
-        let mut report = ReadReport::default();
+        let mut reads = Reads { report: ReadReport::default(), paid_bytes: 0, throttle };
         let refs: Vec<&Arc<Run>> = inputs.iter().collect();
         let wanted = |r: usize, part: &PartInfo| part.overlaps(&refs[r].clip.intersect(&covered));
-        let parts = self.parts(&refs, |_| true, wanted, Purpose::Compaction, &mut report).await?;
+        let parts = self.parts(&refs, |_| true, wanted, Purpose::Compaction, &mut reads.report).await?;
         let bytes_in = stored_bytes(&parts, &covered);
+        reads.pay(&self.0.env).await;
         let cuts = split(&parts, &covered, self.0.options.compaction.output_bytes);
         let options = &self.0.options.section;
         let options = if bottom { options.bottom() } else { options.clone() };
@@ -67,17 +102,18 @@ impl StateStore {
             let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
             let cursors = Cursors::new(self, layouts, clips, &parts, &all, mode);
             let mut output = Output {
-                object: self.object_name(writer),
+                object: self.output_name(merge.writer, merge.task),
                 section: SectionBuilder::new(inputs[0].task, &options, layouts),
             };
-            self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut report).await?;
+            self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut reads).await?;
             // An output without entries is written, too: it says that the flushes of its interval are not lost.
             let section = output.section.finish(part, hull);
+            throttle.pass(section.length, &self.0.env).await;
             outputs.extend(self.write(output.object, vec![section], Purpose::Compaction).await?);
         }
         let done = TaskWrites { compactions: 1, compaction_bytes_in: bytes_in, ..TaskWrites::default() };
         self.0.accounts.wrote(inputs[0].task, done);
-        Ok(outputs)
+        Ok(Merged { outputs, bytes_read: reads.report.bytes })
     }
 
     async fn merge_part(
@@ -86,7 +122,7 @@ impl StateStore {
         layouts: &Layouts,
         (bottom, time): (bool, ReadTime),
         output: &mut Output,
-        report: &mut ReadReport,
+        reads: &mut Reads<'_>,
     ) -> Result<()> {
         let mut chain = Chain::default();
         let mut keys = 0;
@@ -96,7 +132,10 @@ impl StateStore {
         loop {
             match cursors.next_chain(&mut chain)? {
                 Step::End => return Ok(()),
-                Step::Dry => cursors.fill(report).await?,
+                Step::Dry => {
+                    cursors.fill(&mut reads.report).await?;
+                    reads.pay(&self.0.env).await;
+                }
                 Step::Chain => {
                     let (by_time, operator) = match (key::state_of(&chain.key), known) {
                         (Some(state), Some((of, by_time, operator))) if state == of => (by_time, operator),
@@ -122,6 +161,23 @@ impl StateStore {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What a compaction has read, and how much of that was paid for.
+struct Reads<'a> {
+    report: ReadReport,
+    paid_bytes: u64,
+    throttle: &'a Throttle,
+}
+
+impl Reads<'_> {
+    async fn pay(&mut self, env: &Env) {
+        let bytes = self.report.bytes - self.paid_bytes;
+        self.paid_bytes = self.report.bytes;
+        if bytes > 0 {
+            self.throttle.pass(bytes, env).await;
         }
     }
 }

@@ -69,6 +69,83 @@ fn a_pick_keeps_to_the_key_groups_where_its_runs_are_neighbours() {
     assert_eq!((names(&two.inputs), two.ranges), (vec!["c", "b"], ranges(&[(0, 50)])));
 }
 
+#[test]
+fn what_is_being_merged_is_left_alone_and_younger_runs_are_merged_meanwhile() {
+    let mut runs: Vec<_> = (1..=8).map(|e| run(&format!("r{e}"), (e, e), 100, ALL)).collect();
+    let busy = pick(&runs, &KeyGroupRanges::all(), &options(8)).unwrap().inputs;
+    assert_eq!(busy.len(), 8);
+    let limits = Limits { busy: &busy, put_off_bytes: None };
+    assert_eq!(pick_within(&runs, &KeyGroupRanges::all(), &options(8), &limits), None, "nothing else is there");
+    runs.extend((9..=12).map(|e| run(&format!("r{e}"), (e, e), 100, ALL)));
+    let around = pick_within(&runs, &KeyGroupRanges::all(), &options(8), &limits).unwrap();
+    assert_eq!(names(&around.inputs), ["r12", "r11", "r10", "r9"]);
+    assert!(!around.bottom);
+    // One that lies in between parts its neighbours.
+    let busy = [runs[10].clone()];
+    let limits = Limits { busy: &busy, put_off_bytes: None };
+    let older = pick_within(&runs, &KeyGroupRanges::all(), &options(8), &limits).unwrap();
+    assert_eq!((names(&older.inputs).len(), names(&older.inputs)[0], older.bottom), (10, "r10", true));
+}
+
+#[test]
+fn a_large_merge_into_the_oldest_run_waits_until_it_is_overdue() {
+    const MIB: u64 = 1 << 20;
+    let limits = Limits { busy: &[], put_off_bytes: Some(64 * MIB) };
+    let all = KeyGroupRanges::all();
+    let under = |runs: &[Arc<Run>], trigger| pick_within(runs, &all, &options(trigger), &limits);
+    // Equal runs above a large one: by weight all would go into one.
+    let mut runs: Vec<_> = (1..=7).map(|e| run(&format!("r{e}"), (e, e), 10 * MIB, ALL)).collect();
+    runs.push(run("big", (0, 0), 55 * MIB, ALL));
+    assert!(pick(&runs, &all, &options(8)).unwrap().bottom);
+    let picked = under(&runs, 8).unwrap();
+    assert_eq!((names(&picked.inputs), picked.bottom), (vec!["r7", "r6", "r5", "r4", "r3", "r2", "r1"], false));
+    // Once twice as much lies above it as in it, it waits no longer.
+    runs.push(run("r8", (8, 8), 40 * MIB, ALL));
+    assert!(under(&runs, 8).unwrap().bottom);
+    // With two runs there is nothing else to merge: it waits, but not beyond the bound.
+    let runs = [run("new", (2, 2), MIB, ALL), run("big", (0, 0), 75 * MIB, ALL)];
+    assert_eq!(under(&runs, 2), None);
+    let runs = [run("newer", (3, 3), MIB, ALL), runs[0].clone(), runs[1].clone()];
+    assert_eq!(options(2).runs_max(), 3);
+    assert!(under(&runs, 2).unwrap().bottom);
+    // A small one never waits.
+    let small = [run("new", (2, 2), MIB, ALL), run("old", (0, 0), 5 * MIB, ALL)];
+    assert!(under(&small, 2).unwrap().bottom);
+}
+
+#[test]
+fn debt_is_what_lies_in_key_groups_with_many_runs() {
+    assert_eq!(debt(&[], &options(3)), Debt::default());
+    let mut runs = vec![run("a", (1, 1), 1_000, &[(0, 100)]), run("b", (2, 2), 1_000, &[(0, 100)])];
+    assert_eq!(debt(&runs, &options(3)), Debt { bytes: 0, runs_max: 2 });
+    runs.push(run("c", (3, 3), 1_000, &[(50, 150)]));
+    assert_eq!(debt(&runs, &options(3)), Debt { bytes: 1_500, runs_max: 3 });
+}
+
+/// However long a merge of the oldest runs takes, and whenever the schedule allows it, reads see few runs.
+#[test]
+fn runs_stay_within_the_bound_while_large_merges_wait() {
+    let (all, options) = (KeyGroupRanges::all(), options(4));
+    let mut tree = tree();
+    tree.add_runs([run("big", (0, 0), 1 << 30, ALL)]);
+    let limits = Limits { busy: &[], put_off_bytes: Some(1 << 20) };
+    for epoch in 1..=500 {
+        tree.add_runs([run(&format!("r{epoch}"), (epoch, epoch), 100 << 10, ALL)]);
+        while let Some(pick) = pick_within(tree.runs(), &all, &options, &limits) {
+            assert!(!pick.bottom, "the schedule forbids it");
+            let hull = pick.inputs.iter().map(|i| i.interval).reduce(Interval::hull).unwrap();
+            let bytes = pick.inputs.iter().map(|i| i.length).sum();
+            let of = (hull.min.epoch.0, hull.max.epoch.0);
+            let output = Run::clone(&run(&format!("m{}-{}", of.0, of.1), of, bytes, ALL));
+            let Pick { inputs, ranges, bottom } = pick;
+            let done = CompactionDone { task: TASK, inputs, ranges, bottom, outputs: vec![output] };
+            let CompactionOutcome::Applied(after) = apply(&tree, &done) else { panic!("it fits") };
+            tree = after;
+        }
+        assert!(tree.runs().len() < options.trigger_runs, "{} runs", tree.runs().len());
+    }
+}
+
 fn done(inputs: &[&Arc<Run>], groups: &[(u32, u32)], bottom: bool) -> CompactionDone {
     let hull = inputs.iter().map(|i| i.interval).reduce(Interval::hull).unwrap();
     let output = run("out", (hull.min.epoch.0, hull.max.epoch.0), 10, groups);

@@ -236,7 +236,7 @@ mod chain {
     use super::*;
     use crate::version::boundary::{self, BoundaryLog, Drawn, Known};
     use crate::version::delta::{apply, group_of, settle, stored};
-    use crate::version::garbage::{Chain, Retention, is_over, objects_of, writer_of};
+    use crate::version::garbage::{Chain, OpenCompactions, Retention, compaction_of, is_over, objects_of, writer_of};
     use crate::version::pins::{self, Pinned, Pins, encode as encode_pin};
 
     fn run(object: &str, offset: u64, clip: u32) -> proto::Run {
@@ -705,9 +705,26 @@ mod chain {
         assert_eq!(writer_of("4f/3-12-0123"), Some((3, 12)));
         for odd in ["4f", "4f/3-12", "3-12-1", "4f/x-1-2", ""] {
             assert_eq!(writer_of(odd), None);
-            assert!(!is_over(odd, (9, 9)));
+            assert!(!is_over(odd, (9, 9), &OpenCompactions::default()));
         }
-        assert!(is_over("4f/3-12-0", (3, 13)) && is_over("4f/3-12-0", (4, 0)));
-        assert!(!is_over("4f/3-12-0", (3, 12)) && !is_over("4f/4-1-0", (3, 12)));
+        let none = OpenCompactions::default();
+        let is_over_now = |object, current| is_over(object, current, &none);
+        assert!(is_over_now("4f/3-12-0", (3, 13)) && is_over_now("4f/3-12-0", (4, 0)));
+        assert!(!is_over_now("4f/3-12-0", (3, 12)) && !is_over_now("4f/4-1-0", (3, 12)));
+    }
+
+    #[test]
+    fn an_output_of_a_compaction_is_an_orphan_once_nobody_may_report_it() {
+        assert_eq!(compaction_of("4f/3-12-c7-0123"), Some(7));
+        for other in ["4f/3-12-0123", "4f/3-12-c7", "4f/3-12-cx-1", "4f/3-12-7-1", "4f"] {
+            assert_eq!(compaction_of(other), None, "{other}");
+        }
+        let compactions = OpenCompactions { open: BTreeSet::from([7]), next: 9 };
+        let is_over_now = |object| is_over(object, (3, 12), &compactions);
+        assert!(is_over_now("4f/3-12-c6-0") && is_over_now("4f/3-12-c8-0"));
+        assert!(!is_over_now("4f/3-12-c7-0"), "its runner may still report it");
+        assert!(!is_over_now("4f/3-12-c9-0"), "it may begin in a moment");
+        assert!(!is_over_now("4f/3-12-0123"), "a bundle says nothing of itself");
+        assert!(is_over_now("4f/3-11-c7-0") && !is_over_now("4f/3-13-c1-0") && !is_over_now("4f/4-12-c6-0"));
     }
 }

@@ -1,4 +1,4 @@
-//! The processes of the cluster: coordinators and workers as they ship, on simulated nodes.
+//! The processes of the cluster: coordinators, workers and compactors as they ship, on simulated nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use millstream_engine::coordinator::{CoordinatorOptions, run_coordinator};
 use millstream_engine::settings::Settings;
 use millstream_engine::transport::{CONTROL_QUEUE, Transport};
 use millstream_engine::worker::stores::TaskMemory;
-use millstream_engine::worker::{LeaveRequest, Stores, WorkerOptions, run_worker};
+use millstream_engine::worker::{LeaveRequest, Role, Stores, WorkerOptions, run_worker};
 use millstream_objects::{FaultyStore, Meter, Store};
 use millstream_proto::control::ProcessUsage;
 use millstream_state_store::Caches;
+use millstream_state_store::compaction::Throttle;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -78,7 +79,7 @@ impl Cluster {
     /// All places that may have a process.
     #[must_use]
     pub fn places(&self) -> std::ops::Range<usize> {
-        0..COORDINATORS + self.plan.workers as usize + self.plan.leaves.len()
+        0..self.plan.first_compactor() + self.plan.compactors as usize
     }
 
     /// Whether readers let go soon.
@@ -90,7 +91,7 @@ impl Cluster {
     /// Whether a place is for a worker that replaces one that leaves.
     #[must_use]
     pub fn is_spare(&self, place: usize) -> bool {
-        place >= COORDINATORS + self.plan.workers as usize
+        (COORDINATORS + self.plan.workers as usize..self.plan.first_compactor()).contains(&place)
     }
 
     /// Who is in a place now.
@@ -127,14 +128,22 @@ impl Cluster {
             (dice.within(0..1_000_000), dice.bits(), dice.signed(-3_600_000..3_600_000))
         };
         let coordinator = place < COORDINATORS;
-        let host = if coordinator { Self::coordinator_address(place) } else { format!("w{place}-{number}") };
+        let role = if place >= self.plan.first_compactor() { Role::Compactor } else { Role::Worker };
+        let host = match role {
+            _ if coordinator => Self::coordinator_address(place),
+            Role::Worker => format!("w{place}-{number}"),
+            Role::Compactor => format!("k{place}-{number}"),
+        };
         let node = Node::new(&host, self.env.clone());
         let env = Env::new(Arc::new(node.clone()), seed, WALL_MS + skew);
         let exited = Arc::new(AtomicBool::new(false));
         let leave = LeaveRequest::default();
         self.trace.event("start", &host, "");
-        let main: millstream_common::env::BoxFuture<'static, Result<()>> =
-            if coordinator { self.coordinator(place, &host, &env) } else { self.worker(place, &host, &env, &leave) };
+        let main: millstream_common::env::BoxFuture<'static, Result<()>> = if coordinator {
+            self.coordinator(place, &host, &env)
+        } else {
+            self.worker(place, &host, &env, (&leave, role))
+        };
         let (done, trace, name) = (exited.clone(), self.trace.clone(), host.clone());
         env.spawn(Lane::Io, "main", async move {
             let outcome = main.await.err();
@@ -180,12 +189,13 @@ impl Cluster {
         place: usize,
         host: &str,
         env: &Env,
-        leave: &LeaveRequest,
+        (leave, role): (&LeaveRequest, Role),
     ) -> millstream_common::env::BoxFuture<'static, Result<()>> {
         let stores = Arc::new(SimStores::new(self.store_of(host, env), &self.plan));
         let options = WorkerOptions {
             name: host.to_owned(),
-            slots: self.plan.slots,
+            role,
+            slots: if role == Role::Compactor { self.plan.compaction_slots } else { self.plan.slots },
             coordinators: (0..COORDINATORS).map(Self::coordinator_address).collect(),
             pid: place as u32,
             heartbeat_interval: Duration::from_millis(500),
@@ -208,7 +218,7 @@ impl Cluster {
         process.node.kill();
     }
 
-    /// Asks the worker in a place to leave.
+    /// Asks the worker or compactor in a place to leave.
     pub fn leave(&self, place: usize) {
         let places = self.places.lock();
         let Some(process) = places.get(&place) else { return };
@@ -271,11 +281,14 @@ struct SimStores {
     store: Store,
     caches: Caches,
     memory: TaskMemory,
+    throttle: Throttle,
 }
 
 impl SimStores {
     fn new(store: Store, plan: &Plan) -> Self {
-        Self { store, caches: Caches::in_memory(plan.block_cache_bytes, 1 << 30), memory: plan.memory }
+        let caches = Caches::in_memory(plan.block_cache_bytes, 1 << 30);
+        let throttle = Throttle::new(plan.compaction_bytes_per_second);
+        Self { store, caches, memory: plan.memory, throttle }
     }
 }
 
@@ -290,5 +303,9 @@ impl Stores for SimStores {
 
     fn task_memory(&self, _: &Settings, _: usize) -> TaskMemory {
         self.memory
+    }
+
+    fn throttle(&self) -> Throttle {
+        self.throttle.clone()
     }
 }

@@ -28,6 +28,14 @@ pub struct Plan {
     pub workers: u32,
     /// Slots of each.
     pub slots: u32,
+    /// Compactors at a time.
+    pub compactors: u32,
+    /// Compactions that each runs at a time.
+    pub compaction_slots: u32,
+    /// What the compactions of a process may read and write in a second; 0: as fast as it goes.
+    pub compaction_bytes_per_second: u64,
+    /// When the compactor in a place is asked to leave.
+    pub compactor_leaves: Vec<(Duration, usize)>,
     /// What a keyed subtask may hold.
     pub memory: TaskMemory,
     /// Bytes of blocks that a worker caches.
@@ -104,7 +112,7 @@ pub enum Joins {
     WhenHealed,
 }
 
-/// What goes wrong. Nodes are meant by their place: coordinators are 0 and 1, workers follow.
+/// What goes wrong. Nodes are meant by their place: coordinators are 0 and 1, workers follow, then compactors.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// A process dies; another one takes its place after a while.
@@ -177,6 +185,10 @@ impl Plan {
             settings_later: BTreeMap::new(),
             workers,
             slots,
+            compactors: 0,
+            compaction_slots: 1,
+            compaction_bytes_per_second: 0,
+            compactor_leaves: Vec::new(),
             memory: TaskMemory { rows_bytes, write_buffer_bytes, reads_bytes: rows_bytes / 2 },
             block_cache_bytes: *dice.pick(&[16 << 10, 64 << 10, 8 << 20]),
             batch_rows: *dice.pick(&[1, 7, 32, 200]),
@@ -200,6 +212,7 @@ impl Plan {
         plan.draw_garbage(&mut Dice::new(seed, "garbage"));
         plan.draw_requests(&mut Dice::new(seed, "requests"));
         plan.draw_leaves(&mut Dice::new(seed, "leaves"));
+        plan.draw_compactors(&mut Dice::new(seed, "compactors"));
         if !Dice::new(seed, "calm").chance(12) {
             plan.draw_faults(&mut Dice::new(seed, "faults"));
         }
@@ -283,6 +296,34 @@ impl Plan {
         self.leaves.sort_by_key(|l| l.0);
     }
 
+    /// Who merges runs, how many of them, and how fast.
+    fn draw_compactors(&mut self, dice: &mut Dice) {
+        self.compactors = *dice.pick(&[0, 0, 1, 1, 2]);
+        self.compaction_slots = *dice.pick(&[1, 1, 2, 4]);
+        self.compaction_bytes_per_second = *dice.pick(&[0, 0, 0, 64 << 10, 8 << 10]);
+        let place = *dice.pick(&["auto", "auto", "compactors", "workers"]);
+        let place = if self.compactors == 0 { "auto" } else { place };
+        let trigger = *dice.pick(&["8", "8", "4", "3", "2"]);
+        let pairs = [
+            ("state.compaction.where", place),
+            ("state.compaction.trigger-runs", trigger),
+            ("state.compaction.schedule", *dice.pick(&["always", "always", "22:00-06:00", "10:00-11:00"])),
+        ];
+        self.settings.extend(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        for i in 0..self.compactors as usize {
+            for _ in 0..*dice.pick(&[0, 0, 1, 2]) {
+                self.compactor_leaves.push((self.moment(dice), self.first_compactor() + i));
+            }
+        }
+        self.compactor_leaves.sort();
+    }
+
+    /// The place of the first compactor: behind those of all others.
+    #[must_use]
+    pub fn first_compactor(&self) -> usize {
+        COORDINATORS + self.workers as usize + self.leaves.len()
+    }
+
     /// Whether each worker that leaves finds slots elsewhere, and has the time to hand over.
     #[must_use]
     pub fn leaves_at_leisure(&self) -> bool {
@@ -316,7 +357,7 @@ impl Plan {
 
     /// `kinds`: how many kinds of faults this run has, so that some runs have many of few kinds.
     fn fault(&self, dice: &mut Dice, kinds: u64) -> Fault {
-        let places = COORDINATORS as u64 + u64::from(self.workers) + self.leaves.len() as u64;
+        let places = self.first_compactor() as u64 + u64::from(self.compactors);
         let place = dice.within(0..places) as usize;
         let lasts = dice.millis(200..9_000);
         match dice.within(0..kinds) {

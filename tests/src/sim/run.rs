@@ -127,11 +127,13 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     let virtual_time = env.now().0;
     let figures = match &end {
         Some(Ok(s)) => format!(
-            "generation {}, execution {}, {} rescales, {} moves, {} checkpoints",
+            "generation {}, execution {}, {} rescales, {} moves, {} compactions ({} elsewhere), {} checkpoints",
             s["generation"],
             s["execution"],
             rescales(s, |r| r["from"] != r["to"]),
             rescales(s, |r| r["from"] == r["to"]),
+            s["compaction"]["tasks"],
+            by_compactors(s),
             s["checkpoints"]["completed"]
         ),
         _ => String::new(),
@@ -155,10 +157,11 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     }
     let (trace_hash, events) = trace.hash();
     let summary = format!(
-        "{} p{} on {} workers, {} leave, {} faults, {} requests, {} versions, {} deleted; {figures}",
+        "{} p{} on {} workers and {} compactors, {} leave, {} faults, {} requests, {} versions, {} deleted; {figures}",
         plan.job,
         plan.parallelism,
         plan.workers,
+        plan.compactors,
         plan.leaves.len(),
         plan.faults.len(),
         plan.requests.len(),
@@ -170,6 +173,12 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
 
 fn rescales(status: &Value, which: impl Fn(&Value) -> bool) -> usize {
     status["rescales"].as_array().map_or(0, |all| all.iter().filter(|r| which(r)).count())
+}
+
+/// How many compactions compactors have run.
+fn by_compactors(status: &Value) -> u64 {
+    let runners = status["compaction"]["runners"].as_array().into_iter().flatten();
+    runners.filter(|r| r["role"] == "compactor").filter_map(|r| r["tasks"].as_u64()).sum()
 }
 
 type End = Option<Result<Value, String>>;
@@ -225,6 +234,11 @@ impl Driver {
                 Joins::After(wait) => self.at(when + wait, Step::Start(leave.spare)),
                 Joins::WhenHealed => {}
             }
+        }
+        for (when, place) in std::mem::take(&mut self.plan.compactor_leaves) {
+            self.at(when, Step::Leave(place));
+            // Whoever looks after processes starts another one.
+            self.at(when + Duration::from_secs(2), Step::Start(place));
         }
         for (when, fault) in std::mem::take(&mut self.plan.faults) {
             self.at(when, Step::Fault(fault));

@@ -33,18 +33,23 @@ impl JobMaster {
     pub(crate) fn tend(&mut self, t: &mut Turn<'_>) {
         self.try_deploy(t);
         self.hand_over(t);
+        // Those that came in amid a rescale have waited for its end.
+        if !self.compactions.is_empty() {
+            self.pump(t);
+        }
+        self.give_compactions(t);
     }
 
-    /// Whether a worker has to stay for the job: it runs subtasks or will, or it owes commits.
+    /// Whether a worker has to stay for the job: it runs subtasks or will, or merges runs, or it owes commits.
     pub(crate) fn needs(&self, worker: &str) -> bool {
         // Planted bug 31: a worker without subtasks may go, whatever it has not committed.
         let owes = self.departed.contains_key(worker) && !bug_is_planted(31);
-        !self.has_ended() && (owes || self.uses(worker))
+        !self.has_ended() && (owes || self.uses(worker) || self.book.running_at(worker) > 0)
     }
 
     /// Whether what a worker counts is of the present deployment.
     pub(crate) fn reckons_with(&self, worker: &str) -> bool {
-        self.departed.contains_key(worker) || self.uses(worker)
+        self.departed.contains_key(worker) || self.uses(worker) || self.book.knows(worker)
     }
 
     /// Whether a worker has to do with the present deployment.

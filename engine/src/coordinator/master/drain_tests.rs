@@ -86,7 +86,8 @@ impl Cluster {
             (name.clone(), WorkerFacts { data_address: name.clone(), free, leaving: w.leaving })
         };
         let workers = self.workers.iter().map(fact).collect();
-        let mut t = Turn { now: self.now, wall_ms: 0, workers: &workers, out: Vec::new() };
+        let compactors = BTreeMap::new();
+        let mut t = Turn { now: self.now, wall_ms: 0, workers: &workers, compactors, out: Vec::new() };
         act(&mut self.master, &mut t);
         for action in t.out {
             match action {

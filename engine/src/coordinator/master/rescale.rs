@@ -327,6 +327,7 @@ impl JobMaster {
             return;
         }
         self.assume_rescaled(t);
+        self.forget_moved_compactions();
         // From here on it is the subtasks that have to come to serve.
         let timeout = Timer::RescaleTimeout { assignment: self.assignment.id, execution: self.execution, stands: true };
         t.out.push(Action::Timer(timeout, self.settings.checkpoint.timeout));

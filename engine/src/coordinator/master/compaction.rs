@@ -1,0 +1,359 @@
+//! Which compactions of a job run, and who runs them.
+//!
+//! Order of events: the newest record shows that some key groups of a subtask have many runs; [`pick_within`] chooses
+//! what to merge there; [`runner`] chooses a compactor or the worker that owns the key groups, which gets a `Compact`;
+//! it reports; the outputs go into the next record, where they are checked against the newest one and dropped when they no
+//! longer fit (`record.rs`). One whose runner goes away or gives up is picked anew for somebody else.
+//!
+//! Nothing ever waits for a compaction that runs elsewhere. A subtask that sees [`CompactionOptions::runs_max`] runs waits
+//! for the merge of its own worker, so that is who merges then, around what a compactor is merging. Nobody but who was
+//! given a number of this book may report it; what others report is dropped, and deleted.
+//!
+//! As long as a compaction is in the book, the collector keeps the version that it was picked from.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use millstream_common::env::Moment;
+use millstream_common::{ErrorKind, KeyGroupRange, KeyGroupRanges, Result};
+use millstream_proto::control::{Compact, CompactionDone, CompactionFailed, to_worker};
+use millstream_proto::version as proto;
+use millstream_state_store::compaction::{CompactionOptions, Debt, Limits, Pick, debt, pick_within};
+use millstream_state_store::version::garbage::OpenCompactions;
+use millstream_state_store::{ReadTime, Run, Tree};
+
+use super::{Action, JobMaster, Phase, Turn};
+use crate::convert::{failure_from_proto, ranges_from_proto, ranges_to_proto};
+use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
+use crate::settings::{CompactionPlace, StateSettings};
+
+/// From a compaction that failed to the next one of the same key groups.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The key groups of a subtask: its task's id in the tree, and its index.
+type Unit = (u16, u32);
+
+/// A compaction that was given to somebody.
+pub(super) struct Given {
+    unit: Unit,
+    runner: String,
+    /// The worker that owns the key groups runs it.
+    is_owners: bool,
+    /// The version that it was picked from.
+    version: u64,
+    inputs: Vec<Arc<Run>>,
+}
+
+#[cfg(test)]
+impl Given {
+    pub(super) fn of(unit: Unit, runner: &str, is_owners: bool, version: u64, inputs: Vec<Arc<Run>>) -> Self {
+        Self { unit, runner: runner.to_owned(), is_owners, version, inputs }
+    }
+}
+
+/// What the newest record says of runs.
+struct Shape {
+    version: u64,
+    /// The live runs of each task that has some.
+    runs: BTreeMap<u16, Vec<Arc<Run>>>,
+    /// Tasks and states, for those who have not the record.
+    states: proto::Tree,
+    debt: Debt,
+}
+
+/// The compactions of the present deployment.
+#[derive(Default)]
+pub(crate) struct Book {
+    /// The number that was given out last.
+    last: u64,
+    given: BTreeMap<u64, Given>,
+    /// After a failure.
+    not_before: BTreeMap<Unit, Moment>,
+    shape: Option<Shape>,
+    /// Compactors that have worked for this deployment.
+    compactors: BTreeSet<String>,
+}
+
+impl Book {
+    /// The oldest version that a running compaction was picked from.
+    pub(crate) fn oldest_version(&self) -> Option<u64> {
+        self.given.values().map(|g| g.version).min()
+    }
+
+    /// How many compactions run at `runner`.
+    pub(crate) fn running_at(&self, runner: &str) -> u32 {
+        self.given.values().filter(|g| g.runner == runner).count() as u32
+    }
+
+    /// How many compactions run, by runner.
+    pub(crate) fn running(&self) -> BTreeMap<&str, u64> {
+        let mut running = BTreeMap::new();
+        for given in self.given.values() {
+            *running.entry(given.runner.as_str()).or_default() += 1;
+        }
+        running
+    }
+
+    /// Whether a compactor has worked for the present deployment.
+    pub(crate) fn knows(&self, compactor: &str) -> bool {
+        self.compactors.contains(compactor)
+    }
+
+    /// How far behind they are at the newest version that was looked at.
+    pub(crate) fn debt(&self) -> Option<Debt> {
+        self.shape.as_ref().map(|s| s.debt)
+    }
+
+    /// The deployment is over: nothing of it is reported any more. Who ran compactions for it.
+    pub(super) fn clear(&mut self) -> BTreeSet<String> {
+        self.given.clear();
+        self.not_before.clear();
+        std::mem::take(&mut self.compactors)
+    }
+
+    fn forget_runner(&mut self, runner: &str) {
+        self.given.retain(|_, g| g.runner != runner);
+        self.compactors.remove(runner);
+    }
+
+    /// Learns of the newest record.
+    fn look(&mut self, record: &proto::VersionRecord, options: &CompactionOptions) -> Result<()> {
+        if self.shape.as_ref().is_some_and(|s| s.version == record.number) {
+            return Ok(());
+        }
+        let tree = Tree::from_proto(record.tree.as_ref().unwrap_or(&Default::default()))?;
+        let mut runs: BTreeMap<u16, Vec<Arc<Run>>> = BTreeMap::new();
+        for run in tree.runs() {
+            runs.entry(run.task.0).or_default().push(run.clone());
+        }
+        let mut all = Debt::default();
+        for of_task in runs.values() {
+            let Debt { bytes, runs_max } = debt(of_task, options);
+            all = Debt { bytes: all.bytes + bytes, runs_max: all.runs_max.max(runs_max) };
+        }
+        let states = tree.with_runs(Vec::new()).to_proto();
+        self.shape = Some(Shape { version: record.number, runs, states, debt: all });
+        Ok(())
+    }
+}
+
+/// Who runs a compaction. Pure.
+///
+/// `compactors`: free slots. `at_bound`: a read sees as many runs as it may; then the owner waits for it.
+pub(super) fn runner<'a>(
+    place: CompactionPlace,
+    owner: Option<&'a String>,
+    compactors: &'a BTreeMap<String, u32>,
+    at_bound: bool,
+) -> Option<(&'a String, bool)> {
+    let compactor = || {
+        let free = compactors.iter().filter(|(_, free)| **free > 0);
+        free.max_by_key(|(name, free)| (**free, Reverse(*name))).map(|(name, _)| (name, false))
+    };
+    let owner = owner.map(|name| (name, true));
+    match place {
+        _ if at_bound => owner,
+        CompactionPlace::Workers => owner,
+        CompactionPlace::Compactors => compactor(),
+        CompactionPlace::Auto => compactor().or(owner),
+    }
+}
+
+/// What is to be merged for a subtask, if anything: its runs, those of its compactions that run, and whether the owner
+/// runs one of them. Pure.
+pub(super) fn next_pick(
+    runs: &[Arc<Run>],
+    ranges: &KeyGroupRanges,
+    options: &CompactionOptions,
+    put_off_bytes: Option<u64>,
+    running: &[&Given],
+) -> Option<(Pick, bool)> {
+    let none_busy = Limits { busy: &[], put_off_bytes };
+    let mine: Vec<Arc<Run>> = runs.iter().filter(|r| r.clip.overlaps(ranges)).cloned().collect();
+    let at_bound = |mine: &[Arc<Run>]| {
+        let clipped: Vec<_> = mine.iter().map(|r| Arc::new(r.with_clip(r.clip.intersect(ranges)))).collect();
+        debt(&clipped, options).runs_max >= options.runs_max()
+    };
+    if running.is_empty() {
+        let pick = pick_within(&mine, ranges, options, &none_busy)?;
+        return Some((pick, at_bound(&mine)));
+    }
+    // What takes long elsewhere must not let runs pile up: the owner merges those that came since.
+    if running.iter().any(|g| g.is_owners) || !at_bound(&mine) {
+        return None;
+    }
+    let busy: Vec<Arc<Run>> = running.iter().flat_map(|g| &g.inputs).cloned().collect();
+    let limits = Limits { busy: &busy, put_off_bytes };
+    pick_within(&mine, ranges, options, &limits).map(|pick| (pick, true))
+}
+
+/// The clocks by which a compaction may drop what has expired in these key groups of a task: the coordinator's when the
+/// record was committed, which never goes back, and the watermark up to which all of them have fired. Every later read
+/// is at or beyond both. Pure.
+pub(super) fn expired_by(record: &proto::VersionRecord, task: u16, ranges: &KeyGroupRanges) -> ReadTime {
+    let (mut unknown, mut least) = (ranges.clone(), WATERMARK_MAX);
+    for progress in record.progress.iter().filter(|p| p.task_id == u32::from(task)) {
+        let Some(range) = &progress.range else { continue };
+        let range = KeyGroupRanges::from(KeyGroupRange { start: range.start, end: range.end });
+        if range.overlaps(ranges) {
+            unknown = unknown.subtract(&range);
+            least = least.min(progress.fired_ms);
+        }
+    }
+    let event_time_ms = if unknown.is_empty() { least } else { WATERMARK_MIN };
+    ReadTime { event_time_ms, processing_time_ms: record.committed_ms }
+}
+
+/// The settings as the state store knows them.
+pub(super) fn options_of(state: &StateSettings) -> CompactionOptions {
+    CompactionOptions {
+        trigger_runs: state.compaction_trigger_runs as usize,
+        output_bytes: state.compaction_output_bytes,
+    }
+}
+
+impl JobMaster {
+    /// Gives out what is to be merged, as far as there is somebody to do it.
+    pub(super) fn give_compactions(&mut self, t: &mut Turn<'_>) {
+        let idle = self.phase != Phase::Running || self.committing.is_some() || self.ending.is_some();
+        if idle || self.rescale.is_some() {
+            return;
+        }
+        let options = options_of(&self.settings.state);
+        if let Err(e) = self.book.look(&self.record, &options) {
+            return self.on_failure(e, t);
+        }
+        let in_window = self.settings.state.compaction_schedule.is_none_or(|window| window.holds(t.wall_ms));
+        let put_off_bytes = (!in_window).then_some(options.output_bytes);
+        for task in self.stateful_tasks() {
+            for index in 0..self.assignment.parallelism() {
+                let Some((pick, at_bound)) = self.to_merge((task, index), &options, put_off_bytes, t.now) else {
+                    continue;
+                };
+                let place = self.settings.state.compaction_where;
+                let owner = self.placement.get(index as usize);
+                let Some((name, is_owners)) = runner(place, owner, &t.compactors, at_bound) else { continue };
+                let name = name.clone();
+                if !is_owners && let Some(slots) = t.compactors.get_mut(&name) {
+                    *slots -= 1;
+                }
+                self.give((task, index), pick, (name, is_owners), t);
+            }
+        }
+    }
+
+    fn stateful_tasks(&self) -> Vec<u16> {
+        self.book.shape.iter().flat_map(|s| s.runs.keys().copied()).collect()
+    }
+
+    fn to_merge(
+        &self,
+        unit: Unit,
+        options: &CompactionOptions,
+        put_off_bytes: Option<u64>,
+        now: Moment,
+    ) -> Option<(Pick, bool)> {
+        let shape = self.book.shape.as_ref()?;
+        let (runs, ranges) = (shape.runs.get(&unit.0)?, self.assignment.ranges.get(unit.1 as usize)?);
+        // One that was reported has not been applied yet.
+        let reported = |c: &CompactionDone| {
+            c.task_id == u32::from(unit.0) && ranges_from_proto(&c.ranges).map_or(true, |r| r.overlaps(ranges))
+        };
+        let too_early = self.book.not_before.get(&unit).is_some_and(|until| now < *until);
+        if too_early || self.compactions.iter().any(reported) {
+            return None;
+        }
+        let running: Vec<&Given> = self.book.given.values().filter(|g| g.unit == unit).collect();
+        next_pick(runs, ranges, options, put_off_bytes, &running)
+    }
+
+    fn give(&mut self, unit: Unit, pick: Pick, (runner, is_owners): (String, bool), t: &mut Turn<'_>) {
+        self.book.last += 1;
+        let task = self.book.last;
+        let Some(shape) = &self.book.shape else { return };
+        let time = expired_by(&self.record, unit.0, &pick.ranges);
+        let compact = Compact {
+            job: Some(self.job_ref()),
+            task,
+            spec: (!is_owners).then(|| self.spec.clone()),
+            task_id: unit.0.into(),
+            subtask: unit.1,
+            ranges: ranges_to_proto(&pick.ranges),
+            inputs: pick.inputs.iter().map(|r| r.to_proto()).collect(),
+            bottom: pick.bottom,
+            tree: Some(shape.states.clone()),
+            event_time_ms: time.event_time_ms,
+            processing_time_ms: time.processing_time_ms,
+        };
+        t.out.push(Action::Send(runner.clone(), Box::new(to_worker::Message::Compact(compact))));
+        if !is_owners {
+            self.book.compactors.insert(runner.clone());
+        }
+        let version = self.record.number;
+        self.book.given.insert(task, Given { unit, runner, is_owners, version, inputs: pick.inputs });
+    }
+
+    /// A runner has come to the end of a compaction.
+    pub(super) fn on_compacted(&mut self, runner: &str, done: CompactionDone, t: &mut Turn<'_>) {
+        if self.book.given.get(&done.task).is_none_or(|g| g.runner != runner) {
+            // It was given to somebody else meanwhile, or is of no use any more.
+            let objects: BTreeSet<String> = done.outputs.into_iter().map(|r| r.object).collect();
+            if !objects.is_empty() {
+                t.out.push(Action::Stale(objects.into_iter().collect()));
+            }
+            return;
+        }
+        self.book.given.remove(&done.task);
+        self.statistics.compacted(runner, &done);
+        self.compactions.push(done);
+        self.pump(t);
+        self.give_compactions(t);
+    }
+
+    /// A runner has given a compaction up.
+    pub(super) fn on_compaction_failed(&mut self, runner: &str, failed: CompactionFailed, t: &mut Turn<'_>) {
+        if self.book.given.get(&failed.task).is_none_or(|g| g.runner != runner) {
+            return;
+        }
+        let Some(given) = self.book.given.remove(&failed.task) else { return };
+        let error = failure_from_proto(&failed.failure.unwrap_or_default());
+        if error.kind() == ErrorKind::Corrupt {
+            return self.on_failure(error, t);
+        }
+        if error.kind() != ErrorKind::Canceled {
+            tracing::warn!("job {}: a compaction on {runner} failed and will be picked again: {error}", self.spec.name);
+        }
+        self.book.not_before.insert(given.unit, t.now + PAUSE);
+    }
+
+    /// Workers end the merges of subtasks that a rescale takes from them.
+    pub(super) fn forget_moved_compactions(&mut self) {
+        let placement = &self.placement;
+        self.book.given.retain(|_, g| !g.is_owners || placement.get(g.unit.1 as usize) == Some(&g.runner));
+    }
+
+    /// A worker or compactor is gone: what it was merging is for others.
+    pub(super) fn on_runner_lost(&mut self, runner: &str) {
+        self.book.forget_runner(runner);
+    }
+
+    /// Ends what compactors do for the present deployment.
+    pub(super) fn stop_compactors(&mut self) -> BTreeSet<String> {
+        self.compactions.clear();
+        self.book.clear()
+    }
+
+    /// The compactions whose outputs may still come into a record.
+    pub(crate) fn open_compactions(&self) -> OpenCompactions {
+        let reported = self.compactions.iter().map(|c| c.task);
+        let open = self.book.given.keys().copied().chain(reported).collect();
+        OpenCompactions { open, next: self.book.last + 1 }
+    }
+
+    /// The oldest version that somebody may merge runs of.
+    pub(crate) fn oldest_merged(&self) -> Option<u64> {
+        self.book.oldest_version()
+    }
+}
