@@ -38,7 +38,7 @@ impl ProcessStores {
     /// Opens the caches. `state` is the place that `state_url` names.
     pub async fn open(state: Store, state_url: &str, settings: &Settings, plan: MemoryPlan, env: &Env) -> Result<Self> {
         let (disk, folder) = disk_tier(state_url, settings)?;
-        let options = CacheOptions { memory_bytes: plan.blocks_bytes, metadata_bytes: plan.metadata_bytes, disk };
+        let options = CacheOptions { memory_bytes: plan.blocks_bytes, metadata_bytes: plan.metadata_bytes, pinned_bytes: 0, disk };
         let caches = Caches::new(&options, env).await?;
         Ok(Self { state, caches, plan, _folder: folder })
     }
