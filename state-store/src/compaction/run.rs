@@ -21,7 +21,7 @@ use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Interval, PartInfo, SectionBuilder, SharedBlock};
-use crate::store::{FIRST_SECTION, StateStore, WriterName};
+use crate::store::{FIRST_SECTION, Keep, StateStore, WriterName};
 use crate::tree::sort_newest_first;
 
 /// Others of the thread get their turn after so many keys.
@@ -54,11 +54,13 @@ impl StateStore {
         let refs: Vec<&Arc<Run>> = inputs.iter().collect();
         let wanted = |r: usize, part: &PartInfo| part.overlaps(&refs[r].clip.intersect(&covered));
         let parts = self.parts(&refs, |_| true, wanted, Purpose::Compaction, &mut report).await?;
+        // What the inputs have hot here, the outputs will have.
+        let hot = self.hot_spans(inputs.iter().map(AsRef::as_ref));
         let cuts = split(&parts, &covered, self.0.options.compaction.output_bytes);
         let options = &self.0.options.section;
         let options = if bottom { options.bottom() } else { options.clone() };
         let all = [KeyRange::all()];
-        let mut outputs = Vec::with_capacity(cuts.len());
+        let mut outputs = Unlisted { store: self, runs: Vec::with_capacity(cuts.len()) };
         for part in cuts {
             let clips = refs.iter().map(|run| run.clip.intersect(&part)).collect();
             let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
@@ -69,10 +71,11 @@ impl StateStore {
             };
             self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut report).await?;
             // An output without entries is written, too: it says that the flushes of its interval are not lost.
-            let section = output.section.finish(part, hull);
-            outputs.extend(self.write(output.object, vec![section], Purpose::Compaction).await?);
+            let mut section = output.section.finish(part, hull);
+            section.inherit_heat(&output.object, FIRST_SECTION, &hot);
+            outputs.runs.extend(self.write(output.object, vec![section], Purpose::Compaction, &Keep::Hot(&hot)).await?);
         }
-        Ok(outputs)
+        Ok(std::mem::take(&mut outputs.runs))
     }
 
     async fn merge_part(
@@ -118,6 +121,18 @@ impl StateStore {
     }
 }
 
+/// Outputs of a compaction that is not over: if it fails or is given up, nobody will ever read them.
+struct Unlisted<'a> {
+    store: &'a StateStore,
+    runs: Vec<Run>,
+}
+
+impl Drop for Unlisted<'_> {
+    fn drop(&mut self) {
+        self.runs.iter().for_each(|run| self.store.release(run));
+    }
+}
+
 /// What a compaction is writing.
 struct Output {
     /// The name that its object will have.
@@ -133,6 +148,11 @@ impl StateStore {
     /// read the output next, and from the object it would cost a GET. Nothing hot is pushed out. How much room is left,
     /// bytes.
     fn keep_output(&self, output: &mut Output) -> u64 {
+        if self.is_in_memory() {
+            // All of it is pinned once it is written.
+            output.section.keep_blocks(0);
+            return 0;
+        }
         let object = ObjectId::of(&output.object);
         let mut room = self.0.caches.room_bytes();
         for (at, block) in output.section.take_kept() {

@@ -142,6 +142,11 @@ impl Part {
         &self.keys[start..self.blocks[i].key_end as usize]
     }
 
+    /// The least key of block `i`.
+    pub(crate) fn first_key_of(&self, i: usize) -> Vec<u8> {
+        [&self.prefix, self.suffix(i)].concat()
+    }
+
     /// How the least key of block `i` compares with `key`.
     #[inline]
     pub(crate) fn compare_first(&self, i: usize, key: &[u8]) -> std::cmp::Ordering {
