@@ -484,7 +484,7 @@ impl JobActor {
             }
         }
         self.reports.insert(epoch, (report, stopped));
-        self.order(WriteOrder::Epoch(epoch, sections))
+        self.order(WriteOrder::Epoch(epoch, sections, self.version.clone()))
     }
 
     fn task_id(&self, id: SubtaskId) -> Option<u16> {
@@ -561,9 +561,10 @@ impl JobActor {
         if let Some(old) = self.version.replace(version.clone()) {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
             let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
+            let hot = self.context.state.hot_spans(dead.iter().map(|run| run.as_ref()));
             dead.iter().for_each(|run| self.context.state.forget(run));
             if !dead.is_empty() && !self.holding {
-                self.warming.after_compaction(&self.context, &old, &version, &self.owned());
+                self.warming.after_compaction(&self.context, &old, &version, &self.owned(), &Arc::new(hot));
             }
         }
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.

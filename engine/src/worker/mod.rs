@@ -26,6 +26,7 @@ pub(crate) mod channels;
 mod committer;
 mod deploy;
 mod gauges;
+mod heat;
 mod in_use;
 mod job;
 pub mod leave;
