@@ -136,6 +136,10 @@ struct JobActor {
     compacting: Vec<Compacting>,
     /// Compactions whose record has not come: their subtasks start no other.
     compacted: Vec<(SubtaskId, Vec<Arc<Run>>)>,
+    /// What it wrote, by the subtask: kept here until a version lists it or it is known that none will.
+    outputs: Vec<(SubtaskId, Vec<Run>)>,
+    /// Runs that a version no longer lists, and which: what is kept of them goes when nobody reads from older ones.
+    retired: Vec<(u64, Run)>,
     /// A rescale is under way: none is started.
     holding: bool,
     /// The coordinator is to be told when none runs.
@@ -155,12 +159,13 @@ pub(crate) fn start(worker: Arc<WorkerContext>, deploy: Deploy) -> Result<JobHan
     let mut graph = worker.registry.build(&spec.job, &spec.args, &worker.job_context())?.graph;
     graph.default_idle_timeout(settings.watermark.idle_timeout);
     let store = worker.stores.job_store(&spec.name, &settings)?;
-    let state = StateStore::new(
+    let state = StateStore::resident(
         store.clone(),
         worker.stores.caches(),
         worker.stores.state_options(&settings),
         env.clone(),
         millstream_state_store::entry::MergeOperators::default(),
+        worker.stores.residency(&spec.name, &settings)?,
     );
     let uids = graph.tasks.iter().map(|t| t.uid.clone()).collect();
     let gauges = Arc::new(JobGauges::new(env.clone(), job.clone(), uids, store, state.clone()));
@@ -240,6 +245,8 @@ impl JobActor {
             committed,
             compacting: Vec::new(),
             compacted: Vec::new(),
+            outputs: Vec::new(),
+            retired: Vec::new(),
             holding: deploy.join,
             owes_held: false,
             warming: Warming::default(),
@@ -282,6 +289,9 @@ impl JobActor {
         let version = deploy.version.as_ref().map(view).transpose()?;
         if let (Some(record), Some(version)) = (&deploy.version, &version) {
             self.context.gauges.uses(record.number, version, &[]);
+        }
+        if let Some(version) = &version {
+            self.context.state.release_found(version.runs.iter().flatten().map(AsRef::as_ref));
         }
         // Who joins starts from a version to come, and warms up from this one.
         let (version, before) = if deploy.join { (None, version) } else { (version, None) };
@@ -544,7 +554,8 @@ impl JobActor {
         self.uncommitted = later;
         self.to_commit.extend(mine);
         self.commit_next()?;
-        if version.assignment.id != self.assignment.id {
+        let reassigned = version.assignment.id != self.assignment.id;
+        if reassigned {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
             self.tasks.retain(|_, task| !task.leaves);
@@ -563,6 +574,10 @@ impl JobActor {
             let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
             let hot = self.context.state.hot_spans(dead.iter().map(|run| run.as_ref()));
             dead.iter().for_each(|run| self.context.state.forget(run));
+            if self.context.state.keeps_state() {
+                self.retired.extend(dead.iter().map(|run| (record.number, Run::clone(run))));
+                self.keep_what_lives(&version, reassigned);
+            }
             if !dead.is_empty() && !self.holding {
                 self.warming.after_compaction(&self.context, &old, &version, &self.owned(), &Arc::new(hot));
             }
@@ -573,8 +588,33 @@ impl JobActor {
                 |i: &Arc<Run>| version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip);
             inputs.iter().all(live)
         });
+        self.let_go_of_outputs(&version);
         self.serve_when_all(version.assignment.id);
         self.start_compactions(&version)
+    }
+
+    /// Of state that is kept here: what no version in use lists goes, and so does what others own now; what others have
+    /// written comes.
+    fn keep_what_lives(&mut self, version: &Arc<VersionView>, reassigned: bool) {
+        let state = &self.context.state;
+        let oldest = self.context.gauges.oldest_in_use().map_or(0, |in_use| in_use.version);
+        self.retired.extract_if(.., |(since, _)| *since <= oldest).for_each(|(_, run)| state.release(&run));
+        let owned = self.owned();
+        if reassigned {
+            version.runs.iter().flatten().for_each(|run| state.release_outside(run, &owned));
+        }
+        if !self.holding {
+            self.warming.settle(&self.context, version, &owned);
+        }
+    }
+
+    /// What a compaction wrote here and no version will list is not kept.
+    fn let_go_of_outputs(&mut self, version: &VersionView) {
+        let waits = |id: &SubtaskId| self.compacted.iter().any(|(of, _)| of == id);
+        for (_, outputs) in self.outputs.extract_if(.., |(id, _)| !waits(id)) {
+            let listed = |run: &Run| version.runs.iter().flatten().any(|r| r.identity() == run.identity());
+            outputs.iter().filter(|run| !listed(run)).for_each(|run| self.context.state.release(run));
+        }
     }
 
     /// Once the version of the assignment stands and every subtask here serves it, the coordinator is told.
@@ -694,6 +734,9 @@ impl JobActor {
             }
         };
         let Some(task_id) = self.task_id(done.subtask) else { return Ok(()) };
+        if self.context.state.keeps_state() {
+            self.outputs.push((done.subtask, outputs.clone()));
+        }
         self.tell(Message::CompactionDone(CompactionDone {
             job: self.job(),
             task_id: u32::from(task_id),
@@ -712,6 +755,16 @@ impl Drop for JobActor {
     fn drop(&mut self) {
         // No version lists them, and as far as this worker knows none will.
         self.unlisted_runs.iter().for_each(|run| self.context.state.forget(run));
+        let state = &self.context.state;
+        if !state.keeps_state() {
+            return;
+        }
+        let listed: Vec<_> = self.version.iter().flat_map(|version| version.runs.iter().flatten()).collect();
+        let is_listed = |run: &Run| listed.iter().any(|r| r.identity() == run.identity());
+        let outputs = self.outputs.iter().flat_map(|(_, runs)| runs).filter(|run| !is_listed(run));
+        let gone = self.retired.iter().map(|(_, run)| run).chain(outputs);
+        self.unlisted_runs.iter().map(AsRef::as_ref).chain(gone).for_each(|run| state.release(run));
+        state.release_all(listed.into_iter().map(AsRef::as_ref));
     }
 }
 

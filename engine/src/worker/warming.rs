@@ -32,6 +32,8 @@ pub(super) struct Warming {
 
 /// Something to be read ahead.
 enum Ahead {
+    /// State that is to be kept here and is not.
+    Resident(View),
     /// What was hot for those who had it before.
     Hottest(View),
     /// What was hot in the runs whose place these have taken.
@@ -43,6 +45,7 @@ enum Ahead {
 impl Ahead {
     async fn read(&self, env: &Env, lives: impl Fn(&Run) -> bool + Send) -> Result<()> {
         match self {
+            Self::Resident(view) => view.make_resident(WarmUp::BEHIND, lives).await,
             Self::Hottest(view) => view.warm_hottest(WarmUp::BEHIND, lives).await,
             // What was merged here is on its way to the SSD already.
             Self::Successors(view, hot) => view.refill(hot, false, WarmUp::BEHIND, lives).await,
@@ -82,6 +85,9 @@ impl Warming {
             let all = async {
                 // Should it take too long, or should there not be room for all, the hottest are there.
                 for view in &views {
+                    view.make_resident(WarmUp::AWAITED, |_| true).await?;
+                }
+                for view in &views {
                     view.warm_hottest(WarmUp::AWAITED, |_| true).await?;
                 }
                 for view in views {
@@ -102,7 +108,9 @@ impl Warming {
         self.stop();
         self.newest(version);
         let (views, not_before) = (views(context, version, ranges, |_| true), context.env.now() + FIRST_ROWS);
-        let first = views.iter().cloned().map(Ahead::Hottest).collect::<Vec<_>>();
+        let kept = |view: &&View| context.state.keeps_state() && !view.runs().is_empty();
+        let resident = views.iter().filter(kept).cloned().map(Ahead::Resident);
+        let first = resident.chain(views.iter().cloned().map(Ahead::Hottest)).collect::<Vec<_>>();
         self.add(context, first.into_iter().chain(views.into_iter().map(|view| Ahead::All(view, not_before))));
     }
 
@@ -128,6 +136,12 @@ impl Warming {
         let (hot, now) = (hot.clone(), context.env.now());
         let successors = views.iter().cloned().map(|view| Ahead::Successors(view, hot.clone())).collect::<Vec<_>>();
         self.add(context, successors.into_iter().chain(views.into_iter().map(|view| Ahead::All(view, now))));
+    }
+
+    /// Brings what of `version` is to be kept here and is not.
+    pub(super) fn settle(&mut self, context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) {
+        let missing = views(context, version, ranges, |run| !context.state.is_resident(run, ranges));
+        self.add(context, missing.into_iter().map(Ahead::Resident));
     }
 
     /// Runs that `version` does not list are no longer read ahead.

@@ -7,6 +7,7 @@ mod cluster;
 mod command_line;
 mod documents;
 mod drain;
+mod residency;
 mod run;
 mod state;
 mod versions;
