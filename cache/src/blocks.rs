@@ -2,7 +2,7 @@
 
 use foyer::{
     BlockEngineConfig, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
-    HybridCachePolicy, HybridCacheProperties, Location, RecoverMode, S3FifoConfig,
+    HybridCachePolicy, HybridCacheProperties, Load, Location, RecoverMode, S3FifoConfig,
 };
 use millstream_common::collections::StableBuildHasher;
 use millstream_common::{Error, Result};
@@ -86,6 +86,24 @@ impl<B: CacheBlock> Blocks<B> {
                 Ok(entry) => Ok(entry.map(|e| e.value().0.clone())),
                 Err(e) => Err(e.to_string()),
             },
+        }
+    }
+
+    /// The same without a place in memory for what is found.
+    pub(crate) async fn disk_aside(&self, key: &BlockKey) -> Result<Option<B>, String> {
+        let Self::Hybrid(cache, _) = self else { return Ok(None) };
+        match cache.storage().load(key).await {
+            Ok(Load::Entry { value, .. }) => Ok(Some(value.0)),
+            Ok(Load::Piece { piece, .. }) => Ok(Some(piece.value().0.clone())),
+            Ok(Load::Throttled | Load::Miss) => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// Ends when the SSD has taken all that it was given.
+    pub(crate) async fn written(&self) {
+        if let Self::Hybrid(cache, _) = self {
+            cache.storage().wait().await;
         }
     }
 

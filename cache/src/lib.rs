@@ -7,13 +7,16 @@
 //!
 //! Without an SSD tier nothing here spawns or waits.
 
+mod admission;
 mod blocks;
 mod disk;
 mod drops;
+mod files;
 mod flight;
 mod health;
 mod metadata;
 mod options;
+mod pins;
 mod turnover;
 
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use parking_lot::Mutex;
 use drops::Drops;
 use health::{Change, Health, Outcome};
 
+pub use files::{FileRange, FileStats, Filling, LocalFiles};
 pub use flight::{Flight, Lead, Wait};
 pub use options::{CacheOptions, DiskOptions};
 
@@ -94,6 +98,10 @@ pub struct CacheStats {
     pub disk_write_bytes: u64,
     /// How long look-ups on the SSD took that came to an end, hits and misses.
     pub disk_look_ups: Latencies,
+    /// Bytes of blocks and metadata that are pinned, beside those.
+    pub pinned_bytes: u64,
+    /// Blocks and metadata that were to be pinned and found no room.
+    pub pins_refused: u64,
 }
 
 /// A look-up on the SSD that takes longer is given up: the object store is not slower, as a rule.
@@ -147,6 +155,7 @@ pub struct Caches<B: CacheBlock = Bytes>(Arc<Inner<B>>);
 struct Inner<B: CacheBlock> {
     blocks: blocks::Blocks<B>,
     metadata: metadata::Metadata,
+    pins: pins::Pins<B>,
     block_flights: flight::Flights<B>,
     metadata_flights: flight::Flights<()>,
     counters: Counters,
@@ -156,6 +165,7 @@ struct Inner<B: CacheBlock> {
     /// Size of the SSD tier.
     disk_bytes: u64,
     health: Mutex<Health>,
+    admission: admission::Admission,
 }
 
 impl<B: CacheBlock> Caches<B> {
@@ -165,25 +175,22 @@ impl<B: CacheBlock> Caches<B> {
         let blocks = blocks::Blocks::open(options).await?;
         let env = blocks.has_disk().then(|| env.clone());
         let disk_bytes = options.disk.as_ref().filter(|_| blocks.has_disk()).map_or(0, |d| d.bytes);
-        Ok(Self::of(blocks, options.memory_bytes, options.metadata_bytes, env, disk_bytes))
+        let bytes = (options.memory_bytes, options.metadata_bytes, options.pinned_bytes);
+        Ok(Self::of(blocks, bytes, env, disk_bytes))
     }
 
-    /// Caches in memory alone.
+    /// Caches in memory alone; what is pinned has no bound.
     #[must_use]
     pub fn in_memory(memory_bytes: u64, metadata_bytes: u64) -> Self {
-        Self::of(blocks::Blocks::in_memory(memory_bytes), memory_bytes, metadata_bytes, None, 0)
+        Self::of(blocks::Blocks::in_memory(memory_bytes), (memory_bytes, metadata_bytes, u64::MAX), None, 0)
     }
 
-    fn of(
-        blocks: blocks::Blocks<B>,
-        memory_bytes: u64,
-        metadata_bytes: u64,
-        env: Option<Env>,
-        disk_bytes: u64,
-    ) -> Self {
+    fn of(blocks: blocks::Blocks<B>, bytes: (u64, u64, u64), env: Option<Env>, disk_bytes: u64) -> Self {
+        let (memory_bytes, metadata_bytes, pinned_bytes) = bytes;
         Self(Arc::new(Inner {
             blocks,
             metadata: metadata::Metadata::new(metadata_bytes),
+            pins: pins::Pins::new(pinned_bytes),
             block_flights: flight::Flights::default(),
             metadata_flights: flight::Flights::default(),
             counters: Counters::default(),
@@ -191,6 +198,7 @@ impl<B: CacheBlock> Caches<B> {
             env,
             disk_bytes,
             health: Mutex::default(),
+            admission: admission::Admission::default(),
         }))
     }
 
@@ -198,7 +206,7 @@ impl<B: CacheBlock> Caches<B> {
     #[inline]
     #[must_use]
     pub fn block(&self, key: &BlockKey) -> Option<B> {
-        let found = self.0.blocks.memory(key);
+        let found = self.0.pins.block(key).or_else(|| self.0.blocks.memory(key));
         if found.is_some() {
             self.count_memory_hits(1);
         }
@@ -243,9 +251,26 @@ impl<B: CacheBlock> Caches<B> {
         found
     }
 
+    /// The same for whoever walks or warms up: what is found gets no place in memory, and pushes nothing out of it.
+    pub async fn disk_block_aside(&self, key: &BlockKey) -> Option<B> {
+        let found = match &self.0.env {
+            Some(env) => self.judge(env, self.0.blocks.disk_aside(key)).await,
+            None => None,
+        };
+        if found.is_some() {
+            count(&self.0.counters.disk_hits);
+        }
+        found
+    }
+
     /// Counts blocks that were found in no tier, by who had to fetch them.
     pub fn count_misses(&self, blocks: u64) {
         self.0.counters.misses.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    /// Counts blocks that were to go onto the SSD, and did not because too many wait for it.
+    pub fn count_dropped(&self, blocks: u64) {
+        self.0.counters.disk_dropped.fetch_add(blocks, Ordering::Relaxed);
     }
 
     /// What a look-up on the SSD finds, and what its outcome says of the SSD.
@@ -267,6 +292,11 @@ impl<B: CacheBlock> Caches<B> {
                 (Outcome::Slow, None)
             }
         };
+        self.note(env, outcome);
+        found
+    }
+
+    fn note(&self, env: &Env, outcome: Outcome) {
         let change = self.0.health.lock().note(outcome, env.now());
         match change {
             Change::None => {}
@@ -275,19 +305,67 @@ impl<B: CacheBlock> Caches<B> {
             }
             Change::Recovered => tracing::info!("the cache on disk is well again"),
         }
-        found
     }
 
     /// Whether a block is in memory; counts nothing and does not make it hotter.
     #[must_use]
     pub fn holds_block(&self, key: &BlockKey) -> bool {
-        self.0.blocks.contains(key)
+        self.0.pins.holds(key) || self.0.blocks.contains(key)
+    }
+
+    /// Whether a block is pinned.
+    #[must_use]
+    pub fn is_pinned(&self, key: &BlockKey) -> bool {
+        self.0.pins.holds(key)
+    }
+
+    /// Keeps a block in memory until [`Caches::unpin`], beyond the bound of the cache; whether there was room among
+    /// what is pinned.
+    pub fn pin_block(&self, key: BlockKey, block: B) -> bool {
+        let pinned = self.0.pins.pin_block(key, block);
+        if pinned {
+            self.0.blocks.forget(&key);
+        }
+        pinned
+    }
+
+    /// The same for metadata of `bytes` bytes.
+    pub fn pin_metadata<T: Send + Sync + 'static>(&self, key: BlockKey, value: Arc<T>, bytes: usize) -> bool {
+        let pinned = self.0.pins.pin_metadata(key, value, bytes as u64);
+        if pinned {
+            self.0.metadata.forget(&key);
+        }
+        pinned
+    }
+
+    /// A number for whoever claims what he pins: no other has it.
+    #[must_use]
+    pub fn pin_owner(&self) -> u64 {
+        self.0.pins.owner()
+    }
+
+    /// What is pinned of the stretch of an object that begins at `stretch` is this owner's, whoever had it before.
+    pub fn claim_pins(&self, stretch: BlockKey, owner: u64) {
+        self.0.pins.claim(stretch, owner);
+    }
+
+    /// The owner is done with that stretch. Whether it was his still: then what is pinned of it is his to unpin.
+    #[must_use]
+    pub fn disclaim_pins(&self, stretch: &BlockKey, owner: u64) -> bool {
+        self.0.pins.disclaim(stretch, owner)
+    }
+
+    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so.
+    pub fn unpin(&self, object: ObjectId, stretch: std::ops::Range<u64>, goes: impl Fn(&BlockKey) -> bool) {
+        if !self.0.pins.is_empty() {
+            self.0.pins.unpin(object, &stretch, goes);
+        }
     }
 
     /// A block from memory; counts nothing. It makes the block hotter: whoever walks looks where it knows of it first.
     #[must_use]
     pub fn peek_block(&self, key: &BlockKey) -> Option<B> {
-        self.0.blocks.memory(key)
+        self.0.pins.block(key).or_else(|| self.0.blocks.memory(key))
     }
 
     /// Bytes of blocks that would push none out of memory, about.
@@ -345,7 +423,7 @@ impl<B: CacheBlock> Caches<B> {
     /// A decoded meta part.
     #[must_use]
     pub fn metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
-        let found = self.0.metadata.get(key);
+        let found = self.0.pins.metadata(key).or_else(|| self.0.metadata.get(key));
         count(if found.is_some() { &self.0.counters.metadata_hits } else { &self.0.counters.metadata_misses });
         found
     }
@@ -384,6 +462,8 @@ impl<B: CacheBlock> Caches<B> {
             disk_read_bytes: self.0.blocks.disk_bytes().0,
             disk_write_bytes: self.0.blocks.disk_bytes().1,
             disk_look_ups: *c.disk_look_ups.lock(),
+            pinned_bytes: self.0.pins.bytes(),
+            pins_refused: self.0.pins.refused(),
         }
     }
 

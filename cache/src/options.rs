@@ -11,6 +11,8 @@ pub struct CacheOptions {
     pub memory_bytes: u64,
     /// Bytes of decoded metadata (filters, indexes) in memory.
     pub metadata_bytes: u64,
+    /// Bytes of blocks and metadata that may be pinned beside those: see [`crate::Caches::pin_block`].
+    pub pinned_bytes: u64,
     /// The SSD tier; none: memory alone.
     pub disk: Option<DiskOptions>,
 }
@@ -29,7 +31,7 @@ pub(crate) const DISK_UNIT_BYTES: u64 = 16 << 20;
 
 impl Default for CacheOptions {
     fn default() -> Self {
-        Self { memory_bytes: 256 << 20, metadata_bytes: 64 << 20, disk: None }
+        Self { memory_bytes: 256 << 20, metadata_bytes: 64 << 20, pinned_bytes: 0, disk: None }
     }
 }
 

@@ -67,7 +67,7 @@ async fn one_fetches_and_the_others_wait() {
 fn disk_options(dir: &std::path::Path) -> CacheOptions {
     // Next to nothing in memory: what is found was on disk.
     let disk = DiskOptions { dir: dir.to_owned(), bytes: 64 << 20 };
-    CacheOptions { memory_bytes: 1 << 10, metadata_bytes: 0, disk: Some(disk) }
+    CacheOptions { memory_bytes: 1 << 10, metadata_bytes: 0, pinned_bytes: 0, disk: Some(disk) }
 }
 
 #[tokio::test]
@@ -208,4 +208,156 @@ async fn options_are_checked() {
     let error = Caches::<Bytes>::new(&disk_options(&dir.path().join("file")), &env).await.err().unwrap();
     assert!(error.place().contains("file"), "{error}");
     assert!(Caches::<Bytes>::new(&CacheOptions::default(), &env).await.is_ok());
+}
+
+#[test]
+fn what_is_pinned_stays_within_its_own_bound_until_it_is_let_go() {
+    let caches = Caches::<Bytes>::in_memory(0, 0);
+    assert!(caches.pin_block(key(1), body(1, 100)) && caches.pin_metadata(key(2), Arc::new(7_u64), 50));
+    assert_eq!((caches.block(&key(1)), caches.metadata::<u64>(&key(2)).as_deref()), (Some(body(1, 100)), Some(&7)));
+    assert!(caches.holds_block(&key(1)) && caches.is_pinned(&key(1)) && !caches.is_pinned(&key(3)));
+    assert!(matches!(caches.begin(key(1)), Flight::Ready(_)), "nobody fetches it");
+    let bytes = caches.stats().pinned_bytes;
+    assert!(caches.pin_block(key(1), body(1, 100)), "it is there");
+    assert_eq!(caches.stats().pinned_bytes, bytes);
+    caches.unpin(ObjectId::of("other"), 0..10, |_| true);
+    caches.unpin(ObjectId::of("object"), 0..10, |k| k.offset == 2);
+    assert!(caches.block(&key(1)).is_some() && caches.metadata::<u64>(&key(2)).is_none());
+    caches.unpin(ObjectId::of("object"), 1..2, |_| true);
+    assert_eq!((caches.block(&key(1)), caches.stats().pinned_bytes), (None, 0));
+}
+
+#[tokio::test]
+async fn what_finds_no_room_among_the_pins_is_refused_and_counted() {
+    let options = CacheOptions { pinned_bytes: 1000, ..CacheOptions::default() };
+    let caches = Caches::<Bytes>::new(&options, &Env::test(1)).await.unwrap();
+    let pinned = (0..20).filter(|n| caches.pin_block(key(*n), body(*n, 100))).count();
+    let stats = caches.stats();
+    assert!(pinned == 5 && stats.pins_refused == 15 && stats.pinned_bytes <= 1000, "{pinned} {stats:?}");
+}
+
+#[tokio::test]
+async fn a_walk_takes_blocks_from_the_ssd_and_leaves_memory_alone() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let options = CacheOptions { memory_bytes: 1 << 20, ..disk_options(dir.path()) };
+    let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
+    let given = caches.admit((0..100).map(|n| (key(n), body(n, 15_000)))).await;
+    assert_eq!((given, caches.stats().memory_bytes), (100, 0));
+    for n in 0..100 {
+        assert_eq!(caches.disk_block_aside(&key(n)).await, Some(body(n, 15_000)));
+    }
+    assert_eq!((caches.stats().memory_bytes, caches.stats().disk_hits), (0, 100));
+    assert_eq!(caches.disk_block(&key(5)).await, Some(body(5, 15_000)));
+    assert!(caches.stats().memory_bytes > 0);
+    caches.close().await;
+}
+
+#[tokio::test]
+async fn many_blocks_reach_the_ssd_without_a_drop_when_they_are_admitted() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let options = CacheOptions {
+        disk: Some(DiskOptions { dir: dir.path().to_owned(), bytes: 256 << 20 }),
+        ..disk_options(dir.path())
+    };
+    let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
+    // As many as are dropped in part when they are handed over at once.
+    caches.admit((0..8000).map(|n| (key(n), body(n, 15_000)))).await;
+    assert_eq!(caches.stats().disk_dropped, 0);
+    assert!((0..8000).all(|n| caches.may_be_on_disk(&key(n))));
+    caches.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_rests_is_given_nothing() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
+    for _ in 0..16 {
+        caches.judge(&env, async { Err("broken".to_owned()) }).await;
+    }
+    assert!(caches.stats().disk_rests);
+    assert_eq!(caches.admit((0..100).map(|n| (key(n), body(n, 15_000)))).await, 0);
+    assert_eq!(caches.stats().disk_dropped, 100);
+    caches.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_full_takes_no_files_for_a_while() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let files = LocalFiles::open(dir.path(), u64::MAX, &env).unwrap();
+    // A device that is always full in the place of the file.
+    let full = dir.path().join(format!("{:032x}-1.part", key(1).object.0));
+    std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+    assert!(!files.write(key(1), vec![body(1, 100)]).await);
+    assert!(!full.exists(), "nothing is left of it");
+    // Others are not tried either, and then they are.
+    assert!(!files.write(key(2), vec![body(2, 100)]).await);
+    assert_eq!((files.stats().refused, files.stats().bytes), (2, 0));
+    env.sleep(Duration::from_secs(11)).await;
+    assert!(files.write(key(2), vec![body(2, 100), body(3, 50)]).await);
+    assert!(files.holds(&key(2)) && !files.holds(&key(1)));
+    let range = |section, start, length| FileRange { section, start, length };
+    let wanted = [range(key(2), 100, 50), range(key(1), 0, 1), range(key(2), 0, 100), range(key(2), 99, 2)];
+    let read = files.read(&wanted).await;
+    assert_eq!(read[..3], [Some(body(3, 50)), None, Some(body(2, 100))]);
+    assert_eq!(read[3].as_deref(), Some(&[2, 3][..]));
+    files.remove(&key(2));
+    assert_eq!((files.stats().files, std::fs::read_dir(dir.path()).unwrap().count()), (0, 1), "the lock alone");
+}
+
+#[tokio::test]
+async fn a_folder_of_files_has_one_owner_and_what_was_left_there_is_found() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let files = LocalFiles::open(dir.path(), u64::MAX, &env).unwrap();
+    assert_eq!(LocalFiles::open(dir.path(), u64::MAX, &env).err().unwrap().number(), 1213);
+    assert!(files.write(key(7), vec![body(7, 300)]).await && files.write(key(8), vec![body(8, 10)]).await);
+    let unfinished = files.begin(key(9), 10).await.unwrap();
+    assert!(unfinished.put(0, body(9, 5)).await);
+    std::fs::write(dir.path().join("something else"), b"").unwrap();
+    // As a process that is killed leaves it.
+    let other = dir.path().join("moved");
+    std::fs::create_dir(&other).unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap()).filter(|f| f.path().is_file()) {
+        std::fs::copy(file.path(), other.join(file.file_name())).unwrap();
+    }
+    drop((files, unfinished));
+    let files = LocalFiles::open(&other, u64::MAX, &env).unwrap();
+    assert_eq!((files.found(&key(7)), files.found(&key(9)), files.holds(&key(7))), (Some(300), None, false));
+    files.adopt(&key(7));
+    assert!(files.holds(&key(7)));
+    files.remove_found(|_| false);
+    assert_eq!((files.found(&key(8)), files.stats().files, files.stats().adopted), (None, 1, 1));
+    // What is left: the section, the lock, and what is not ours.
+    assert_eq!(std::fs::read_dir(&other).unwrap().count(), 3);
+    assert_eq!(LocalFiles::open(&other.join("something else"), 0, &env).err().unwrap().number(), 1212);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_cannot_be_read_are_left_to_the_store() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let files = LocalFiles::open(dir.path(), u64::MAX, &env).unwrap();
+    for n in 0..40 {
+        assert!(files.write(key(n), vec![body(n, 100)]).await);
+    }
+    // A folder in the place of a file: opening it works, reading it does not.
+    for n in 0..40 {
+        let path = dir.path().join(format!("{:032x}-{n}.section", key(n).object.0));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+    }
+    let mut asked = 0;
+    while files.holds(&key(asked % 40)) {
+        let wanted = FileRange { section: key(asked % 40), start: 0, length: 100 };
+        assert_eq!(files.read(&[wanted]).await, [None]);
+        asked += 1;
+    }
+    // After so many it rests, and is then tried again.
+    assert_eq!((asked, files.stats().failed), (16, 16));
+    env.sleep(Duration::from_secs(11)).await;
+    assert!(files.holds(&key(0)));
 }

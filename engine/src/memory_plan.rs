@@ -12,8 +12,9 @@
 //! | compaction | three of 32 parts of the rest | RAM / 32 | blocks being merged and written |
 //!
 //! "The rest" is L without baseline, cache and metadata. With a limit the sum of all parts is at most L. The cache is
-//! split between rows and blocks, see [`MemoryPlan::rows_bytes`]. This owns numbers, not memory: each part takes its
-//! budget and accounts what it holds.
+//! split between rows and blocks, see [`MemoryPlan::rows_bytes`]; jobs that keep their state in memory pin it in the
+//! place of rows ([`MemoryPlan::pinned_bytes`]). This owns numbers, not memory: each part takes its budget and accounts
+//! what it holds.
 
 use crate::settings::Settings;
 
@@ -31,6 +32,9 @@ pub struct MemoryPlan {
     pub rows_bytes: u64,
     /// Blocks of state objects.
     pub blocks_bytes: u64,
+    /// Pinned blocks and indexes of jobs with `state.residency=memory`. With a limit it is a part of `rows_bytes`,
+    /// which such jobs do not use; without one it is half of RAM.
+    pub pinned_bytes: u64,
     /// Filters and indexes of state objects.
     pub metadata_bytes: u64,
     /// Dirty and frozen entries in working sets.
@@ -103,6 +107,7 @@ impl MemoryPlan {
             reads_bytes: ram / 16,
             exchange_bytes: ram / 32,
             compaction_bytes: ram / 32,
+            pinned_bytes: ram / 2,
             ..Self::cache(cache)
         }
     }
@@ -114,6 +119,7 @@ impl MemoryPlan {
             baseline_bytes: 0,
             rows_bytes: bytes - blocks_bytes,
             blocks_bytes,
+            pinned_bytes: bytes / 2,
             metadata_bytes: 0,
             write_buffer_bytes: 0,
             encode_bytes: 0,

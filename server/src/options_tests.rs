@@ -145,8 +145,6 @@ fn what_is_not_built_yet_is_refused_by_name() {
         assert!(e.number() == NOT_BUILT_YET && e.to_string().contains(name), "{e}");
     }
     refuse_what_is_not_built(&job("millstream run j --state s3://b/x -- --output files:out")).unwrap();
-    let e = of_run(&job("millstream run j --residency local")).unwrap_err();
-    assert!(e.number() == NOT_BUILT_YET && e.to_string().contains("residency"), "{e}");
 }
 
 #[test]

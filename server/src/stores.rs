@@ -1,18 +1,18 @@
 //! What a worker or compactor gets of its process: the place of state, caches, and shares of the memory.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use millstream_cache::{CacheOptions, CacheStats, DiskOptions};
+use millstream_cache::{CacheOptions, CacheStats, DiskOptions, LocalFiles};
 use millstream_common::{Env, Error, Result};
 use millstream_engine::memory_plan::MemoryPlan;
-use millstream_engine::settings::Settings;
+use millstream_engine::settings::{self, Settings};
 use millstream_engine::worker::Stores;
 use millstream_engine::worker::stores::TaskMemory;
 use millstream_objects::{Meter, Metered, Store};
-use millstream_state_store::Caches;
-
-use millstream_state_store::StateStoreOptions;
 use millstream_state_store::compaction::{CompactionOptions, Throttle};
+use millstream_state_store::{Caches, Residency, StateStoreOptions};
+use parking_lot::Mutex;
 
 use crate::process::is_remote;
 
@@ -28,6 +28,9 @@ const LEAST_BYTES: u64 = 1 << 20;
 /// The same for what is read ahead in a run.
 const LEAST_AHEAD_BYTES: u64 = 64 << 10;
 
+/// Below the folder of the caches: a folder for each job that keeps its state on the local disk.
+const LOCAL: &str = "local";
+
 /// The stores of one process.
 pub struct ProcessStores {
     state: Store,
@@ -38,18 +41,64 @@ pub struct ProcessStores {
     /// Compactions that share the memory for them.
     merges: u64,
     throttle: Throttle,
+    local: LocalState,
     /// A folder that lives as long as this, when none was named.
     _folder: Option<tempfile::TempDir>,
+}
+
+/// Where jobs keep their state on the local disk.
+struct LocalState {
+    env: Env,
+    /// None: a temporary folder.
+    dir: Option<PathBuf>,
+    /// For each job.
+    limit_bytes: u64,
+    opened: Mutex<Opened>,
+}
+
+#[derive(Default)]
+struct Opened {
+    jobs: BTreeMap<String, LocalFiles>,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl LocalState {
+    fn new(settings: &Settings, env: &Env) -> Self {
+        let limit_bytes = settings.cache.disk_bytes.unwrap_or(u64::MAX);
+        Self { env: env.clone(), dir: settings.cache.dir.clone(), limit_bytes, opened: Mutex::default() }
+    }
+
+    /// The folder of a job: one, however often the job is deployed here.
+    fn of(&self, job: &str) -> Result<LocalFiles> {
+        let mut opened = self.opened.lock();
+        if let Some(files) = opened.jobs.get(job) {
+            return Ok(files.clone());
+        }
+        let dir = match (&self.dir, &opened.temporary) {
+            (Some(dir), _) => dir.join(LOCAL),
+            (None, Some(temporary)) => temporary.path().to_owned(),
+            (None, None) => opened.temporary.insert(temporary_folder()?).path().to_owned(),
+        };
+        let files = LocalFiles::open(&dir.join(job), self.limit_bytes, &self.env)?;
+        opened.jobs.insert(job.to_owned(), files.clone());
+        Ok(files)
+    }
 }
 
 impl ProcessStores {
     /// Opens the caches. `state` is the place that `state_url` names.
     pub async fn open(state: Store, state_url: &str, settings: &Settings, plan: MemoryPlan, env: &Env) -> Result<Self> {
         let (disk, folder) = disk_tier(state_url, settings)?;
-        let options = CacheOptions { memory_bytes: plan.blocks_bytes, metadata_bytes: plan.metadata_bytes, disk };
+        let options = CacheOptions {
+            memory_bytes: plan.blocks_bytes,
+            metadata_bytes: plan.metadata_bytes,
+            pinned_bytes: plan.pinned_bytes,
+            disk,
+        };
         let caches = Caches::new(&options, env).await?;
         let throttle = Throttle::new(settings.state.compaction_bytes_per_second.unwrap_or(0));
-        Ok(Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: true, _folder: folder })
+        let local = LocalState::new(settings, env);
+        Ok(Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: true, local, _folder: folder })
     }
 
     /// For a process that runs so many compactions at a time.
@@ -60,10 +109,11 @@ impl ProcessStores {
 
     /// For a process that runs no subtask.
     #[must_use]
-    pub fn without_caches(state: Store) -> Self {
-        let plan = MemoryPlan::new(&Settings::defaults(), 0);
+    pub fn without_caches(state: Store, env: &Env) -> Self {
+        let defaults = Settings::defaults();
+        let (plan, local) = (MemoryPlan::new(&defaults, 0), LocalState::new(&defaults, env));
         let (caches, throttle) = (Caches::in_memory(1 << 20, 1 << 20), Throttle::default());
-        Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: false, _folder: None }
+        Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: false, local, _folder: None }
     }
 
     /// What the caches did; none where no subtask runs.
@@ -95,20 +145,25 @@ impl ProcessStores {
 fn disk_tier(state_url: &str, settings: &Settings) -> Result<(Option<DiskOptions>, Option<tempfile::TempDir>)> {
     let auto = if is_remote(state_url) { DISK_BYTES } else { 0 };
     let bytes = settings.cache.disk_bytes.unwrap_or(auto);
-    if bytes == 0 {
+    // State that is kept elsewhere does not go through it: the disk is for its files then.
+    if bytes == 0 || settings.state.residency != settings::Residency::Remote {
         return Ok((None, None));
     }
     if let Some(dir) = &settings.cache.dir {
         return Ok((Some(DiskOptions { dir: dir.clone(), bytes }), None));
     }
-    let folder = tempfile::Builder::new().prefix("millstream-cache-").tempdir().map_err(|e| {
-        Error::config("no temporary folder can be made for the SSD tier")
-            .code(1423)
-            .next("name one by --cache-dir, or give --cache-disk 0")
-            .source(e)
-    })?;
+    let folder = temporary_folder()?;
     let dir: PathBuf = folder.path().to_owned();
     Ok((Some(DiskOptions { dir, bytes }), Some(folder)))
+}
+
+fn temporary_folder() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("millstream-cache-").tempdir().map_err(|e| {
+        Error::config("no temporary folder can be made for the SSD tier or local state")
+            .code(1423)
+            .next("name one by --cache-dir, or give --cache-disk 0 and --residency remote")
+            .source(e)
+    })
 }
 
 impl Stores for ProcessStores {
@@ -133,6 +188,7 @@ impl Stores for ProcessStores {
         StateStoreOptions {
             bytes_in_flight: within(options.bytes_in_flight, self.plan.reads_bytes / 3, LEAST_BYTES),
             request_bytes: within(options.request_bytes, self.plan.reads_bytes / 12, LEAST_BYTES),
+            admission_bytes: within(options.admission_bytes, self.plan.encode_bytes / 4, LEAST_BYTES),
             read_ahead_bytes: within(options.read_ahead_bytes, ahead, LEAST_AHEAD_BYTES),
             compaction: CompactionOptions {
                 output_bytes: within(options.compaction.output_bytes, output, LEAST_BYTES),
@@ -142,10 +198,21 @@ impl Stores for ProcessStores {
         }
     }
 
-    fn task_memory(&self, _: &Settings, subtasks: usize) -> TaskMemory {
+    fn residency(&self, name: &str, settings: &Settings) -> Result<Residency> {
+        Ok(match settings.state.residency {
+            settings::Residency::Remote => Residency::Remote,
+            settings::Residency::Memory => Residency::Memory,
+            settings::Residency::Local => Residency::Local(self.local.of(name)?),
+        })
+    }
+
+    fn task_memory(&self, settings: &Settings, subtasks: usize) -> TaskMemory {
         let share = |bytes: u64| bytes / subtasks.max(1) as u64;
+        // Within a limit, what is pinned takes the place of rows: they would be there twice.
+        let pins_rows = settings.state.residency == settings::Residency::Memory && self.plan.baseline_bytes > 0;
+        let rows_bytes = if pins_rows { self.plan.rows_bytes - self.plan.pinned_bytes } else { self.plan.rows_bytes };
         TaskMemory {
-            rows_bytes: share(self.plan.rows_bytes),
+            rows_bytes: share(rows_bytes),
             write_buffer_bytes: share(self.plan.write_buffer_bytes),
             // The rest is for the GETs that bring them.
             reads_bytes: share(self.plan.reads_bytes / 3 * 2),
@@ -182,6 +249,7 @@ mod tests {
             runs_subtasks: true,
             merges: MERGES,
             throttle: Throttle::default(),
+            local: LocalState::new(s, &env),
             _folder: None,
         };
         let tight = stores(&small).state_options(&small);
@@ -194,6 +262,10 @@ mod tests {
         let wide = settings(&[]);
         assert_eq!(stores(&wide).state_options(&wide).compaction.output_bytes, 64 << 20);
         assert_eq!(stores(&small).task_memory(&small, 2).write_buffer_bytes, plan.write_buffer_bytes / 2);
+        // What is pinned takes the place of rows.
+        let pinned = settings(&[("state.residency", "memory"), ("memory.limit", "400MiB"), ("cache.memory", "64MiB")]);
+        let rows = |s: &Settings| stores(s).task_memory(s, 1).rows_bytes;
+        assert_eq!(rows(&pinned) + plan.pinned_bytes, rows(&small));
     }
 
     #[test]
@@ -203,6 +275,7 @@ mod tests {
         assert!(folder.unwrap().path().is_dir());
         assert!(disk_tier("file:///x", &settings(&[])).unwrap().0.is_none());
         assert!(disk_tier("s3://b/x", &settings(&[("cache.disk", "0")])).unwrap().0.is_none());
+        assert!(disk_tier("s3://b/x", &settings(&[("state.residency", "local")])).unwrap().0.is_none());
         let (disk, folder) =
             disk_tier("file:///x", &settings(&[("cache.disk", "1GB"), ("cache.dir", "/fast")])).unwrap();
         assert_eq!(disk.unwrap(), DiskOptions { dir: "/fast".into(), bytes: 1_000_000_000 });

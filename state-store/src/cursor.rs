@@ -241,7 +241,8 @@ impl<'a> Cursors<'a> {
             for (wish, loaded) in cursor.loaded.drain(..) {
                 let key = self.parts[wish.part].key(wish.block);
                 if !self.store.0.caches.holds_block(&key) {
-                    self.store.0.caches.insert_block(key, loaded.indexed());
+                    // On the SSD, where there is one, it is or it was not worth a place.
+                    self.store.0.caches.insert_in_memory(key, loaded.indexed());
                 }
             }
         }

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -12,7 +11,7 @@ use futures::stream::FuturesUnordered;
 use millstream_cache::{BlockKey, Flight, Lead, ObjectId, Wait};
 use millstream_common::collections::HashMap;
 use millstream_common::prefetch::prefetch_address;
-use millstream_common::{Error, Result};
+use millstream_common::{Error, ErrorKind, Result};
 use millstream_objects::Purpose;
 
 use crate::plan::{PlannedGet, Wanted, plan};
@@ -38,7 +37,7 @@ impl PartOf<'_> {
         BlockKey { object: self.object, offset: self.run.offset + self.part.blocks()[block].offset }
     }
 
-    fn range(&self, block: usize) -> Range<u64> {
+    pub(crate) fn range(&self, block: usize) -> Range<u64> {
         let info = &self.part.blocks()[block];
         let start = self.run.offset + info.offset;
         start..start + u64::from(info.length)
@@ -73,8 +72,7 @@ impl PartOf<'_> {
             match there {
                 Some(block) => {
                     known += 1;
-                    if block.0.touched.load(Ordering::Relaxed) != turnover {
-                        block.0.touched.store(turnover, Ordering::Relaxed);
+                    if block.0.touch(turnover) {
                         caches.touch(&self.key(b));
                     }
                 }
@@ -82,7 +80,7 @@ impl PartOf<'_> {
                     *there = caches.block(&self.key(b));
                     if let Some(block) = there {
                         found += 1;
-                        block.0.touched.store(turnover, Ordering::Relaxed);
+                        block.0.touch(turnover);
                         self.remember(b, block);
                     }
                 }
@@ -132,7 +130,7 @@ impl StateStore {
     }
 
     /// Bytes of a run's object, within the limits of GETs in flight.
-    async fn get(&self, run: &Run, range: Range<u64>, purpose: Purpose) -> Result<Bytes> {
+    pub(crate) async fn get(&self, run: &Run, range: Range<u64>, purpose: Purpose) -> Result<Bytes> {
         let closed = |_| Error::internal("the limit of requests in flight is gone").code(9208);
         let asked = self.0.env.now();
         let _one = self.0.gets.acquire().await.map_err(closed)?;
@@ -218,9 +216,15 @@ impl StateStore {
             }
             let Some(lead) = lead else { continue };
             let mut cost = Cost::default();
-            let found = self.lead_parts(run, wide, &wanted, purpose, &mut cost).await?;
-            lead.finish(());
-            return Ok((found, cost));
+            match self.lead_parts(run, wide, &wanted, purpose, &mut cost).await {
+                Ok(found) => {
+                    lead.finish(());
+                    return Ok((found, cost));
+                }
+                // A file on the local disk is damaged: the object store has what was written.
+                Err(e) if e.kind() == ErrorKind::Corrupt && self.discard_local(run) => {}
+                Err(e) => return Err(e),
+            }
         }
     }
 
@@ -295,6 +299,9 @@ impl StateStore {
 
     /// A range in as many GETs at once as its size is worth.
     async fn get_pieces(&self, run: &Run, range: Range<u64>, purpose: Purpose, cost: &mut Cost) -> Result<Bytes> {
+        if let Some(bytes) = self.local_bytes(run, &range).await {
+            return Ok(bytes);
+        }
         let pieces = (range.end - range.start).div_ceil(WHOLE_BYTES).max(1);
         cost.gets += pieces;
         cost.bytes += range.end - range.start;
@@ -360,7 +367,8 @@ impl StateStore {
                     Flight::Lead(lead) => leads.push((i, lead)),
                 }
             }
-            if self.0.caches.has_disk() {
+            leads = self.look_in_files(parts, wishes, leads, mode, report, &mut take).await?;
+            if self.uses_ssd() {
                 leads = self.look_on_disk(parts, wishes, leads, mode, report, &mut take).await?;
             }
             self.lead_gets(parts, wishes, (leads, waits), mode, report, &mut left, &mut take).await?;
@@ -381,7 +389,10 @@ impl StateStore {
     ) -> Result<Vec<(usize, Lead<SharedBlock>)>> {
         let look = leads.into_iter().map(|(i, lead)| async move {
             let key = parts[wishes[i].part].key(wishes[i].block);
-            (i, lead, self.0.caches.disk_block(&key).await)
+            // Who walks or warms up says himself what of it gets a place in memory.
+            let caches = &self.0.caches;
+            let found = if mode.keep { caches.disk_block(&key).await } else { caches.disk_block_aside(&key).await };
+            (i, lead, found)
         });
         let mut looks = futures::stream::iter(look).buffer_unordered(self.0.options.gets_in_flight.max(1));
         let mut missing = Vec::new();
@@ -465,11 +476,7 @@ impl StateStore {
                 }
                 let of = &parts[wishes[i].part];
                 let block = self.decode_block(of, wishes[i].block, &get.range, &bytes)?;
-                let block = if mode.keep { SharedBlock::from(block) } else { SharedBlock::to_walk(block) };
-                if mode.keep {
-                    of.remember(wishes[i].block, &block);
-                    self.0.caches.insert_block(of.key(wishes[i].block), block.clone());
-                }
+                let block = self.keep_fetched(of, wishes[i].block, block, mode);
                 lead.finish(block.clone());
                 take(i, block)?;
             }
@@ -481,6 +488,21 @@ impl StateStore {
             }
         }
         Ok(())
+    }
+
+    /// A block that was fetched, in the caches if it is to be kept.
+    pub(crate) fn keep_fetched(&self, of: &PartOf<'_>, block: usize, fetched: Block, mode: BlockMode) -> SharedBlock {
+        if !mode.keep {
+            return SharedBlock::to_walk(fetched);
+        }
+        let shared = SharedBlock::from(fetched);
+        of.remember(block, &shared);
+        if self.keeps_state() {
+            self.0.caches.insert_in_memory(of.key(block), shared.clone());
+        } else {
+            self.0.caches.insert_block(of.key(block), shared.clone());
+        }
+        shared
     }
 
     /// What a GET brought besides the blocks that were wanted goes into the cache as long as that is not full: it was
@@ -506,7 +528,13 @@ impl StateStore {
     }
 
     /// Cuts a block out of a GET's bytes, checks it and decompresses it. The body shares nothing with the bytes.
-    fn decode_block(&self, of: &PartOf<'_>, block: usize, range: &Range<u64>, bytes: &Bytes) -> Result<Block> {
+    pub(crate) fn decode_block(
+        &self,
+        of: &PartOf<'_>,
+        block: usize,
+        range: &Range<u64>,
+        bytes: &Bytes,
+    ) -> Result<Block> {
         let own = of.range(block);
         let info: &BlockInfo = &of.part.blocks()[block];
         let cut = (own.start - range.start) as usize..(own.end - range.start) as usize;

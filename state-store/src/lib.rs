@@ -10,6 +10,9 @@
 //! What this crate never does: decide who may write (the version chain does), delete, overwrite.
 
 mod accounts;
+mod admit;
+#[cfg(test)]
+mod admit_tests;
 pub mod compaction;
 mod cursor;
 pub mod entry;
@@ -19,6 +22,7 @@ pub mod fsck;
 mod get;
 #[cfg(test)]
 mod golden;
+pub mod heat;
 pub mod key;
 mod layout;
 #[cfg(test)]
@@ -26,6 +30,9 @@ mod model_tests;
 mod plan;
 mod report;
 mod requests;
+mod resident;
+#[cfg(test)]
+mod resident_tests;
 mod run;
 mod scan;
 pub mod schema;
@@ -46,14 +53,15 @@ pub use entry::{Expiry, MergeOperator, MergeOperators, ReadTime};
 pub use get::Values;
 pub use layout::{Layout, Layouts, Place, StateLayout};
 pub use report::ReadReport;
-pub use run::{Run, object_path, ranges_from_proto, ranges_to_proto};
+pub use resident::Residency;
+pub use run::{HeatPart, Run, object_path, ranges_from_proto, ranges_to_proto};
 pub use scan::ScanPiece;
 pub use section::{EncodedSection, Interval, SectionWriter, Sequence, SharedBlock};
 pub use store::{StateStore, StateStoreOptions, WriterName};
 pub use touched::KeyPiece;
 pub use tree::Tree;
 pub use view::View;
-pub use warm::{HotKeys, WarmUp};
+pub use warm::WarmUp;
 
 /// The caches of a process, with blocks as this crate reads them.
 pub type Caches = millstream_cache::Caches<SharedBlock>;

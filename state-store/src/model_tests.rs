@@ -93,6 +93,7 @@ impl Model {
             bytes_in_flight: rng.random_range(1..3000),
             gets_per_second: rng.random_range(1..10),
             read_ahead_bytes: rng.random_range(1..500),
+            admission_bytes: 0,
             compaction: options.clone(),
         };
         let store = memory_store(env);

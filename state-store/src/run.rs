@@ -37,6 +37,19 @@ pub struct Run {
     pub object_bytes: u64,
     /// The job below whose prefix the object lies; empty: the job's own.
     pub origin: String,
+    /// The heat list that was written with it.
+    pub heat: Option<HeatPart>,
+}
+
+/// Where a heat list stands in the object of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeatPart {
+    /// In the object.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u32,
+    /// CRC32C of them.
+    pub checksum: u32,
 }
 
 impl Run {
@@ -97,6 +110,11 @@ impl Run {
         if end.is_none() || meta_end != end || run.meta_offset < run.offset || !directory {
             return Err(bad("its parts do not lie in its object"));
         }
+        let heat = run.heat.map(|h| HeatPart { offset: h.offset, length: h.length, checksum: h.checksum });
+        let inside = |h: &HeatPart| h.offset.checked_add(h.length.into()).is_some_and(|end| end <= run.object_bytes);
+        if heat.is_some_and(|h| !inside(&h)) {
+            return Err(bad("its heat list does not lie in its object"));
+        }
         Ok(Self {
             task: TaskId(small(run.task_id)?),
             object: run.object.clone(),
@@ -112,6 +130,7 @@ impl Run {
             states,
             object_bytes: run.object_bytes,
             origin: run.origin.clone(),
+            heat,
         })
     }
 
@@ -141,6 +160,7 @@ impl Run {
             states: self.states.iter().map(state).collect(),
             object_bytes: self.object_bytes,
             origin: self.origin.clone(),
+            heat: self.heat.map(|h| proto::HeatPart { offset: h.offset, length: h.length, checksum: h.checksum }),
         }
     }
 }

@@ -16,14 +16,17 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::accounts::{Accounts, StoreUse, TaskWrites};
+use crate::admit::Admissions;
 use crate::compaction::CompactionOptions;
 use crate::entry::MergeOperators;
 use crate::fetch::{directory_key, part_key};
+use crate::heat::HotSpans;
 use crate::plan::PlanLimits;
 use crate::report::ReadReport;
 use crate::requests::{Hedging, RequestBudget};
-use crate::run::{Run, object_path};
-use crate::section::{Directory, EncodedSection, Part, SectionOptions, SharedBlock};
+use crate::resident::{Residency, Residents};
+use crate::run::{HeatPart, Run, object_path};
+use crate::section::{Directory, EncodedSection, Part, PartInfo, SectionOptions, SharedBlock};
 use crate::view::View;
 use crate::{Caches, Layouts};
 
@@ -55,6 +58,8 @@ pub struct StateStoreOptions {
     pub gets_per_second: u32,
     /// A scan or compaction reads this far ahead in each run.
     pub read_ahead_bytes: u64,
+    /// Bytes of objects that were written and wait for the SSD, at most; what is beyond is not put onto it.
+    pub admission_bytes: u64,
     /// When and how runs are merged.
     pub compaction: CompactionOptions,
 }
@@ -70,6 +75,7 @@ impl Default for StateStoreOptions {
             bytes_in_flight: 64 << 20,
             gets_per_second: 300,
             read_ahead_bytes: 1 << 20,
+            admission_bytes: 64 << 20,
             compaction: CompactionOptions::default(),
         }
     }
@@ -103,6 +109,14 @@ pub struct WriterName {
     pub execution: Execution,
 }
 
+/// Which blocks of what is written go onto the SSD.
+pub(crate) enum Keep<'a> {
+    /// All: a flush, which is read again before long.
+    All,
+    /// Those that hold what was hot in the inputs of a compaction.
+    Hot(&'a HotSpans),
+}
+
 /// The state store of one job in one process. Cheap to clone; clones share everything.
 #[derive(Clone)]
 pub struct StateStore(pub(crate) Arc<Inner>);
@@ -118,6 +132,9 @@ pub(crate) struct Inner {
     pub(crate) get_kib: Semaphore,
     pub(crate) requests: RequestBudget,
     pub(crate) hedge: Hedging,
+    pub(crate) admissions: Admissions,
+    pub(crate) residency: Residency,
+    pub(crate) residents: Residents,
     totals: Mutex<ReadReport>,
 }
 
@@ -125,12 +142,39 @@ impl StateStore {
     /// The state below `store` (a job's prefix). The caches may be shared with other jobs of the process.
     #[must_use]
     pub fn new(store: Store, caches: Caches, options: StateStoreOptions, env: Env, merge: MergeOperators) -> Self {
+        Self::resident(store, caches, options, env, merge, Residency::Remote)
+    }
+
+    /// The same with live state kept where `residency` says.
+    #[must_use]
+    pub fn resident(
+        store: Store,
+        caches: Caches,
+        options: StateStoreOptions,
+        env: Env,
+        merge: MergeOperators,
+        residency: Residency,
+    ) -> Self {
         let gets = Semaphore::new(options.gets_in_flight.max(1));
         let get_kib = Semaphore::new(kib(options.bytes_in_flight).max(1));
         let requests = RequestBudget::new(options.gets_per_second, env.now());
-        let (hedge, totals) = (Hedging::default(), Mutex::default());
-        let accounts = Accounts::new(store);
-        Self(Arc::new(Inner { accounts, caches, options, env, merge, gets, get_kib, requests, hedge, totals }))
+        let (hedge, admissions, totals) = (Hedging::default(), Admissions::default(), Mutex::default());
+        let (accounts, residents) = (Accounts::new(store), Residents::new(&caches));
+        Self(Arc::new(Inner {
+            accounts,
+            caches,
+            options,
+            env,
+            merge,
+            gets,
+            get_kib,
+            requests,
+            hedge,
+            admissions,
+            residency,
+            residents,
+            totals,
+        }))
     }
 
     /// The settings.
@@ -150,6 +194,10 @@ impl StateStore {
     #[must_use]
     pub fn section_options(&self, kept: u64) -> SectionOptions {
         let options = &self.0.options.section;
+        if self.is_in_memory() {
+            // They are pinned once they are written, from what was written.
+            return SectionOptions { keep_blocks_bytes: 0, ..options.clone() };
+        }
         let room = (self.0.caches.room_bytes() / ROOM_PER_BUNDLE).saturating_sub(kept);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         SectionOptions { keep_blocks_bytes: options.keep_blocks_bytes.max(room), ..options.clone() }
@@ -157,9 +205,9 @@ impl StateStore {
 
     /// Writes sections as one object with one PUT; nothing when there are none. The runs come back in the order of
     /// `sections`; they are not live before a version lists them. Metadata, and the blocks that
-    /// [`StateStore::section_options`] had kept, go into the caches.
+    /// [`StateStore::section_options`] had kept, go into the caches, and all blocks onto the SSD.
     pub async fn write_bundle(&self, writer: WriterName, sections: Vec<EncodedSection>) -> Result<Vec<Run>> {
-        self.write(self.object_name(writer), sections, Purpose::State).await
+        self.write(self.object_name(writer), sections, Purpose::State, &Keep::All).await
     }
 
     /// Writes the object of a fresh name.
@@ -168,16 +216,25 @@ impl StateStore {
         object: String,
         sections: Vec<EncodedSection>,
         purpose: Purpose,
+        keep: &Keep<'_>,
     ) -> Result<Vec<Run>> {
         if sections.is_empty() {
             return Ok(Vec::new());
         }
         let mut body = vec![Bytes::from_static(&BUNDLE_HEAD)];
         let mut offset = FIRST_SECTION;
-        let object_bytes = offset + sections.iter().map(|s| s.length).sum::<u64>();
+        let heat_bytes = sections.iter().filter_map(|s| s.heat.as_ref()).map(|h| h.len() as u64).sum::<u64>();
+        let mut heat_offset = offset + sections.iter().map(|s| s.length).sum::<u64>();
+        let object_bytes = heat_offset + heat_bytes;
         let mut runs = Vec::with_capacity(sections.len());
         for section in &sections {
             body.extend_from_slice(&section.pieces);
+            let heat = section.heat.as_ref().map(|list| HeatPart {
+                offset: heat_offset,
+                length: list.len() as u32,
+                checksum: crc32c::crc32c(list),
+            });
+            heat_offset += heat.map_or(0, |h| u64::from(h.length));
             runs.push(Run {
                 task: section.task,
                 object: object.clone(),
@@ -193,13 +250,16 @@ impl StateStore {
                 states: section.directory.states().to_vec(),
                 object_bytes,
                 origin: String::new(),
+                heat,
             });
             offset += section.length;
         }
+        body.extend(sections.iter().filter_map(|s| s.heat.clone()));
         self.store_to_write(&sections, purpose).put(&self.place(object_path(&object)), body, purpose).await?;
         self.count_written(&sections, purpose);
         for (run, section) in runs.iter().zip(sections) {
-            self.keep_written(run, section);
+            self.keep_resident(run, &section).await;
+            self.keep_written(run, section, keep);
         }
         Ok(runs)
     }
@@ -234,14 +294,20 @@ impl StateStore {
         if bug_is_planted(7) { format!("{path}-{}", self.0.options.section.block_bytes) } else { path }
     }
 
-    /// Puts what is known of a section that was written into the caches.
-    fn keep_written(&self, run: &Run, section: EncodedSection) {
+    /// Puts what is known of a section that was written into the caches: its index; its blocks onto the SSD, all or the
+    /// hot ones; and into memory those that it kept, as far as there is room. Without an SSD those of a small section
+    /// push others out, since a GET brings them else, and with one if they are scanned: rows that were read by key are
+    /// in the working sets.
+    fn keep_written(&self, run: &Run, section: EncodedSection, keep: &Keep<'_>) {
         let caches = &self.0.caches;
         let object = run.object_id();
         let blocks: usize = section.parts.iter().map(|p| p.blocks().len()).sum();
         let small = section.kept_blocks.len() == blocks
             && section.kept_bytes() <= self.0.options.section.keep_blocks_bytes as u64;
+        let scanned = run.states.iter().any(|s| s.times.is_some());
+        let first = small && (scanned || !self.uses_ssd());
         let bytes = section.directory.memory_bytes();
+        self.admit_written(run, section.parts.clone(), section.pieces, keep);
         for (info, part) in section.directory.parts().iter().zip(section.parts) {
             let bytes = part.memory_bytes();
             caches.insert_metadata(part_key(run, info), part, bytes);
@@ -249,17 +315,24 @@ impl StateStore {
         caches.insert_metadata(directory_key(run), section.directory, bytes);
         for (at, body) in section.kept_blocks {
             let key = BlockKey { object, offset: run.offset + at };
-            if !small && caches.room_bytes() < body.len() as u64 {
+            if !first && caches.room_bytes() < body.len() as u64 {
                 continue;
             }
             // It was made here: what cannot be read was never kept.
             let Ok(block) = SharedBlock::of_body(body) else { continue };
-            if small {
-                caches.insert_block(key, block);
-            } else {
-                caches.insert_in_memory(key, block);
-            }
+            caches.insert_in_memory(key, block);
         }
+    }
+
+    /// Whether the index of a run is in memory: it was written or read here not long ago.
+    #[must_use]
+    pub fn knows(&self, run: &Run) -> bool {
+        self.0.caches.metadata::<Directory>(&directory_key(run)).is_some()
+    }
+
+    /// Whether blocks of this job's state go onto the SSD tier: not those of state that is kept elsewhere.
+    pub(crate) fn uses_ssd(&self) -> bool {
+        !self.keeps_state() && self.0.caches.has_disk()
     }
 
     /// `{2 characters of a hash}/{generation}-{execution}-{unique}`: the hash spreads requests over S3's prefixes.
@@ -276,8 +349,8 @@ impl StateStore {
         format!("{spread:02x}/{}-{}-{task}{unique}", writer.generation, writer.execution)
     }
 
-    /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All jobs of a
-    /// state place lie beside each other. Counted for the run's task.
+    /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All
+    /// jobs of a state place lie beside each other. Counted for the run's task.
     pub(crate) fn store_of(&self, run: &Run) -> Store {
         let own = self.0.accounts.of(run.task);
         if run.origin.is_empty() { own } else { own.sibling(&run.origin) }
@@ -294,14 +367,20 @@ impl StateStore {
         }
     }
 
+    /// The parts of a run with what the directory says of them, as far as they are in memory, in order.
+    pub(crate) fn known_index(&self, run: &Run) -> Vec<(PartInfo, Arc<Part>)> {
+        let caches = &self.0.caches;
+        let Some(directory) = caches.metadata::<Directory>(&directory_key(run)) else { return Vec::new() };
+        let known = directory.parts().iter();
+        known.filter_map(|info| Some((info.clone(), caches.metadata::<Part>(&part_key(run, info))?))).collect()
+    }
+
     /// The blocks of a run, as far as its index is in memory: their names in the caches and their bytes in the object.
     #[must_use]
     pub fn known_blocks(&self, run: &Run) -> Vec<(BlockKey, Range<u64>)> {
-        let Some(directory) = self.0.caches.metadata::<Directory>(&directory_key(run)) else { return Vec::new() };
         let object = run.object_id();
         let mut known = Vec::new();
-        for info in directory.parts() {
-            let Some(part) = self.0.caches.metadata::<Part>(&part_key(run, info)) else { continue };
+        for (_, part) in self.known_index(run) {
             known.extend(part.blocks().iter().map(|block| {
                 let offset = run.offset + block.offset;
                 (BlockKey { object, offset }, offset..offset + u64::from(block.length))

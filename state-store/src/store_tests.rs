@@ -403,11 +403,11 @@ async fn what_was_hot_in_the_parents_is_read_ahead_from_what_took_their_place() 
     let everything = KeyGroupRanges::all();
     let outputs = elsewhere.compact(&runs, &everything, &layouts(), WRITER, true, NOW).await.unwrap();
     let outputs: Vec<Arc<Run>> = outputs.into_iter().map(Arc::new).collect();
-    let keys = here.hot_keys(runs.iter().map(|r| &**r));
+    let spans = here.hot_spans(runs.iter().map(|r| &**r));
     runs.iter().for_each(|run| here.forget(run));
-    assert!(here.hot_keys(runs.iter().map(|r| &**r)).is_empty(), "they are forgotten");
+    assert!(here.hot_spans(runs.iter().map(|r| &**r)).is_empty(), "they are forgotten");
     let merged = view(&here, &outputs);
-    let warmed = merged.warm_hot(WarmUp::BEHIND, &keys, |_| true).await.unwrap();
+    let warmed = merged.refill(&spans, false, WarmUp::BEHIND, |_| true).await.unwrap();
     assert!(warmed.misses > 0 && warmed.misses < 20, "{warmed:?}");
     let (values, report) = merged.multi_get(&hot, &NOW).await.unwrap();
     assert!(values.iter().all(|v| v.is_some()));
@@ -669,5 +669,6 @@ fn empty_run() -> Run {
         states: Vec::new(),
         object_bytes: 0,
         origin: String::new(),
+        heat: None,
     }
 }

@@ -310,7 +310,7 @@ fn measure_case(
     let folder = bench.data.fresh()?;
     let disk_bytes = (args.ssd_gigabytes * 1e9) as u64;
     let disk = case.ssd.then(|| DiskOptions { dir: folder.path().to_owned(), bytes: disk_bytes });
-    let options = CacheOptions { memory_bytes: blocks_bytes, metadata_bytes: 1 << 30, disk };
+    let options = CacheOptions { memory_bytes: blocks_bytes, metadata_bytes: 1 << 30, pinned_bytes: 0, disk };
     let caches = bench.runtimes.block_on(Caches::new(&options, &bench.runtimes.env()))?;
     let (store, tree) = (slow(bench, args, shard)?, shard.tree.clone());
     let ours = Millstream::new(&bench.runtimes, store, caches.clone(), StateStoreOptions::default(), tree, Pace::Never);

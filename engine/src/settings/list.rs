@@ -238,7 +238,7 @@ pub static SETTINGS: &[SettingDef] = &[
         state.residency,
         Job,
         Some("--residency"),
-        "Where live state is kept. remote: in the object store, paged in through the caches. local and memory are not built yet."
+        "Where live state is kept. remote: in the object store, paged in through the caches. local: in files below cache.dir, too, as far as cache.disk goes. memory: in memory, too. Checkpoints are the same; it may change from one start to the next."
     ),
     setting!(
         "state.block-size" = "15KiB",

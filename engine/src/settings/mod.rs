@@ -409,10 +409,6 @@ impl Settings {
             let what = format!("restart.strategy={}", self.get("restart.strategy")?);
             return Err(not_built_yet(&what, "use exponential-delay or none"));
         }
-        if self.state.residency != Residency::Remote {
-            let what = format!("state.residency={}", self.get("state.residency")?);
-            return Err(not_built_yet(&what, "use remote, the default: its caches keep in memory what fits"));
-        }
         Ok(())
     }
 

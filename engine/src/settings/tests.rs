@@ -126,8 +126,6 @@ fn what_is_not_built_yet_is_refused_by_name() {
         ("checkpoint.alignment-timeout", "1s"),
         ("restart.strategy", "fixed-delay"),
         ("restart.strategy", "failure-rate"),
-        ("state.residency", "memory"),
-        ("state.residency", "local"),
     ] {
         let e = with(&[(key, value)]).unwrap_err();
         assert_eq!(e.number(), NOT_BUILT_YET, "{e}");

@@ -58,6 +58,7 @@ mod tests {
             states: Vec::new(),
             object_bytes: 1,
             origin: String::new(),
+            heat: None,
         })
     }
 

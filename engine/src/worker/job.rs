@@ -139,6 +139,10 @@ struct JobActor {
     to_commit: Vec<Committable>,
     committed: mpsc::Receiver<(Vec<Committable>, Option<Error>)>,
     compacting: Vec<Compacting>,
+    /// What compactions wrote here, with what they read: kept here until a version lists it or it is known that none will.
+    outputs: Vec<(Vec<Arc<Run>>, Vec<Run>)>,
+    /// Runs that a version no longer lists, and which: what is kept of them goes when nobody reads from older ones.
+    retired: Vec<(u64, Run)>,
     /// A rescale is under way: none is started.
     holding: bool,
     /// The coordinator is to be told when none runs.
@@ -158,12 +162,13 @@ pub(crate) fn start(worker: Arc<WorkerContext>, deploy: Deploy) -> Result<JobHan
     let mut graph = worker.registry.build(&spec.job, &spec.args, &worker.job_context())?.graph;
     graph.default_idle_timeout(settings.watermark.idle_timeout);
     let store = worker.stores.job_store(&spec.name, &settings)?;
-    let state = StateStore::new(
+    let state = StateStore::resident(
         store.clone(),
         worker.stores.caches(),
         worker.stores.state_options(&settings),
         env.clone(),
         millstream_state_store::entry::MergeOperators::default(),
+        worker.stores.residency(&spec.name, &settings)?,
     );
     let uids = graph.tasks.iter().map(|t| t.uid.clone()).collect();
     let gauges = Arc::new(JobGauges::new(env.clone(), job.clone(), &spec.job, uids, store, state.clone()));
@@ -250,6 +255,8 @@ impl JobActor {
             to_commit: Vec::new(),
             committed,
             compacting: Vec::new(),
+            outputs: Vec::new(),
+            retired: Vec::new(),
             holding: deploy.join,
             owes_held: false,
             warming: Warming::default(),
@@ -292,6 +299,9 @@ impl JobActor {
         let version = deploy.version.as_ref().map(view).transpose()?;
         if let (Some(record), Some(version)) = (&deploy.version, &version) {
             self.context.gauges.uses(record.number, version, &[]);
+        }
+        if let Some(version) = &version {
+            self.context.state.release_found(version.runs.iter().flatten().map(AsRef::as_ref));
         }
         // Who joins starts from a version to come, and warms up from this one.
         let (version, before) = if deploy.join { (None, version) } else { (version, None) };
@@ -495,7 +505,7 @@ impl JobActor {
             }
         }
         self.reports.insert(epoch, (report, stopped));
-        self.order(WriteOrder::Epoch(epoch, sections))
+        self.order(WriteOrder::Epoch(epoch, sections, self.version.clone()))
     }
 
     fn task_id(&self, id: SubtaskId) -> Option<u16> {
@@ -555,7 +565,8 @@ impl JobActor {
         self.uncommitted = later;
         self.to_commit.extend(mine);
         self.commit_next()?;
-        if version.assignment.id != self.assignment.id {
+        let reassigned = version.assignment.id != self.assignment.id;
+        if reassigned {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
             self.tasks.retain(|_, task| !task.leaves);
@@ -575,14 +586,45 @@ impl JobActor {
         if let Some(old) = self.version.replace(version.clone()) {
             let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
             let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
-            let hot = self.context.state.hot_keys(dead.iter().map(|run| &***run));
+            let hot = self.context.state.hot_spans(dead.iter().map(|run| run.as_ref()));
             dead.iter().for_each(|run| self.context.state.forget(run));
+            if self.context.state.keeps_state() {
+                self.retired.extend(dead.iter().map(|run| (record.number, Run::clone(run))));
+                self.keep_what_lives(&version, reassigned);
+            }
             if !dead.is_empty() && !self.holding {
-                self.warming.after_compaction(&self.context, (&old, &version), &self.owned(), hot);
+                self.warming.after_compaction(&self.context, &old, &version, &self.owned(), &Arc::new(hot));
             }
         }
+        self.let_go_of_outputs(&version);
         self.serve_when_all(version.assignment.id);
         Ok(())
+    }
+
+    /// Of state that is kept here: what no version in use lists goes, and so does what others own now; what others have
+    /// written comes.
+    fn keep_what_lives(&mut self, version: &Arc<VersionView>, reassigned: bool) {
+        let state = &self.context.state;
+        let oldest = self.context.gauges.oldest_in_use().map_or(0, |in_use| in_use.version);
+        self.retired.extract_if(.., |(since, _)| *since <= oldest).for_each(|(_, run)| state.release(&run));
+        let owned = self.owned();
+        if reassigned {
+            version.runs.iter().flatten().for_each(|run| state.release_outside(run, &owned));
+        }
+        if !self.holding {
+            self.warming.settle(&self.context, version, &owned);
+        }
+    }
+
+    /// What a compaction wrote here and no version will list is not kept.
+    fn let_go_of_outputs(&mut self, version: &VersionView) {
+        // One that was applied, or that no longer fits, has at least one input that is not live as it was.
+        let live =
+            |i: &Arc<Run>| version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip);
+        for (_, outputs) in self.outputs.extract_if(.., |(inputs, _)| !inputs.iter().all(live)) {
+            let listed = |run: &Run| version.runs.iter().flatten().any(|r| r.identity() == run.identity());
+            outputs.iter().filter(|run| !listed(run)).for_each(|run| self.context.state.release(run));
+        }
     }
 
     /// Once the version of the assignment stands and every subtask here serves it, the coordinator is told.
@@ -680,6 +722,11 @@ impl JobActor {
         if !self.compacting.iter().any(|c| c.subtask == done.subtask) {
             self.control(done.subtask, TaskControl::Compacting(false))?;
         }
+        if let Ok(merged) = &outcome
+            && self.context.state.keeps_state()
+        {
+            self.outputs.push((merging::inputs(&done.order)?, merged.outputs.clone()));
+        }
         match outcome {
             Err(e) if e.kind() == ErrorKind::Corrupt => return Err(e),
             outcome => self.tell(merging::report(*done.order, outcome)),
@@ -693,6 +740,16 @@ impl Drop for JobActor {
     fn drop(&mut self) {
         // No version lists them, and as far as this worker knows none will.
         self.unlisted_runs.iter().for_each(|run| self.context.state.forget(run));
+        let state = &self.context.state;
+        if !state.keeps_state() {
+            return;
+        }
+        let listed: Vec<_> = self.version.iter().flat_map(|version| version.runs.iter().flatten()).collect();
+        let is_listed = |run: &Run| listed.iter().any(|r| r.identity() == run.identity());
+        let outputs = self.outputs.iter().flat_map(|(_, runs)| runs).filter(|run| !is_listed(run));
+        let gone = self.retired.iter().map(|(_, run)| run).chain(outputs);
+        self.unlisted_runs.iter().map(AsRef::as_ref).chain(gone).for_each(|run| state.release(run));
+        state.release_all(listed.into_iter().map(AsRef::as_ref));
     }
 }
 

@@ -28,6 +28,7 @@ mod committer;
 mod compactor;
 mod deploy;
 mod gauges;
+mod heat;
 mod in_use;
 mod job;
 pub mod leave;

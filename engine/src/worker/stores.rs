@@ -1,12 +1,11 @@
 //! What a worker needs from the process around it: object stores, caches, limits.
 
-use millstream_common::Result;
+use millstream_common::{Error, Result};
 use millstream_objects::Store;
-use millstream_state_store::Caches;
-use millstream_state_store::StateStoreOptions;
 use millstream_state_store::compaction::Throttle;
+use millstream_state_store::{Caches, Residency, StateStoreOptions};
 
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 pub use crate::task::keyed::TaskMemory;
 
 /// Opens what jobs need; implemented by the binary, the simulation and tests.
@@ -24,5 +23,18 @@ pub trait Stores: Send + Sync {
     /// How a job's state is written, read and merged: its settings, within the memory of this process.
     fn state_options(&self, settings: &Settings) -> StateStoreOptions {
         settings.state_store_options()
+    }
+    /// Where the live state of the job of this name is kept.
+    ///
+    /// # Errors
+    /// 7022: not where its settings say, in this process.
+    fn residency(&self, _name: &str, settings: &Settings) -> Result<Residency> {
+        match settings.state.residency {
+            settings::Residency::Remote => Ok(Residency::Remote),
+            settings::Residency::Memory => Ok(Residency::Memory),
+            settings::Residency::Local => Err(Error::config("this process has no disk for state.residency=local")
+                .code(7022)
+                .next("use remote or memory")),
+        }
     }
 }

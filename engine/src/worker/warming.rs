@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use millstream_common::env::Running;
-use millstream_common::{KeyGroupRanges, Lane};
+use millstream_common::env::{Moment, Running};
+use millstream_common::{Env, KeyGroupRanges, Lane, Result};
 use millstream_proto::control::to_coordinator::Message;
-use millstream_state_store::{HotKeys, Run, View, WarmUp};
+use millstream_state_store::heat::HotSpans;
+use millstream_state_store::{Run, View, WarmUp};
 use parking_lot::Mutex;
 
 use super::job::JobContext;
@@ -15,11 +16,11 @@ use crate::task::VersionView;
 
 /// So long a rescale waits, at most, for what it moves to be brought into memory.
 const BEFORE_RESCALE: Duration = Duration::from_secs(10);
-/// So long a subtask that starts has the store for itself.
+/// So long a subtask that starts has the store for itself, but for what was hot.
 const FIRST_ROWS: Duration = Duration::from_secs(1);
 
-/// Views that wait for their turn, at most: a store that cannot keep up is not read ahead of.
-const WAITING: usize = 64;
+/// What waits for its turn, at most: a store that cannot keep up is not read ahead of.
+const WAITING: usize = 128;
 
 /// What a job reads ahead on this worker.
 #[derive(Default)]
@@ -29,12 +30,40 @@ pub(super) struct Warming {
     shared: Arc<Mutex<Shared>>,
 }
 
+/// Something to be read ahead.
+enum Ahead {
+    /// State that is to be kept here and is not.
+    Resident(View),
+    /// What was hot for those who had it before.
+    Hottest(View),
+    /// What was hot in the runs whose place these have taken.
+    Successors { view: View, hot: Arc<HotSpans>, merged_here: bool },
+    /// All of it, as far as there is room; not before.
+    All(View, Moment),
+}
+
+impl Ahead {
+    async fn read(&self, env: &Env, lives: impl Fn(&Run) -> bool + Send) -> Result<()> {
+        match self {
+            Self::Resident(view) => view.make_resident(WarmUp::BEHIND, lives).await,
+            Self::Hottest(view) => view.warm_hottest(WarmUp::BEHIND, lives).await,
+            // What was merged here is on its way to the SSD already.
+            Self::Successors { view, hot, merged_here } => view.refill(hot, !merged_here, WarmUp::BEHIND, lives).await,
+            Self::All(view, not_before) => {
+                env.sleep(not_before.since(env.now())).await;
+                view.warm(WarmUp::BEHIND, lives).await
+            }
+        }
+        .map(drop)
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     /// Runs that it does not list are not read ahead.
     newest: Option<Arc<VersionView>>,
-    /// To be read behind what is being read; with hot keys, only what holds those.
-    waiting: VecDeque<(View, Option<Arc<HotKeys>>)>,
+    /// To be read behind what is being read.
+    waiting: VecDeque<Ahead>,
     /// Somebody works it off.
     busy: bool,
 }
@@ -54,6 +83,13 @@ impl Warming {
         let limit = BEFORE_RESCALE.min(context.settings.checkpoint.timeout / 2);
         self.before_rescale.push(context.env.run(Lane::Background, "warm-up", async move {
             let all = async {
+                // Should it take too long, or should there not be room for all, the hottest are there.
+                for view in &views {
+                    view.make_resident(WarmUp::AWAITED, |_| true).await?;
+                }
+                for view in &views {
+                    view.warm_hottest(WarmUp::AWAITED, |_| true).await?;
+                }
                 for view in views {
                     view.warm(WarmUp::AWAITED, |_| true).await?;
                 }
@@ -71,8 +107,11 @@ impl Warming {
     pub(super) fn behind(&mut self, context: &JobContext, version: &Arc<VersionView>, ranges: &KeyGroupRanges) {
         self.stop();
         self.newest(version);
-        let all = views(context, version, ranges, |_| true);
-        self.add(context, all.into_iter().map(|view| (view, None)).collect(), FIRST_ROWS);
+        let (views, not_before) = (views(context, version, ranges, |_| true), context.env.now() + FIRST_ROWS);
+        let kept = |view: &&View| context.state.keeps_state() && !view.runs().is_empty();
+        let resident = views.iter().filter(kept).cloned().map(Ahead::Resident);
+        let first = resident.chain(views.iter().cloned().map(Ahead::Hottest)).collect::<Vec<_>>();
+        self.add(context, first.into_iter().chain(views.into_iter().map(|view| Ahead::All(view, not_before))));
     }
 
     /// Reads nothing ahead any more: a rescale is under way, or other key groups are here.
@@ -82,20 +121,33 @@ impl Warming {
         self.shared = Arc::default();
     }
 
-    /// Some runs of `version` have taken the place of others of `old`, whoever merged them: where those were there is room
-    /// now. What holds their `hot` keys comes first.
+    /// Some runs of `version` have taken the place of others of `old`, which had `hot` stretches of keys: where
+    /// compactions had no room for what they wrote beside what they read, there is room now.
     pub(super) fn after_compaction(
         &mut self,
         context: &JobContext,
-        (old, version): (&VersionView, &VersionView),
+        old: &VersionView,
+        version: &VersionView,
         ranges: &KeyGroupRanges,
-        hot: HotKeys,
+        hot: &Arc<HotSpans>,
     ) {
         let known: BTreeSet<_> = old.runs.iter().flatten().map(|run| run.identity()).collect();
-        let new = || views(context, version, ranges, |run| !known.contains(&run.identity()));
-        let hot = Arc::new(hot);
-        let first = new().into_iter().filter(|_| !hot.is_empty()).map(|view| (view, Some(hot.clone())));
-        self.add(context, first.chain(new().into_iter().map(|view| (view, None))).collect(), Duration::ZERO);
+        let new = |run: &Run| !known.contains(&run.identity());
+        let now = context.env.now();
+        let mut ahead = Vec::new();
+        for merged_here in [true, false] {
+            let those = views(context, version, ranges, |run| new(run) && context.state.knows(run) == merged_here);
+            let hot = || hot.clone();
+            ahead.extend(those.into_iter().map(|view| Ahead::Successors { view, hot: hot(), merged_here }));
+        }
+        ahead.extend(views(context, version, ranges, new).into_iter().map(|view| Ahead::All(view, now)));
+        self.add(context, ahead.into_iter());
+    }
+
+    /// Brings what of `version` is to be kept here and is not.
+    pub(super) fn settle(&mut self, context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) {
+        let missing = views(context, version, ranges, |run| !context.state.is_resident(run, ranges));
+        self.add(context, missing.into_iter().map(Ahead::Resident));
     }
 
     /// Runs that `version` does not list are no longer read ahead.
@@ -103,11 +155,11 @@ impl Warming {
         self.shared.lock().newest = Some(version.clone());
     }
 
-    fn add(&mut self, context: &JobContext, views: Vec<(View, Option<Arc<HotKeys>>)>, after: Duration) {
+    fn add(&mut self, context: &JobContext, ahead: impl Iterator<Item = Ahead>) {
         {
             let mut shared = self.shared.lock();
             let room = WAITING.saturating_sub(shared.waiting.len());
-            shared.waiting.extend(views.into_iter().take(room));
+            shared.waiting.extend(ahead.take(room));
             if shared.busy || shared.waiting.is_empty() {
                 return;
             }
@@ -115,14 +167,9 @@ impl Warming {
         }
         let (env, shared) = (context.env.clone(), self.shared.clone());
         self.behind = Some(context.env.run(Lane::Background, "warm-up", async move {
-            env.sleep(after).await;
-            while let Some((view, hot)) = next(&shared) {
+            while let Some(ahead) = next(&shared) {
                 let lives = |run: &Run| shared.lock().newest.as_ref().is_some_and(|version| lists(version, run));
-                let warmed = match hot {
-                    Some(hot) => view.warm_hot(WarmUp::BEHIND, &hot, lives).await,
-                    None => view.warm(WarmUp::BEHIND, lives).await,
-                };
-                if let Err(e) = warmed {
+                if let Err(e) = ahead.read(&env, lives).await {
                     // Nobody waits for it: a read that needs the same will say what is wrong.
                     tracing::debug!("{e}");
                 }
@@ -131,11 +178,11 @@ impl Warming {
     }
 }
 
-fn next(shared: &Mutex<Shared>) -> Option<(View, Option<Arc<HotKeys>>)> {
+fn next(shared: &Mutex<Shared>) -> Option<Ahead> {
     let mut shared = shared.lock();
-    let view = shared.waiting.pop_front();
-    shared.busy = view.is_some();
-    view
+    let next = shared.waiting.pop_front();
+    shared.busy = next.is_some();
+    next
 }
 
 fn lists(version: &VersionView, run: &Run) -> bool {

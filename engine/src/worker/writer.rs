@@ -12,14 +12,15 @@ use millstream_state_store::section::{EncodedSection, SectionOptions};
 use millstream_state_store::{Run, StateStore, WriterName};
 use tokio::sync::mpsc;
 
-use crate::task::{PendingSection, SubtaskId};
+use super::heat::HeatLists;
+use crate::task::{PendingSection, SubtaskId, VersionView};
 
 /// What is to be written.
 pub(crate) enum WriteOrder {
     /// A section of an open epoch.
     Early(SubtaskId, PendingSection),
-    /// All sections of an epoch that every subtask here has closed.
-    Epoch(Epoch, Vec<(SubtaskId, PendingSection)>),
+    /// All sections of an epoch that every subtask here has closed, and the version whose hot blocks they tell of.
+    Epoch(Epoch, Vec<(SubtaskId, PendingSection)>, Option<Arc<VersionView>>),
 }
 
 /// What became of it.
@@ -47,6 +48,7 @@ pub(crate) async fn run(
     done: mpsc::Sender<Written>,
 ) {
     let mut left: Vec<(SubtaskId, EncodedSection)> = Vec::new();
+    let mut heat = HeatLists::default();
     loop {
         // A subtask that waits for room closes no epoch, so what is left must not wait for an order.
         let again = !left.is_empty();
@@ -57,22 +59,30 @@ pub(crate) async fn run(
             },
             () = env.sleep(RETRY_PAUSE), if again => None,
         };
-        let (sections, epoch) = match order {
-            Some(WriteOrder::Early(id, section)) => (vec![(id, section)], None),
-            Some(WriteOrder::Epoch(epoch, sections)) => (sections, Some(epoch)),
-            None => (Vec::new(), None),
+        let (sections, epoch, version) = match order {
+            Some(WriteOrder::Early(id, section)) => (vec![(id, section)], None, None),
+            Some(WriteOrder::Epoch(epoch, sections, version)) => (sections, Some(epoch), version),
+            None => (Vec::new(), None, None),
         };
         let mut written = Written { runs: Vec::new(), epoch: None, lost: None, bytes: 0, puts: 0 };
         let mut kept = 0;
         for (id, section) in sections {
+            let ranges = section.ranges.clone();
             match encode(&env, section, store.section_options(kept)).await {
-                Ok(encoded) => {
+                Ok(mut encoded) => {
+                    if let Some(version) = &version
+                        && let Some(list) = heat.list(&env, &store, id, version, &ranges)
+                    {
+                        encoded.attach_heat(list);
+                    }
                     kept += encoded.kept_bytes();
                     left.push((id, encoded));
                 }
                 Err(e) => written.lost = Some(e),
             }
         }
+        // Nothing of it is held in use while the store takes its time.
+        drop(version);
         let mut failed = None;
         if written.lost.is_none() && !left.is_empty() {
             match store.write_bundle(name, left.iter().map(|(_, s)| s.clone()).collect()).await {

@@ -155,7 +155,7 @@ async fn lead(
     let (bound, arrivals) = network.serve_coordinator(&args.listen).await?;
     let address = args.serve.advertise.clone().unwrap_or_else(|| bound.to_string());
     // It reads no state of jobs: caches of its own would stay empty.
-    let stores = Arc::new(ProcessStores::without_caches(state.clone()));
+    let stores = Arc::new(ProcessStores::without_caches(state.clone(), env));
     let parts = ProcessParts::default();
     parts.opened(stores.clone());
     let options = coordinator_options(Some(state), &args.state, &address, settings);

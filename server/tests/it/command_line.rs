@@ -49,7 +49,6 @@ fn what_is_not_built_yet_says_so() {
     not_built(&["stop", "j1", "--drain"], "--drain");
     not_built(&["savepoint", "j1", "s3://b/x"], "savepoint");
     not_built(&["run", "query.sql"], "query.sql");
-    not_built(&["run", "nexmark-q5", "--residency", "local"], "residency");
     not_built(&["run", "nexmark-q5", "-D", "checkpoint.mode=at-least-once"], "at-least-once");
     not_built(&["run", "nexmark-q5", "-D", "checkpoint.alignment-timeout=1s"], "alignment-timeout");
     not_built(&["run", "nexmark-q5", "-D", "checkpoint.max-concurrent=2"], "max-concurrent");

@@ -9,6 +9,7 @@ mod compactor;
 mod documents;
 mod drain;
 mod metrics;
+mod residency;
 mod run;
 mod state;
 mod versions;

@@ -23,7 +23,7 @@ use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Interval, PartInfo, SectionBuilder, SharedBlock};
-use crate::store::{FIRST_SECTION, StateStore, WriterName};
+use crate::store::{FIRST_SECTION, Keep, StateStore, WriterName};
 use crate::tree::sort_newest_first;
 use crate::{Layout, Layouts};
 
@@ -92,11 +92,13 @@ impl StateStore {
         let parts = self.parts(&refs, |_| true, wanted, Purpose::Compaction, &mut reads.report).await?;
         let bytes_in = stored_bytes(&parts, &covered);
         reads.pay(&self.0.env).await;
+        // What the inputs have hot here, the outputs will have.
+        let hot = self.hot_spans(inputs.iter().map(AsRef::as_ref));
         let cuts = split(&parts, &covered, self.0.options.compaction.output_bytes);
         let options = &self.0.options.section;
         let options = if bottom { options.bottom() } else { options.clone() };
         let all = [KeyRange::all()];
-        let mut outputs = Vec::with_capacity(cuts.len());
+        let mut outputs = Unlisted { store: self, runs: Vec::with_capacity(cuts.len()) };
         for part in cuts {
             let clips = refs.iter().map(|run| run.clip.intersect(&part)).collect();
             let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
@@ -107,13 +109,14 @@ impl StateStore {
             };
             self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut reads).await?;
             // An output without entries is written, too: it says that the flushes of its interval are not lost.
-            let section = output.section.finish(part, hull);
+            let mut section = output.section.finish(part, hull);
             throttle.pass(section.length, &self.0.env).await;
-            outputs.extend(self.write(output.object, vec![section], Purpose::Compaction).await?);
+            section.inherit_heat(&output.object, FIRST_SECTION, &hot);
+            outputs.runs.extend(self.write(output.object, vec![section], Purpose::Compaction, &Keep::Hot(&hot)).await?);
         }
         let done = TaskWrites { compactions: 1, compaction_bytes_in: bytes_in, ..TaskWrites::default() };
         self.0.accounts.wrote(inputs[0].task, done);
-        Ok(Merged { outputs, bytes_read: reads.report.bytes })
+        Ok(Merged { outputs: std::mem::take(&mut outputs.runs), bytes_read: reads.report.bytes })
     }
 
     async fn merge_part(
@@ -182,6 +185,18 @@ impl Reads<'_> {
     }
 }
 
+/// Outputs of a compaction that is not over: if it fails or is given up, nobody will ever read them.
+struct Unlisted<'a> {
+    store: &'a StateStore,
+    runs: Vec<Run>,
+}
+
+impl Drop for Unlisted<'_> {
+    fn drop(&mut self) {
+        self.runs.iter().for_each(|run| self.store.release(run));
+    }
+}
+
 /// What a compaction is writing.
 struct Output {
     /// The name that its object will have.
@@ -197,6 +212,11 @@ impl StateStore {
     /// read the output next, and from the object it would cost a GET. Nothing hot is pushed out. How much room is left,
     /// bytes.
     fn keep_output(&self, output: &mut Output) -> u64 {
+        if self.is_in_memory() {
+            // All of it is pinned once it is written.
+            output.section.keep_blocks(0);
+            return 0;
+        }
         let object = ObjectId::of(&output.object);
         let mut room = self.0.caches.room_bytes();
         for (at, block) in output.section.take_kept() {

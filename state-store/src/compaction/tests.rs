@@ -28,6 +28,7 @@ fn run(name: &str, epochs: (u64, u64), length: u64, clip: &[(u32, u32)]) -> Arc<
         states: Vec::new(),
         object_bytes: 8 + length,
         origin: String::new(),
+        heat: None,
     })
 }
 

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering as Atomic};
 
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
@@ -244,6 +244,8 @@ pub struct Block {
     table: Box<[u32]>,
     /// The turnover of the cache when it was last told that this block is read.
     pub(crate) touched: AtomicU32,
+    /// In how many steps of the turnover it was read: 255 at most.
+    pub(crate) steps_read: AtomicU8,
 }
 
 /// A free place of the table.
@@ -271,8 +273,8 @@ impl Block {
         if !key_column.is_sound(&body, entries, suffixes) || !value_column.is_sound(&body, entries, values) {
             return Err(bad_block("its parts have other lengths than their ends say"));
         }
-        let (table, touched) = (Box::default(), AtomicU32::new(0));
-        let block = Self { body, entries, prefix, keys: key_column, values: value_column, table, touched };
+        let (table, touched, steps_read) = (Box::default(), AtomicU32::new(0), AtomicU8::new(0));
+        let block = Self { body, entries, prefix, keys: key_column, values: value_column, table, touched, steps_read };
         if (1..entries).any(|i| block.suffix(i - 1) > block.suffix(i)) {
             return Err(bad_block("its keys are not sorted"));
         }
@@ -281,7 +283,20 @@ impl Block {
 
     /// Another handle of the same body, without a table.
     fn copy(&self) -> Self {
-        Self { body: self.body.clone(), table: Box::default(), touched: AtomicU32::new(0), ..*self }
+        let (touched, steps_read) = (AtomicU32::new(0), AtomicU8::new(0));
+        Self { body: self.body.clone(), table: Box::default(), touched, steps_read, ..*self }
+    }
+
+    /// It was read in step `turnover` of the cache's turnover. Whether that was not known yet.
+    #[inline]
+    pub(crate) fn touch(&self, turnover: u32) -> bool {
+        if self.touched.load(Atomic::Relaxed) == turnover {
+            return false;
+        }
+        self.touched.store(turnover, Atomic::Relaxed);
+        // What another thread counts at the same moment may be lost: it is a hint.
+        self.steps_read.store(self.steps_read.load(Atomic::Relaxed).saturating_add(1), Atomic::Relaxed);
+        true
     }
 
     /// With the table that [`Block::find`] needs.

@@ -290,6 +290,7 @@ impl SectionBuilder {
             directory: Arc::new(directory),
             parts,
             kept_blocks: self.kept_blocks,
+            heat: None,
         }
     }
 }

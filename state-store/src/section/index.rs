@@ -142,13 +142,9 @@ impl Part {
         &self.keys[start..self.blocks[i].key_end as usize]
     }
 
-    /// The keys that block `i` may hold: from its least one up to, but without, the second.
-    #[must_use]
-    pub(crate) fn keys_of(&self, i: usize) -> (Vec<u8>, Vec<u8>) {
-        let first = |i: usize| [&self.prefix, self.suffix(i)].concat();
-        // The next key behind the last one.
-        let end = if i + 1 < self.blocks.len() { first(i + 1) } else { [&self.last_key[..], &[0]].concat() };
-        (first(i), end)
+    /// The least key of block `i`.
+    pub(crate) fn first_key_of(&self, i: usize) -> Vec<u8> {
+        [&self.prefix, self.suffix(i)].concat()
     }
 
     /// How the least key of block `i` compares with `key`.

@@ -147,9 +147,16 @@ pub struct EncodedSection {
     pub(crate) parts: Vec<Arc<Part>>,
     /// Offset in the section and uncompressed body of the first blocks, as many as were to be kept.
     pub(crate) kept_blocks: Vec<(u64, Bytes)>,
+    /// A heat list to be written behind it.
+    pub(crate) heat: Option<Bytes>,
 }
 
 impl EncodedSection {
+    /// What is hot where this section will be read: goes along in its object.
+    pub fn attach_heat(&mut self, list: Bytes) {
+        self.heat = Some(list);
+    }
+
     /// The task whose entries it holds.
     #[must_use]
     pub fn task(&self) -> TaskId {
@@ -179,7 +186,8 @@ impl EncodedSection {
     pub fn memory_bytes(&self) -> u64 {
         let parts: usize = self.parts.iter().map(|p| p.memory_bytes()).sum();
         let meta = (parts + self.directory.memory_bytes()) as u64;
-        self.length + meta + self.kept_bytes() + self.kept_blocks.len() as u64 * 48
+        let heat = self.heat.as_ref().map_or(0, Bytes::len) as u64;
+        self.length + meta + heat + self.kept_bytes() + self.kept_blocks.len() as u64 * 48
     }
 
     /// Bytes of the blocks that it keeps for the caches.

@@ -46,6 +46,7 @@ fn full_record() -> VersionRecord {
         object_bytes: 2000,
         directory_length: 0,
         origin: String::new(),
+        heat: None,
     };
     let state = proto::StateEntry {
         state_id: 1,

@@ -275,7 +275,7 @@ pub struct Shared {
 
 /// What a process gets around it.
 ///
-/// Replaces: the SSD tier (there is none) and the sizes of the caches. The metadata cache is so large that nothing is
+/// Replaces: the SSD tier and state on the local disk (there is none of either) and the sizes of the caches. The metadata cache is so large that nothing is
 /// ever evicted, since moka looks at real time when it does.
 struct SimStores {
     store: Store,

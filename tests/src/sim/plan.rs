@@ -209,6 +209,9 @@ impl Plan {
             paced_ms: *dice.pick(&[0, 4_000, 8_000, 15_000, 25_000]),
         };
         plan.healed = dice.millis(plan.paced_ms / 2 + 1_000..plan.paced_ms + 5_000);
+        if Dice::new(seed, "residency").chance(20) {
+            plan.settings.insert("state.residency".to_owned(), "memory".to_owned());
+        }
         plan.draw_garbage(&mut Dice::new(seed, "garbage"));
         plan.draw_requests(&mut Dice::new(seed, "requests"));
         plan.draw_leaves(&mut Dice::new(seed, "leaves"));

@@ -37,6 +37,7 @@ fn run(tree: &Tree, name: &str, (first, last): (u64, u64), length: u64, clip: Ke
         states: Vec::new(),
         object_bytes: 8 + length,
         origin: String::new(),
+        heat: None,
     }
 }
 

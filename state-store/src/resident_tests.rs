@@ -1,0 +1,264 @@
+//! The same store with its state in memory, on the local disk and in the object store: the same answers, other costs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream_cache::{CacheOptions, LocalFiles};
+use millstream_common::{Env, Epoch, KeyGroupRange, KeyGroupRanges};
+use millstream_objects::Store;
+
+use crate::section::SectionOptions;
+use crate::testing::*;
+use crate::*;
+
+const NOW: ReadTime = ReadTime::START;
+
+fn keys(n: usize) -> Vec<Bytes> {
+    (0..n).map(|i| point(POINT, format!("key {i}").as_bytes())).collect()
+}
+
+fn options() -> StateStoreOptions {
+    let section =
+        SectionOptions { block_bytes: 1 << 10, keep_blocks_bytes: 0, part_bytes: 64 << 10, ..Default::default() };
+    StateStoreOptions { section, gap_bytes: 0, request_bytes: 1 << 20, ..StateStoreOptions::default() }
+}
+
+/// A store whose caches hold next to nothing, and so much pinned.
+async fn states(store: &Store, env: &Env, residency: Residency, pinned_bytes: u64) -> StateStore {
+    let caches = CacheOptions { memory_bytes: 1 << 10, metadata_bytes: 1 << 10, pinned_bytes, disk: None };
+    let caches = Caches::new(&caches, env).await.unwrap();
+    StateStore::resident(store.clone(), caches, options(), env.clone(), MergeOperators::default(), residency)
+}
+
+async fn flush(states: &StateStore, keys: &[Bytes], epoch: u8) -> Arc<Run> {
+    let mut writer = SectionWriter::new(TASK);
+    keys.iter().for_each(|k| writer.put(k, &[epoch; 100], Expiry::Never));
+    let section = states.section_options(0);
+    let interval = Interval::of(Epoch(epoch.into()), 0);
+    let section = writer.encode(&section, &layouts(), KeyGroupRanges::all(), interval).unwrap();
+    Arc::new(states.write_bundle(WRITER, vec![section]).await.unwrap().remove(0))
+}
+
+fn view(states: &StateStore, runs: &[Arc<Run>]) -> View {
+    states.view(runs.to_vec(), KeyGroupRanges::all(), layouts())
+}
+
+async fn read(states: &StateStore, runs: &[Arc<Run>], keys: &[Bytes]) -> Vec<Option<Vec<u8>>> {
+    let (values, _) = view(states, runs).multi_get(keys, &NOW).await.unwrap();
+    values.iter().map(|v| v.map(<[u8]>::to_vec)).collect()
+}
+
+fn gets(store: &Store) -> u64 {
+    store.meter().snapshot().get
+}
+
+fn local(dir: &std::path::Path, env: &Env) -> Residency {
+    Residency::Local(LocalFiles::open(dir, u64::MAX, env).unwrap())
+}
+
+/// What another process wrote, and the answers of remote state.
+async fn inherited(store: &Store, env: &Env, all: &[Bytes]) -> (Vec<Arc<Run>>, Vec<Option<Vec<u8>>>) {
+    let elsewhere = states(store, env, Residency::Remote, 0).await;
+    let runs = vec![flush(&elsewhere, &all[..2000], 2).await, flush(&elsewhere, all, 1).await];
+    let expected = read(&elsewhere, &runs, all).await;
+    (runs, expected)
+}
+
+/// What any residency but remote must do: answer the same, and ask the store for nothing once it is loaded.
+async fn reads_nothing_from_the_store(store: &Store, env: &Env, states: &StateStore) {
+    let all = keys(20_000);
+    let (mut runs, mut expected) = inherited(store, env, &all).await;
+    let before = gets(store);
+    view(states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    let loaded = gets(store);
+    assert!((2..40).contains(&(loaded - before)), "in large GETs: {}", loaded - before);
+    assert!(runs.iter().all(|run| states.is_resident(run, &KeyGroupRanges::all())));
+    assert_eq!(read(states, &runs, &all).await, expected);
+    // What it writes itself, and what it merges, scans included.
+    runs.insert(0, flush(states, &all[1000..5000], 3).await);
+    expected[1000..5000].fill(Some(vec![3; 100]));
+    assert_eq!(read(states, &runs, &all).await, expected);
+    let outputs = states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    runs.iter().for_each(|run| states.release(run));
+    let outputs: Vec<_> = outputs.into_iter().map(Arc::new).collect();
+    assert_eq!(read(states, &outputs, &all).await, expected);
+    let piece = view(states, &outputs).scan(&[], &[0xff], usize::MAX, &NOW).await.unwrap();
+    assert_eq!((piece.entries.len(), gets(store)), (all.len(), loaded), "nothing was read from the store");
+    assert!(!states.is_resident(&runs[0], &KeyGroupRanges::all()));
+}
+
+#[tokio::test]
+async fn state_in_memory_is_read_without_a_get_whatever_the_cache_holds() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    reads_nothing_from_the_store(&store, &env, &states).await;
+    let stats = states.caches().stats();
+    // One copy of 20,000 entries, and what the blocks of the merged runs took has been given back.
+    assert!((2 << 20..4 << 20).contains(&stats.pinned_bytes) && stats.pins_refused == 0, "{stats:?}");
+}
+
+#[tokio::test]
+async fn state_on_the_local_disk_is_read_without_a_get() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let states = states(&store, &env, local(dir.path(), &env), 0).await;
+    reads_nothing_from_the_store(&store, &env, &states).await;
+    let stats = states.local().unwrap().stats();
+    assert!(stats.files == 1 && stats.refused + stats.failed == 0 && stats.reads > 1000, "{stats:?}");
+    // The lock, and the one section that is live.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_memory_is_paged_in_and_reported() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, expected) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 1 << 20).await;
+    view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    assert!(states.is_resident(&runs[0], &KeyGroupRanges::all()), "the newest one fits");
+    assert!(!states.is_resident(&runs[1], &KeyGroupRanges::all()));
+    assert_eq!(read(&states, &runs, &all).await, expected);
+    let stats = states.caches().stats();
+    assert!(stats.pinned_bytes <= 1 << 20 && stats.pinned_bytes > 1 << 19 && stats.pins_refused > 0, "{stats:?}");
+    states.release_all(runs.iter().map(AsRef::as_ref));
+    assert_eq!(states.caches().stats().pinned_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_deployment_that_ends_leaves_what_the_next_one_has_taken_over() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, expected) = inherited(&store, &env, &all).await;
+    let old = states(&store, &env, Residency::Memory, 64 << 20).await;
+    view(&old, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    let caches = old.caches().clone();
+    let merge = MergeOperators::default;
+    let new = StateStore::resident(store.clone(), caches, options(), env.clone(), merge(), Residency::Memory);
+    let asked = gets(&store);
+    view(&new, &runs[..1]).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    // It ends late: amid the loading of its successor.
+    old.release_all(runs.iter().map(AsRef::as_ref));
+    assert_eq!(read(&new, &runs[..1], &all[..2000]).await, expected[..2000]);
+    assert_eq!(gets(&store), asked, "it was there, and is yet");
+    view(&new, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    let loaded = gets(&store);
+    assert!(loaded > asked, "the other run had gone with it");
+    assert_eq!((read(&new, &runs, &all).await, gets(&store)), (expected, loaded));
+    new.release_all(runs.iter().map(AsRef::as_ref));
+    assert_eq!(new.caches().stats().pinned_bytes, 0);
+}
+
+#[tokio::test]
+async fn only_the_blocks_of_owned_key_groups_stay_in_memory() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, _) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    let whole = states.caches().stats().pinned_bytes;
+    let quarter = KeyGroupRanges::from(KeyGroupRange::new(0, 16_384));
+    runs.iter().for_each(|run| states.release_outside(run, &quarter));
+    let left = states.caches().stats().pinned_bytes;
+    // The indexes stay whole.
+    assert!(left < whole / 2 && left > whole / 5, "{left} of {whole}");
+    assert!(states.is_resident(&runs[1], &quarter) && !states.is_resident(&runs[1], &KeyGroupRanges::all()));
+    // What comes back is loaded again, the rest alone.
+    let loaded = view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    assert!(loaded.misses > 0 && states.caches().stats().pinned_bytes == whole, "{loaded:?}");
+    runs.iter().for_each(|run| states.release_outside(run, &KeyGroupRanges::empty()));
+    assert_eq!(states.caches().stats().pinned_bytes, 0);
+}
+
+/// Files of sections in a folder, by size.
+fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().path()).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e == "section"));
+    files.sort_by_key(|f| std::fs::metadata(f).unwrap().len());
+    files
+}
+
+#[tokio::test]
+async fn files_are_taken_over_after_a_restart_and_damaged_ones_are_read_from_the_store() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let all = keys(20_000);
+    let (runs, expected) = inherited(&store, &env, &all).await;
+    let dead = {
+        let states = states(&store, &env, local(dir.path(), &env), 0).await;
+        view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+        flush(&states, &all[..10], 9).await
+    };
+    assert_eq!(files(dir.path()).len(), 3);
+    let restart = || async {
+        let states = states(&store, &env, local(dir.path(), &env), 0).await;
+        states.release_found(runs.iter().map(AsRef::as_ref));
+        let before = gets(&store);
+        view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+        assert_eq!(read(&states, &runs, &all).await, expected);
+        (gets(&store) - before, states.local().unwrap().stats())
+    };
+    let (asked, stats) = restart().await;
+    assert_eq!((asked, stats.adopted, stats.failed), (0, 2, 0));
+    assert!(dead.length > 0 && files(dir.path()).len() == 2, "what no version lists is gone");
+
+    // A block, in the middle of the larger file: it is found when it is read.
+    let flip = |file: &std::path::Path, at: usize| {
+        let mut bytes = std::fs::read(file).unwrap();
+        let at = bytes.len() * at / 100;
+        bytes[at] ^= 1;
+        std::fs::write(file, bytes).unwrap();
+    };
+    flip(&files(dir.path())[1], 50);
+    let (asked, stats) = restart().await;
+    assert!(asked > 0 && stats.adopted == 2 && stats.failed > 0, "{asked} {stats:?}");
+    // It was discarded; the next start has it again from the store.
+    assert_eq!(files(dir.path()).len(), 1);
+    let (asked, _) = restart().await;
+    assert!(asked > 0 && files(dir.path()).len() == 2);
+    // The index, and a file that was cut: found before anything is read.
+    flip(&files(dir.path())[1], 99);
+    std::fs::write(&files(dir.path())[0], b"cut").unwrap();
+    let (_, stats) = restart().await;
+    assert_eq!((stats.adopted, stats.failed, stats.files), (0, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_only_slows_reads_down_and_is_tried_again() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let all = keys(20_000);
+    let (runs, expected) = inherited(&store, &env, &all).await;
+    let files = LocalFiles::open(dir.path(), runs[0].length + 1000, &env).unwrap();
+    let states = states(&store, &env, Residency::Local(files), 0).await;
+    let load = async || view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    load().await;
+    assert!(states.is_resident(&runs[0], &KeyGroupRanges::all()), "the newest one fits");
+    assert!(!states.is_resident(&runs[1], &KeyGroupRanges::all()));
+    assert_eq!(read(&states, &runs, &all).await, expected);
+    let own = flush(&states, &all[..2000], 3).await;
+    assert!(!states.is_resident(&own, &KeyGroupRanges::all()));
+    // While it is full nothing is fetched for it.
+    let (refused, asked) = (states.local().unwrap().stats().refused, gets(&store));
+    assert!(refused >= 2);
+    load().await;
+    assert_eq!(gets(&store), asked);
+    // Room again: it is tried after a pause.
+    states.release(&runs[0]);
+    env.sleep(Duration::from_secs(601)).await;
+    let newest = [own, runs[0].clone(), runs[1].clone()];
+    view(&states, &newest[..1]).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    assert!(states.is_resident(&newest[0], &KeyGroupRanges::all()));
+    // The folder goes away: all is read from the store.
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    let values = read(&states, &newest, &all[..3000]).await;
+    assert!(
+        values[..2000].iter().all(|v| v.as_deref() == Some(&[3; 100][..])) && values[2000..] == expected[2000..3000]
+    );
+    assert!(flush(&states, &all[..10], 4).await.length > 0);
+}
