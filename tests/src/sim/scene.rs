@@ -12,9 +12,10 @@ use super::plan::{COORDINATORS, Fault, Joins, Leave, Plan, Request};
 
 /// Puts a scene in the place of what `plan` has drawn for clients and faults.
 pub fn set(plan: &mut Plan, dice: &mut Dice) {
-    match dice.within(0..3) {
+    match dice.within(0..4) {
         0 => rivals(plan, dice),
-        1 => crowd(plan, dice),
+        1 => blind(plan, dice),
+        2 => crowd(plan, dice),
         _ => farewell(plan, dice),
     }
 }
@@ -68,6 +69,31 @@ fn rivals(plan: &mut Plan, dice: &mut Dice) {
     }
     plan.faults.sort_by_key(|f| f.0);
     plan.healed = plan.healed.max(awake + Duration::from_secs(14));
+}
+
+/// A leader that stood still goes on for a while, since it cannot see that another one leads, who stands still amid taking
+/// its job over: what the first commits and collects meanwhile, the other must not believe to be free.
+fn blind(plan: &mut Plan, dice: &mut Dice) {
+    quiet(plan, dice, Duration::from_secs(22));
+    plan.heartbeat_timeout = Duration::from_secs(4);
+    plan.parallelism = 1;
+    let first = dice.millis(800..4_000);
+    let comes = first + dice.millis(0..30);
+    plan.faults.push((first, Fault::Pause { place: 0, lasts: dice.millis(2_050..2_500) }));
+    plan.faults.push((comes, Fault::SecondCoordinator));
+    // It has written that it leads.
+    let leads = comes + dice.millis(2_250..2_350);
+    let (stops, lasts) = (leads + dice.millis(150..550), dice.millis(1_500..3_500));
+    let unseen = Faults { error_before: 1.0, only_paths_with: "_cluster/leader".into(), ..plan.latency.clone() };
+    let seen_again = stops + lasts + dice.millis(100..1_200);
+    plan.faults.push((leads, Fault::Store { faults: Box::new(unseen), lasts: seen_again - leads }));
+    plan.faults.push((stops, Fault::Pause { place: 1, lasts }));
+    if dice.chance(50) {
+        let back_after = dice.millis(6_000..12_000);
+        let when = seen_again + dice.millis(0..800);
+        plan.faults.push((when, Fault::Kill { place: 0, silently: false, back_after }));
+    }
+    plan.faults.sort_by_key(|f| f.0);
 }
 
 /// Many brisk readers under few ids, and releases that are carried out late.
