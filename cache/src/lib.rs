@@ -9,6 +9,7 @@
 
 mod admission;
 mod blocks;
+mod budget;
 mod disk;
 mod drops;
 mod files;
@@ -31,6 +32,7 @@ use parking_lot::Mutex;
 use drops::Drops;
 use health::{Change, Health, Outcome};
 
+pub use budget::DiskBudget;
 pub use files::{FileRange, FileStats, Filling, LocalFiles};
 pub use flight::{Flight, Lead, Wait};
 pub use options::{CacheOptions, DiskOptions};

@@ -283,16 +283,28 @@ async fn a_disk_that_rests_is_given_nothing() {
     caches.close().await;
 }
 
+fn no_bound() -> DiskBudget {
+    DiskBudget::new(u64::MAX)
+}
+
+/// Once nothing waits to be deleted.
+async fn deleted(files: &LocalFiles) {
+    while files.stats().deleting > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_is_full_takes_no_files_for_a_while() {
     let env = Env::test(1);
     let dir = tempfile::tempdir().unwrap();
-    let files = LocalFiles::open(dir.path(), u64::MAX, &env).unwrap();
+    let files = LocalFiles::open(dir.path(), &no_bound(), &env).unwrap();
     // A device that is always full in the place of the file.
-    let full = dir.path().join(format!("{:032x}-1.part", key(1).object.0));
+    let full = dir.path().join(format!("{:032x}-1.0.part", key(1).object.0));
     std::os::unix::fs::symlink("/dev/full", &full).unwrap();
     assert!(!files.write(key(1), vec![body(1, 100)]).await);
-    assert!(!full.exists(), "nothing is left of it");
+    deleted(&files).await;
+    assert!(!full.is_symlink(), "nothing is left of it");
     // Others are not tried either, and then they are.
     assert!(!files.write(key(2), vec![body(2, 100)]).await);
     assert_eq!((files.stats().refused, files.stats().bytes), (2, 0));
@@ -305,6 +317,7 @@ async fn a_disk_that_is_full_takes_no_files_for_a_while() {
     assert_eq!(read[..3], [Some(body(3, 50)), None, Some(body(2, 100))]);
     assert_eq!(read[3].as_deref(), Some(&[2, 3][..]));
     files.remove(&key(2));
+    deleted(&files).await;
     assert_eq!((files.stats().files, std::fs::read_dir(dir.path()).unwrap().count()), (0, 1), "the lock alone");
 }
 
@@ -312,8 +325,8 @@ async fn a_disk_that_is_full_takes_no_files_for_a_while() {
 async fn a_folder_of_files_has_one_owner_and_what_was_left_there_is_found() {
     let env = Env::test(1);
     let dir = tempfile::tempdir().unwrap();
-    let files = LocalFiles::open(dir.path(), u64::MAX, &env).unwrap();
-    assert_eq!(LocalFiles::open(dir.path(), u64::MAX, &env).err().unwrap().number(), 1213);
+    let files = LocalFiles::open(dir.path(), &no_bound(), &env).unwrap();
+    assert_eq!(LocalFiles::open(dir.path(), &no_bound(), &env).err().unwrap().number(), 1213);
     assert!(files.write(key(7), vec![body(7, 300)]).await && files.write(key(8), vec![body(8, 10)]).await);
     let unfinished = files.begin(key(9), 10).await.unwrap();
     assert!(unfinished.put(0, body(9, 5)).await);
@@ -325,28 +338,29 @@ async fn a_folder_of_files_has_one_owner_and_what_was_left_there_is_found() {
         std::fs::copy(file.path(), other.join(file.file_name())).unwrap();
     }
     drop((files, unfinished));
-    let files = LocalFiles::open(&other, u64::MAX, &env).unwrap();
+    let files = LocalFiles::open(&other, &no_bound(), &env).unwrap();
     assert_eq!((files.found(&key(7)), files.found(&key(9)), files.holds(&key(7))), (Some(300), None, false));
     files.adopt(&key(7));
     assert!(files.holds(&key(7)));
-    files.remove_found(|_| false);
+    files.retain(|section| *section == key(7));
+    deleted(&files).await;
     assert_eq!((files.found(&key(8)), files.stats().files, files.stats().adopted), (None, 1, 1));
     // What is left: the section, the lock, and what is not ours.
     assert_eq!(std::fs::read_dir(&other).unwrap().count(), 3);
-    assert_eq!(LocalFiles::open(&other.join("something else"), 0, &env).err().unwrap().number(), 1212);
+    assert_eq!(LocalFiles::open(&other.join("something else"), &no_bound(), &env).err().unwrap().number(), 1212);
 }
 
 #[tokio::test(start_paused = true)]
 async fn files_that_cannot_be_read_are_left_to_the_store() {
     let env = Env::test(1);
     let dir = tempfile::tempdir().unwrap();
-    let files = LocalFiles::open(dir.path(), u64::MAX, &env).unwrap();
+    let files = LocalFiles::open(dir.path(), &no_bound(), &env).unwrap();
     for n in 0..40 {
         assert!(files.write(key(n), vec![body(n, 100)]).await);
     }
     // A folder in the place of a file: opening it works, reading it does not.
     for n in 0..40 {
-        let path = dir.path().join(format!("{:032x}-{n}.section", key(n).object.0));
+        let path = dir.path().join(format!("{:032x}-{n}.{n}.section", key(n).object.0));
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
     }
@@ -360,4 +374,112 @@ async fn files_that_cannot_be_read_are_left_to_the_store() {
     assert_eq!((asked, files.stats().failed), (16, 16));
     env.sleep(Duration::from_secs(11)).await;
     assert!(files.holds(&key(0)));
+}
+
+#[tokio::test]
+async fn one_section_may_be_written_twice_and_what_is_given_up_takes_nothing_with_it() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let files = LocalFiles::open(dir.path(), &no_bound(), &env).unwrap();
+    let given_up = files.begin(key(1), 10).await.unwrap();
+    let other = files.begin(key(1), 10).await.unwrap();
+    assert!(given_up.put(0, body(9, 10)).await && other.put(0, body(1, 10)).await);
+    drop(given_up);
+    deleted(&files).await;
+    assert!(other.finish().await);
+    let wanted = FileRange { section: key(1), start: 0, length: 10 };
+    assert_eq!(files.read(std::slice::from_ref(&wanted)).await, [Some(body(1, 10))]);
+    // A second copy takes the place of the first, and one that is let go does not take the next one with it.
+    let third = files.begin(key(1), 10).await.unwrap();
+    assert!(third.put(0, body(3, 10)).await && third.finish().await);
+    let fourth = files.begin(key(1), 10).await.unwrap();
+    assert!(fourth.put(0, body(4, 10)).await);
+    files.remove(&key(1));
+    assert!(fourth.finish().await);
+    deleted(&files).await;
+    assert_eq!(files.read(&[wanted]).await, [Some(body(4, 10))]);
+    assert_eq!((files.stats().files, files.stats().bytes, std::fs::read_dir(dir.path()).unwrap().count()), (1, 10, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_files_of_all_jobs_share_one_budget() {
+    let env = Env::test(1);
+    let (dir, budget) = (tempfile::tempdir().unwrap(), DiskBudget::new(250));
+    let open = |job: &str| LocalFiles::open(&dir.path().join(job), &budget, &env).unwrap();
+    let (one, two) = (open("one"), open("two"));
+    assert!(one.write(key(1), vec![body(1, 100)]).await && two.write(key(2), vec![body(2, 100)]).await);
+    assert!(!two.write(key(3), vec![body(3, 100)]).await);
+    one.remove(&key(1));
+    env.sleep(Duration::from_secs(11)).await;
+    assert!(two.write(key(3), vec![body(3, 100)]).await);
+    // What an earlier process left counts, too.
+    drop(two);
+    let two = open("two");
+    assert!(two.found(&key(3)).is_some() && !one.write(key(1), vec![body(1, 100)]).await);
+    two.retain(|_| false);
+    env.sleep(Duration::from_secs(11)).await;
+    assert!(one.write(key(1), vec![body(1, 100)]).await);
+}
+
+#[test]
+fn a_read_of_much_goes_in_small_batches() {
+    let range = |n: u64, start, length| FileRange { section: key(n), start, length };
+    // 512 MiB in blocks of 256 KiB, and very many small ones.
+    let mut wanted: Vec<_> = (0..2048).rev().map(|i| range(1, i << 18, 1 << 18)).collect();
+    wanted.extend((0..1000).map(|i| range(2, i * 10, 10)));
+    let batches = files::batches(&wanted);
+    let mut all: Vec<usize> = batches.iter().flatten().copied().collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..wanted.len()).collect::<Vec<_>>(), "each once");
+    for batch in &batches {
+        let bytes: u64 = batch.iter().map(|&i| wanted[i].length).sum();
+        assert!(bytes <= 2 << 20 && batch.len() <= 128, "{bytes} bytes, {}", batch.len());
+        assert!(batch.windows(2).all(|w| wanted[w[0]] < wanted[w[1]] && wanted[w[0]].section == wanted[w[1]].section));
+    }
+    // One that is larger than a batch comes alone.
+    assert_eq!(files::batches(&[range(1, 0, 1 << 30), range(1, 1 << 30, 1)]).len(), 2);
+}
+
+/// Something in the place of a file that hangs whoever opens it, until [`let_go`].
+fn hang(path: &std::path::Path) {
+    drop(std::fs::remove_file(path));
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+fn let_go(path: &std::path::Path) {
+    drop(std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap());
+}
+
+/// What comes of `work` while time goes on although a thread hangs.
+async fn as_time_goes_on<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let working = tokio::spawn(work);
+    while !working.is_finished() {
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    working.await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_disk_that_hangs() {
+    let env = Env::test(1);
+    let dir = tempfile::tempdir().unwrap();
+    let files = LocalFiles::open(dir.path(), &no_bound(), &env).unwrap();
+    assert!(files.write(key(0), vec![body(0, 100)]).await);
+    let write = dir.path().join(format!("{:032x}-1.1.part", key(1).object.0));
+    hang(&write);
+    let of = files.clone();
+    assert!(!as_time_goes_on(async move { of.write(key(1), vec![body(1, 100)]).await }).await);
+    // It counts as a disk that takes nothing.
+    assert!(files.begin(key(2), 10).await.is_none());
+    assert_eq!((files.stats().refused, files.stats().files), (2, 1));
+    let read = dir.path().join(format!("{:032x}-0.0.section", key(0).object.0));
+    hang(&read);
+    let wanted = FileRange { section: key(0), start: 0, length: 100 };
+    let of = files.clone();
+    assert_eq!(as_time_goes_on(async move { of.read(&[wanted]).await }).await, [None]);
+    assert!(files.stats().failed == 1 && files.has(&key(0)), "it may come back");
+    [write, read].iter().for_each(|path| let_go(path));
+    // What comes of the write in the end is not kept.
+    deleted(&files).await;
+    assert_eq!(files.stats().files, 1);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use millstream_cache::{CacheOptions, CacheStats, DiskOptions, LocalFiles};
+use millstream_cache::{CacheOptions, CacheStats, DiskBudget, DiskOptions, LocalFiles};
 use millstream_common::{Env, Error, Result};
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::{self, Settings};
@@ -51,8 +51,8 @@ struct LocalState {
     env: Env,
     /// None: a temporary folder.
     dir: Option<PathBuf>,
-    /// For each job.
-    limit_bytes: u64,
+    /// For all jobs.
+    budget: DiskBudget,
     opened: Mutex<Opened>,
 }
 
@@ -64,8 +64,8 @@ struct Opened {
 
 impl LocalState {
     fn new(settings: &Settings, env: &Env) -> Self {
-        let limit_bytes = settings.cache.disk_bytes.unwrap_or(u64::MAX);
-        Self { env: env.clone(), dir: settings.cache.dir.clone(), limit_bytes, opened: Mutex::default() }
+        let budget = DiskBudget::new(settings.cache.disk_bytes.unwrap_or(u64::MAX));
+        Self { env: env.clone(), dir: settings.cache.dir.clone(), budget, opened: Mutex::default() }
     }
 
     /// The folder of a job: one, however often the job is deployed here.
@@ -79,7 +79,7 @@ impl LocalState {
             (None, Some(temporary)) => temporary.path().to_owned(),
             (None, None) => opened.temporary.insert(temporary_folder()?).path().to_owned(),
         };
-        let files = LocalFiles::open(&dir.join(job), self.limit_bytes, &self.env)?;
+        let files = LocalFiles::open(&dir.join(job), &self.budget, &self.env)?;
         opened.jobs.insert(job.to_owned(), files.clone());
         Ok(files)
     }

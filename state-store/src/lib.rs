@@ -13,6 +13,7 @@ mod accounts;
 mod admit;
 #[cfg(test)]
 mod admit_tests;
+mod behind;
 pub mod compaction;
 mod cursor;
 pub mod entry;

@@ -4,15 +4,19 @@
 //! It is one store in all three cases: the same objects, the same views, the same reads. What differs is where a block
 //! is found before the object store is asked ([`crate::fetch`]), and that what is live is brought there beforehand:
 //!
-//! 1. What this process writes is kept as it is written, whole ([`StateStore::keep_resident`]).
+//! 1. What this process writes is kept as it is written, whole ([`StateStore::keep_resident`]): in memory at once, on the
+//!    local disk behind it ([`crate::behind`]).
 //! 2. What it has inherited, or others have merged, is fetched in large GETs ([`View::make_resident`]), beside the
 //!    reads that page it in meanwhile.
 //! 3. What no version in use refers to is let go by whoever knows that ([`StateStore::release`]).
 //!
+//! The store remembers all that it keeps, by run; when its deployment ends ([`StateStore::release_all`]), all of it goes,
+//! and what tasks that have not ended yet would keep is refused.
+//!
 //! When there is no room, in memory or on the disk, the rest is paged in like remote state, and that is reported.
 //! Nothing here changes what a read returns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,11 +26,12 @@ use millstream_objects::Purpose;
 use parking_lot::Mutex;
 
 use crate::admit::Written;
+use crate::behind::Behind;
 use crate::fetch::{BlockMode, BlockWish, PartOf, directory_key, part_key};
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Directory, EncodedSection, Part, PartInfo, SharedBlock};
-use crate::store::StateStore;
+use crate::store::{Keep, StateStore};
 use crate::view::View;
 use crate::warm::WarmUp;
 
@@ -42,18 +47,38 @@ pub enum Residency {
     Local(LocalFiles),
 }
 
-/// Which runs are in memory, and in which key groups.
+/// What is kept here.
 pub(crate) struct Residents {
     /// Of what is pinned: another deployment of the job may pin the same.
     owner: u64,
-    pinned: Mutex<BTreeMap<(String, u64), KeyGroupRanges>>,
+    held: Mutex<Held>,
+    /// On its way to the local disk.
+    behind: Behind,
     /// What was pinned when there was no room for more: until much of it has gone, nothing is fetched in vain.
     full_at_bytes: Mutex<Option<u64>>,
 }
 
+#[derive(Default)]
+struct Held {
+    /// Runs of which anything is pinned, or will be before long.
+    pinned: BTreeMap<BlockKey, Pinned>,
+    /// Sections that are not what the version says: they are not fetched once more.
+    damaged: BTreeSet<BlockKey>,
+    /// The deployment has ended.
+    over: bool,
+}
+
+struct Pinned {
+    /// Where the section ends in its object.
+    end: u64,
+    /// Of these everything is pinned.
+    groups: KeyGroupRanges,
+}
+
 impl Residents {
     pub(crate) fn new(caches: &crate::Caches) -> Self {
-        Self { owner: caches.pin_owner(), pinned: Mutex::default(), full_at_bytes: Mutex::default() }
+        let (held, behind, full_at_bytes) = Default::default();
+        Self { owner: caches.pin_owner(), held, behind, full_at_bytes }
     }
 }
 
@@ -62,8 +87,14 @@ fn section_key(run: &Run) -> BlockKey {
     BlockKey { object: run.object_id(), offset: run.offset }
 }
 
-fn key_of(run: &Run) -> (String, u64) {
-    (run.object.clone(), run.offset)
+/// What is to be done about the file that an earlier process left of a run.
+enum Found {
+    /// There is none, or none that is right any more.
+    Not,
+    /// It is taken over.
+    Taken,
+    /// The disk does not say now.
+    Unknown,
 }
 
 impl StateStore {
@@ -89,28 +120,45 @@ impl StateStore {
     pub fn is_resident(&self, run: &Run, ranges: &KeyGroupRanges) -> bool {
         match &self.0.residency {
             Residency::Remote => true,
-            Residency::Local(files) => files.has(&section_key(run)),
+            Residency::Local(files) => files.has(&section_key(run)) || self.behind().has(&section_key(run)),
             Residency::Memory => {
                 let wanted = run.clip.intersect(ranges);
-                self.0.residents.pinned.lock().get(&key_of(run)).is_some_and(|here| here.covers(&wanted))
+                let held = self.0.residents.held.lock();
+                held.pinned.get(&section_key(run)).is_some_and(|here| here.groups.covers(&wanted))
             }
         }
     }
 
-    /// Keeps a section that was just written. What does not fit is read from the object store.
-    pub(crate) async fn keep_resident(&self, run: &Run, section: &EncodedSection) {
-        match &self.0.residency {
-            Residency::Remote => {}
-            Residency::Local(files) => drop(files.write(section_key(run), section.pieces.clone()).await),
-            Residency::Memory => {
+    /// Whether [`View::make_resident`] has something to bring of a run for a reader of `ranges`.
+    #[must_use]
+    pub fn lacks(&self, run: &Run, ranges: &KeyGroupRanges) -> bool {
+        !self.is_resident(run, ranges) && !self.0.residents.held.lock().damaged.contains(&section_key(run))
+    }
+
+    pub(crate) fn behind(&self) -> &Behind {
+        &self.0.residents.behind
+    }
+
+    /// Keeps a section that was just written. What does not fit is read from the object store. Nobody waits for a
+    /// compaction, which holds what it has written until the disk has it.
+    pub(crate) async fn keep_resident(&self, run: &Run, section: &EncodedSection, keep: &Keep<'_>) {
+        match (&self.0.residency, keep) {
+            (Residency::Remote, _) => {}
+            (Residency::Local(_), _) if self.0.residents.held.lock().over => {}
+            (Residency::Local(files), Keep::All) => self.keep_behind(files, section_key(run), section.pieces.clone()),
+            (Residency::Local(files), Keep::Hot(_)) => {
+                files.write(section_key(run), section.pieces.clone()).await;
+            }
+            (Residency::Memory, _) => {
                 let (store, of, directory) = (self.clone(), run.clone(), section.directory.clone());
                 let (parts, pieces) = (section.parts.clone(), section.pieces.clone());
                 let written = Written { object: run.object_id(), offset: run.offset, parts, pieces, wanted: None };
                 let pinning = self.0.env.run(Lane::Background, "pin section", async move {
                     let parts: Vec<_> = directory.parts().iter().cloned().zip(written.parts.iter().cloned()).collect();
-                    if store.pin_index(&of, &directory, &parts) {
-                        let all = written.blocks().all(|(key, block)| store.pin(key, block.indexed()));
-                        store.note_pinned(&of, if all { of.clip.clone() } else { KeyGroupRanges::empty() });
+                    if store.pin_index(&of, &directory, &parts)
+                        && written.blocks().all(|(key, block)| store.pin(&of, key, block.indexed()))
+                    {
+                        store.note_pinned(&of, &of.clip);
                     }
                 });
                 // It ends early only with the process.
@@ -119,23 +167,42 @@ impl StateStore {
         }
     }
 
-    fn note_pinned(&self, run: &Run, groups: KeyGroupRanges) {
-        let mut pinned = self.0.residents.pinned.lock();
-        let here = pinned.entry(key_of(run)).or_insert_with(KeyGroupRanges::empty);
-        *here = here.union(&groups);
-    }
-
-    fn pin(&self, key: BlockKey, block: SharedBlock) -> bool {
-        self.told_unless(self.0.caches.pin_block(key, block))
-    }
-
-    fn pin_index(&self, run: &Run, directory: &Arc<Directory>, parts: &[(PartInfo, Arc<Part>)]) -> bool {
-        let caches = &self.0.caches;
-        caches.claim_pins(section_key(run), self.0.residents.owner);
-        let mut pinned = caches.pin_metadata(directory_key(run), directory.clone(), directory.memory_bytes());
-        for (info, part) in parts {
-            pinned &= caches.pin_metadata(part_key(run, info), part.clone(), part.memory_bytes());
+    /// All of these key groups is pinned, unless the run was let go meanwhile.
+    fn note_pinned(&self, run: &Run, groups: &KeyGroupRanges) {
+        if let Some(pinned) = self.0.residents.held.lock().pinned.get_mut(&section_key(run)) {
+            pinned.groups = pinned.groups.union(groups);
         }
+    }
+
+    /// Whether it is pinned: there was room, and the run was not let go meanwhile.
+    fn pin(&self, run: &Run, key: BlockKey, block: SharedBlock) -> bool {
+        let pinned = {
+            let held = self.0.residents.held.lock();
+            if !held.pinned.contains_key(&section_key(run)) {
+                return false;
+            }
+            self.0.caches.pin_block(key, block)
+        };
+        self.told_unless(pinned)
+    }
+
+    /// From now on the store remembers the run, unless its deployment is over.
+    fn pin_index(&self, run: &Run, directory: &Arc<Directory>, parts: &[(PartInfo, Arc<Part>)]) -> bool {
+        let (caches, section) = (&self.0.caches, section_key(run));
+        let pinned = {
+            let mut held = self.0.residents.held.lock();
+            if held.over {
+                return false;
+            }
+            let fresh = || Pinned { end: run.offset + run.length, groups: KeyGroupRanges::empty() };
+            held.pinned.entry(section).or_insert_with(fresh);
+            caches.claim_pins(section, self.0.residents.owner);
+            let mut pinned = caches.pin_metadata(directory_key(run), directory.clone(), directory.memory_bytes());
+            for (info, part) in parts {
+                pinned &= caches.pin_metadata(part_key(run, info), part.clone(), part.memory_bytes());
+            }
+            pinned
+        };
         self.told_unless(pinned)
     }
 
@@ -162,34 +229,44 @@ impl StateStore {
         false
     }
 
-    /// Nothing reads these runs here any more: what was kept of them goes.
+    /// Nothing reads this run here any more: what was kept of it goes.
     pub fn release(&self, run: &Run) {
+        let section = section_key(run);
+        let mut held = self.0.residents.held.lock();
+        held.damaged.remove(&section);
         match &self.0.residency {
             Residency::Remote => {}
-            Residency::Local(files) => files.remove(&section_key(run)),
+            Residency::Local(files) => {
+                self.behind().remove(&section);
+                files.remove(&section);
+            }
             Residency::Memory => {
-                self.0.residents.pinned.lock().remove(&key_of(run));
-                if self.0.caches.disclaim_pins(&section_key(run), self.0.residents.owner) {
-                    self.0.caches.unpin(run.object_id(), run.offset..run.offset + run.length, |_| true);
+                if let Some(pinned) = held.pinned.remove(&section) {
+                    self.unpin(section, &pinned);
                 }
             }
         }
     }
 
+    /// Unless another deployment has claimed it. Nobody pins meanwhile.
+    fn unpin(&self, section: BlockKey, pinned: &Pinned) {
+        if self.0.caches.disclaim_pins(&section, self.0.residents.owner) {
+            self.0.caches.unpin(section.object, section.offset..pinned.end, |_| true);
+        }
+    }
+
     /// A reader of `ranges` is all that is left of those of a run: blocks in memory without a key group of theirs go,
-    /// and a file when none is left.
+    /// also of a run that is not all there; and a file when no key group is left.
     pub fn release_outside(&self, run: &Run, ranges: &KeyGroupRanges) {
         let left = run.clip.intersect(ranges);
         if left.is_empty() {
             return self.release(run);
         }
-        if !self.is_in_memory() {
-            return;
+        {
+            let mut held = self.0.residents.held.lock();
+            let Some(pinned) = held.pinned.get_mut(&section_key(run)) else { return };
+            pinned.groups = pinned.groups.intersect(&left);
         }
-        let mut pinned = self.0.residents.pinned.lock();
-        let Some(here) = pinned.get_mut(&key_of(run)).filter(|here| !left.covers(here)) else { return };
-        *here = here.intersect(&left);
-        drop(pinned);
         for (_, part) in self.known_index(run) {
             for info in part.blocks().iter().filter(|info| !info.overlaps(&left)) {
                 let at = run.offset + info.offset;
@@ -198,18 +275,21 @@ impl StateStore {
         }
     }
 
-    /// The deployment ends: memory goes to others. Files stay for the next one, which checks them.
-    pub fn release_all<'a>(&self, runs: impl IntoIterator<Item = &'a Run>) {
-        if self.is_in_memory() {
-            runs.into_iter().for_each(|run| self.release(run));
-        }
+    /// The deployment ends: all that it keeps in memory goes to others, whether a version lists it or not, and nothing
+    /// is kept from now on. Files stay for the next deployment, which checks them ([`StateStore::release_others`]).
+    pub fn release_all(&self) {
+        let mut held = self.0.residents.held.lock();
+        held.over = true;
+        self.behind().clear();
+        std::mem::take(&mut held.pinned).iter().for_each(|(section, pinned)| self.unpin(*section, pinned));
     }
 
-    /// Deletes files of an earlier process that none of `runs` is in. Called once, before anything is written.
-    pub fn release_found<'a>(&self, runs: impl IntoIterator<Item = &'a Run>) {
+    /// Deletes files that none of `runs` is in: those of an earlier process, and of earlier deployments in this one.
+    /// For a deployment that begins, before it writes anything.
+    pub fn release_others<'a>(&self, runs: impl IntoIterator<Item = &'a Run>) {
         if let Some(files) = self.local() {
-            let live: std::collections::BTreeSet<BlockKey> = runs.into_iter().map(section_key).collect();
-            files.remove_found(|section| live.contains(section));
+            let live: BTreeSet<BlockKey> = runs.into_iter().map(section_key).collect();
+            files.retain(|section| live.contains(section));
         }
     }
 
@@ -217,8 +297,12 @@ impl StateStore {
     pub(crate) async fn local_bytes(&self, run: &Run, range: &std::ops::Range<u64>) -> Option<Bytes> {
         let files = self.local()?;
         let section = section_key(run);
-        if !files.holds(&section) || range.start < run.offset {
+        if range.start < run.offset {
             return None;
+        }
+        let waiting = self.behind().range(&section, &(range.start - run.offset..range.end - run.offset));
+        if waiting.is_some() || !files.holds(&section) {
+            return waiting;
         }
         let wanted = FileRange { section, start: range.start - run.offset, length: range.end - range.start };
         files.read(std::slice::from_ref(&wanted)).await.pop().flatten()
@@ -229,7 +313,8 @@ impl StateStore {
         self.local().is_some_and(|files| files.discard(&section_key(run)))
     }
 
-    /// Takes what the local disk has; what it has not is given back.
+    /// Takes what the local disk has, or will have; what it has not is given back. Few blocks are in memory at once
+    /// beside those that were taken.
     pub(crate) async fn look_in_files(
         &self,
         parts: &[PartOf<'_>],
@@ -240,41 +325,40 @@ impl StateStore {
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<Vec<(usize, Lead<SharedBlock>)>> {
         let Some(files) = self.local() else { return Ok(leads) };
-        let wanted: Vec<FileRange> = leads
-            .iter()
-            .map(|(i, _)| {
-                let (of, wish) = (&parts[wishes[*i].part], wishes[*i]);
-                let info = &of.part.blocks()[wish.block];
-                FileRange { section: section_key(of.run), start: info.offset, length: info.length.into() }
-            })
-            .collect();
         let mut usable: BTreeMap<BlockKey, bool> = BTreeMap::new();
-        let asked: Vec<usize> = (0..wanted.len())
-            .filter(|&w| *usable.entry(wanted[w].section).or_insert_with(|| files.holds(&wanted[w].section)))
-            .collect();
-        let ranges: Vec<FileRange> = asked.iter().map(|&w| wanted[w].clone()).collect();
-        let mut read: Vec<Option<Bytes>> = vec![None; wanted.len()];
-        for (w, bytes) in asked.into_iter().zip(files.read(&ranges).await) {
-            read[w] = bytes;
-        }
-        let mut missing = Vec::new();
-        for ((i, lead), bytes) in leads.into_iter().zip(read) {
-            let of = &parts[wishes[i].part];
-            let decoded = bytes.map(|bytes| self.decode_block(of, wishes[i].block, &of.range(wishes[i].block), &bytes));
-            match decoded {
+        let (mut missing, mut asked, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+        let mut came = |i: usize, lead: Lead<SharedBlock>, bytes: Option<Bytes>| {
+            let (of, block) = (&parts[wishes[i].part], wishes[i].block);
+            match bytes.map(|bytes| self.decode_block(of, block, &of.range(block), &bytes)) {
                 None => missing.push((i, lead)),
                 Some(Err(_)) => {
                     self.discard_local(of.run);
                     missing.push((i, lead));
                 }
-                Some(Ok(block)) => {
+                Some(Ok(decoded)) => {
                     report.disk_hits += 1;
-                    let block = self.keep_fetched(of, wishes[i].block, block, mode);
-                    lead.finish(block.clone());
-                    take(i, block)?;
+                    let decoded = self.keep_fetched(of, block, decoded, mode);
+                    lead.finish(decoded.clone());
+                    take(i, decoded)?;
                 }
             }
+            Ok(())
+        };
+        for (i, lead) in leads {
+            let of = &parts[wishes[i].part];
+            let info = &of.part.blocks()[wishes[i].block];
+            let (section, start, length) = (section_key(of.run), info.offset, u64::from(info.length));
+            if let Some(bytes) = self.behind().range(&section, &(start..start + length)) {
+                came(i, lead, Some(bytes))?;
+            } else if *usable.entry(section).or_insert_with(|| files.holds(&section)) {
+                asked.push(Some((i, lead)));
+                ranges.push(FileRange { section, start, length });
+            } else {
+                came(i, lead, None)?;
+            }
         }
+        let mut take_each = |w: usize, bytes| asked[w].take().map_or(Ok(()), |(i, lead)| came(i, lead, bytes));
+        files.read_each(&ranges, &mut take_each).await?;
         Ok(missing)
     }
 }
@@ -285,7 +369,7 @@ impl View {
     pub async fn make_resident(&self, pace: WarmUp, wanted: impl Fn(&Run) -> bool + Send) -> Result<ReadReport> {
         let report = &mut ReadReport::default();
         for (i, run) in self.runs().iter().enumerate() {
-            if !wanted(run) || self.store.is_resident(run, self.ranges()) {
+            if !wanted(run) || !self.store.lacks(run, self.ranges()) {
                 continue;
             }
             match &self.store.0.residency {
@@ -299,7 +383,12 @@ impl View {
                     }
                 }
                 Residency::Local(files) => {
-                    if !self.store.adopt(files, run).await && !self.store.download(files, run, report).await? {
+                    let goes_on = match self.store.adopt(files, run).await {
+                        // The file may be good: another time.
+                        Found::Taken | Found::Unknown => true,
+                        Found::Not => self.store.download(files, run, report).await?,
+                    };
+                    if !goes_on {
                         break;
                     }
                     if !wanted(run) {
@@ -342,13 +431,13 @@ impl View {
             let some: Vec<BlockWish> = wishes.drain(..count).map(|(wish, _)| wish).collect();
             let mode = BlockMode { purpose: Purpose::State, keep: false };
             let take = |i: usize, block: SharedBlock| {
-                all &= store.pin(parts[some[i].part].key(some[i].block), block.indexed());
+                all = all && store.pin(run, parts[some[i].part].key(some[i].block), block.indexed());
                 Ok(())
             };
             store.blocks(&parts, &some, mode, report, take).await?;
         }
         if all {
-            store.note_pinned(run, clip.clone());
+            store.note_pinned(run, clip);
         }
         Ok(all)
     }
@@ -360,15 +449,18 @@ const DOWNLOADS: usize = 4;
 impl StateStore {
     /// Takes over the file that an earlier process left of a run, if there is one and its index is that of the version:
     /// its blocks are checked one by one when they are read.
-    async fn adopt(&self, files: &LocalFiles, run: &Run) -> bool {
+    async fn adopt(&self, files: &LocalFiles, run: &Run) -> Found {
         let section = section_key(run);
-        let Some(bytes) = files.found(&section) else { return false };
+        let Some(bytes) = files.found(&section) else { return Found::Not };
         let start = run.meta_offset - run.offset;
         let wanted = FileRange { section, start, length: run.meta_length.into() };
         let meta = match bytes == run.length {
             true => files.read(std::slice::from_ref(&wanted)).await.pop().flatten(),
             false => None,
         };
+        if bytes == run.length && meta.is_none() {
+            return if files.found(&section).is_some() { Found::Unknown } else { Found::Not };
+        }
         let sound = meta.is_some_and(|meta| {
             let at = meta.len() - run.directory_length as usize;
             let Ok(directory) = Directory::decode(&meta[at..], run.checksum) else { return false };
@@ -380,11 +472,11 @@ impl StateStore {
         });
         if sound {
             files.adopt(&section);
-        } else {
-            tracing::info!("a file of local state is not what the version says: it is fetched again");
-            files.remove(&section);
+            return Found::Taken;
         }
-        sound
+        tracing::info!("a file of local state is not what the version says: it is fetched again");
+        files.remove(&section);
+        Found::Not
     }
 
     /// Fetches a whole section in large GETs; whether the disk took it.
@@ -414,6 +506,7 @@ impl StateStore {
                 run.object,
                 run.offset
             );
+            self.0.residents.held.lock().damaged.insert(section_key(run));
             return Ok(true);
         }
         Ok(filling.finish().await)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_cache::{CacheOptions, LocalFiles};
+use millstream_cache::{CacheOptions, DiskBudget, LocalFiles};
 use millstream_common::{Env, Epoch, KeyGroupRange, KeyGroupRanges};
 use millstream_objects::Store;
 
@@ -54,7 +54,14 @@ fn gets(store: &Store) -> u64 {
 }
 
 fn local(dir: &std::path::Path, env: &Env) -> Residency {
-    Residency::Local(LocalFiles::open(dir, u64::MAX, env).unwrap())
+    Residency::Local(LocalFiles::open(dir, &DiskBudget::new(u64::MAX), env).unwrap())
+}
+
+/// Once nothing is on its way to the local disk, and nothing waits to be deleted there.
+async fn settled(states: &StateStore) {
+    while states.behind_bytes() > 0 || states.local().unwrap().stats().deleting > 0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// What another process wrote, and the answers of remote state.
@@ -105,6 +112,7 @@ async fn state_on_the_local_disk_is_read_without_a_get() {
     let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
     let states = states(&store, &env, local(dir.path(), &env), 0).await;
     reads_nothing_from_the_store(&store, &env, &states).await;
+    settled(&states).await;
     let stats = states.local().unwrap().stats();
     assert!(stats.files == 1 && stats.refused + stats.failed == 0 && stats.reads > 1000, "{stats:?}");
     // The lock, and the one section that is live.
@@ -124,7 +132,7 @@ async fn what_does_not_fit_into_memory_is_paged_in_and_reported() {
     assert_eq!(read(&states, &runs, &all).await, expected);
     let stats = states.caches().stats();
     assert!(stats.pinned_bytes <= 1 << 20 && stats.pinned_bytes > 1 << 19 && stats.pins_refused > 0, "{stats:?}");
-    states.release_all(runs.iter().map(AsRef::as_ref));
+    states.release_all();
     assert_eq!(states.caches().stats().pinned_bytes, 0);
 }
 
@@ -142,14 +150,14 @@ async fn a_deployment_that_ends_leaves_what_the_next_one_has_taken_over() {
     let asked = gets(&store);
     view(&new, &runs[..1]).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
     // It ends late: amid the loading of its successor.
-    old.release_all(runs.iter().map(AsRef::as_ref));
+    old.release_all();
     assert_eq!(read(&new, &runs[..1], &all[..2000]).await, expected[..2000]);
     assert_eq!(gets(&store), asked, "it was there, and is yet");
     view(&new, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
     let loaded = gets(&store);
     assert!(loaded > asked, "the other run had gone with it");
     assert_eq!((read(&new, &runs, &all).await, gets(&store)), (expected, loaded));
-    new.release_all(runs.iter().map(AsRef::as_ref));
+    new.release_all();
     assert_eq!(new.caches().stats().pinned_bytes, 0);
 }
 
@@ -192,15 +200,18 @@ async fn files_are_taken_over_after_a_restart_and_damaged_ones_are_read_from_the
     let dead = {
         let states = states(&store, &env, local(dir.path(), &env), 0).await;
         view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
-        flush(&states, &all[..10], 9).await
+        let dead = flush(&states, &all[..10], 9).await;
+        settled(&states).await;
+        dead
     };
     assert_eq!(files(dir.path()).len(), 3);
     let restart = || async {
         let states = states(&store, &env, local(dir.path(), &env), 0).await;
-        states.release_found(runs.iter().map(AsRef::as_ref));
+        states.release_others(runs.iter().map(AsRef::as_ref));
         let before = gets(&store);
         view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
         assert_eq!(read(&states, &runs, &all).await, expected);
+        settled(&states).await;
         (gets(&store) - before, states.local().unwrap().stats())
     };
     let (asked, stats) = restart().await;
@@ -234,7 +245,7 @@ async fn a_full_disk_only_slows_reads_down_and_is_tried_again() {
     let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
     let all = keys(20_000);
     let (runs, expected) = inherited(&store, &env, &all).await;
-    let files = LocalFiles::open(dir.path(), runs[0].length + 1000, &env).unwrap();
+    let files = LocalFiles::open(dir.path(), &DiskBudget::new(runs[0].length + 1000), &env).unwrap();
     let states = states(&store, &env, Residency::Local(files), 0).await;
     let load = async || view(&states, &runs).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
     load().await;
@@ -242,6 +253,7 @@ async fn a_full_disk_only_slows_reads_down_and_is_tried_again() {
     assert!(!states.is_resident(&runs[1], &KeyGroupRanges::all()));
     assert_eq!(read(&states, &runs, &all).await, expected);
     let own = flush(&states, &all[..2000], 3).await;
+    settled(&states).await;
     assert!(!states.is_resident(&own, &KeyGroupRanges::all()));
     // While it is full nothing is fetched for it.
     let (refused, asked) = (states.local().unwrap().stats().refused, gets(&store));
@@ -261,4 +273,212 @@ async fn a_full_disk_only_slows_reads_down_and_is_tried_again() {
         values[..2000].iter().all(|v| v.as_deref() == Some(&[3; 100][..])) && values[2000..] == expected[2000..3000]
     );
     assert!(flush(&states, &all[..10], 4).await.length > 0);
+}
+
+/// Something in the place of a file that hangs whoever opens it, until [`let_go`].
+fn hang(path: &std::path::Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+fn let_go(path: &std::path::Path) {
+    drop(std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_does_not_wait_for_a_disk_that_hangs_and_is_read_meanwhile() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let all = keys(1000);
+    let states = states(&store, &env, local(dir.path(), &env), 0).await;
+    // The name of its object comes of the seed, and so does that of a twin's.
+    let name = {
+        let (env, dir) = (Env::test(1), tempfile::tempdir().unwrap());
+        let store = memory_store(&env);
+        let twin = super::resident_tests::states(&store, &env, local(dir.path(), &env), 0).await;
+        let run = flush(&twin, &all, 1).await;
+        settled(&twin).await;
+        assert!(twin.is_resident(&run, &KeyGroupRanges::all()));
+        files(dir.path())[0].file_name().unwrap().to_str().unwrap().replace(".section", ".part")
+    };
+    let blocked = dir.path().join(name);
+    hang(&blocked);
+    let run = flush(&states, &all, 1).await;
+    assert!(states.behind_bytes() == run.length && states.is_resident(&run, &KeyGroupRanges::all()));
+    let asked = gets(&store);
+    assert!(read(&states, std::slice::from_ref(&run), &all).await.iter().all(|v| v.as_deref() == Some(&[1; 100][..])));
+    assert_eq!((gets(&store), states.local().unwrap().stats().files), (asked, 0));
+    // It is given up in the end, and read from the store.
+    while states.behind_bytes() > 0 {
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    assert!(!states.is_resident(&run, &KeyGroupRanges::all()) && states.local().unwrap().stats().refused == 1);
+    assert!(read(&states, std::slice::from_ref(&run), &all).await.iter().all(Option::is_some));
+    assert!(gets(&store) > asked);
+    let_go(&blocked);
+    settled(&states).await;
+}
+
+#[tokio::test]
+async fn files_of_an_earlier_deployment_that_no_version_lists_are_deleted() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let all = keys(1000);
+    let old = states(&store, &env, local(dir.path(), &env), 0).await;
+    let (dead, listed) = (flush(&old, &all, 1).await, flush(&old, &all, 2).await);
+    settled(&old).await;
+    old.release_all();
+    assert_eq!(files(dir.path()).len(), 2, "for the next deployment to say");
+    let residency = Residency::Local(old.local().unwrap().clone());
+    let new = states(&store, &env, residency, 0).await;
+    new.release_others([&*listed]);
+    settled(&new).await;
+    let everywhere = KeyGroupRanges::all();
+    assert!(
+        files(dir.path()).len() == 1 && new.is_resident(&listed, &everywhere) && !new.is_resident(&dead, &everywhere)
+    );
+    // What the old one would keep yet is refused.
+    flush(&old, &all, 3).await;
+    assert!(old.behind_bytes() == 0 && files(dir.path()).len() == 1);
+}
+
+#[tokio::test]
+async fn a_deployment_that_ends_amid_work_leaves_nothing_pinned() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, _) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    view(&states, &runs[..1]).make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    // A flush that nobody was told of, and outputs of a compaction that nobody lists.
+    let unheard = flush(&states, &all[..100], 3).await;
+    states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    assert!(states.caches().stats().pinned_bytes > 3 << 20);
+    // A load that is under way: it asks between its runs whether it is still wanted, and here the deployment ends.
+    let end = |run: &Run| {
+        if run.identity() == runs[1].identity() {
+            states.release_all();
+        }
+        true
+    };
+    view(&states, &runs).make_resident(WarmUp::BEHIND, end).await.unwrap();
+    assert_eq!(states.caches().stats().pinned_bytes, 0);
+    flush(&states, &all, 4).await;
+    assert!(states.caches().stats().pinned_bytes == 0 && !states.is_resident(&unheard, &KeyGroupRanges::all()));
+}
+
+#[tokio::test]
+async fn a_run_that_is_let_go_while_it_is_loaded_leaves_nothing_pinned() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, _) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    let pace = WarmUp { runs: 1, bytes: 64 << 10 };
+    let one = view(&states, &runs[1..]);
+    let mut loading = std::pin::pin!(one.make_resident(pace, |_| true));
+    // Polled by hand: it is let go as soon as anything of it is there.
+    let done = std::future::poll_fn(|cx| {
+        let polled = loading.as_mut().poll(cx);
+        if states.caches().stats().pinned_bytes > 0 {
+            states.release(&runs[1]);
+        }
+        polled
+    });
+    done.await.unwrap();
+    states.release(&runs[1]);
+    assert_eq!(states.caches().stats().pinned_bytes, 0);
+}
+
+#[tokio::test]
+async fn blocks_of_a_run_that_did_not_fit_whole_are_let_go_too() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, _) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 1 << 20).await;
+    view(&states, &runs[1..]).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    let held = states.caches().stats().pinned_bytes;
+    assert!(held > 1 << 19 && !states.is_resident(&runs[1], &KeyGroupRanges::all()));
+    // It was loaded from its first key groups on.
+    let last = KeyGroupRanges::from(KeyGroupRange::new(49_152, 65_536));
+    states.release_outside(&runs[1], &last);
+    assert!(states.caches().stats().pinned_bytes < held / 2, "{} of {held}", states.caches().stats().pinned_bytes);
+    // Now what is left fits.
+    let view = states.view(runs[1..].to_vec(), last.clone(), layouts());
+    view.make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    assert!(states.is_resident(&runs[1], &last));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_cannot_be_read_now_is_taken_over_later() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let all = keys(2000);
+    let run = {
+        let states = states(&store, &env, local(dir.path(), &env), 0).await;
+        let run = flush(&states, &all, 1).await;
+        settled(&states).await;
+        run
+    };
+    let states = states(&store, &env, local(dir.path(), &env), 0).await;
+    let (file, aside) = (files(dir.path())[0].clone(), dir.path().join("aside"));
+    std::fs::rename(&file, &aside).unwrap();
+    hang(&file);
+    let asked = gets(&store);
+    let load = async |states: StateStore, run: Arc<Run>| {
+        let view = states.view(vec![run], KeyGroupRanges::all(), layouts());
+        view.make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
+    };
+    let loading = tokio::spawn(load(states.clone(), run.clone()));
+    while !loading.is_finished() {
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    assert!(!states.is_resident(&run, &KeyGroupRanges::all()) && file.exists() && gets(&store) == asked);
+    let_go(&file);
+    std::fs::rename(&aside, &file).unwrap();
+    load(states.clone(), run.clone()).await;
+    assert!(states.is_resident(&run, &KeyGroupRanges::all()) && gets(&store) == asked);
+    assert_eq!(states.local().unwrap().stats().adopted, 1);
+}
+
+#[tokio::test]
+async fn a_damaged_section_is_fetched_once() {
+    let env = Env::test(1);
+    let (store, dir) = (memory_store(&env), tempfile::tempdir().unwrap());
+    let all = keys(2000);
+    let (runs, _) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, local(dir.path(), &env), 0).await;
+    let damaged = Arc::new(Run { checksum: runs[0].checksum ^ 1, ..Run::clone(&runs[0]) });
+    let load = async || view(&states, std::slice::from_ref(&damaged)).make_resident(WarmUp::BEHIND, |_| true).await;
+    assert!(load().await.unwrap().gets > 0 && states.local().unwrap().stats().files == 0);
+    let everywhere = KeyGroupRanges::all();
+    assert!(!states.is_resident(&damaged, &everywhere) && !states.lacks(&damaged, &everywhere));
+    assert_eq!(load().await.unwrap().gets, 0);
+    assert!(states.lacks(&runs[1], &everywhere));
+}
+
+#[tokio::test]
+async fn what_a_run_no_longer_shows_is_let_go() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, expected) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    let whole = states.caches().stats().pinned_bytes;
+    let (low, high) = (KeyGroupRange::new(0, 32_768), KeyGroupRange::new(32_768, 65_536));
+    let (low, high) = (KeyGroupRanges::from(low), KeyGroupRanges::from(high));
+    let outputs = states.compact(&runs, &low, &layouts(), WRITER, true, NOW).await.unwrap();
+    let merged = states.caches().stats().pinned_bytes;
+    assert!(merged > whole, "the outputs are there beside what they were made of");
+    let shrunk: Vec<Arc<Run>> = runs.iter().map(|run| Arc::new(run.with_clip(run.clip.intersect(&high)))).collect();
+    for run in &shrunk {
+        states.forget_outside(run, &run.clip);
+        states.release_outside(run, &KeyGroupRanges::all());
+    }
+    let left = states.caches().stats().pinned_bytes;
+    assert!(left < merged - whole / 3, "{left} of {merged}");
+    let live: Vec<Arc<Run>> = shrunk.into_iter().chain(outputs.into_iter().map(Arc::new)).collect();
+    let asked = gets(&store);
+    assert_eq!((read(&states, &live, &all).await, gets(&store)), (expected, asked));
 }

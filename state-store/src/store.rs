@@ -258,7 +258,7 @@ impl StateStore {
         self.store_to_write(&sections, purpose).put(&self.place(object_path(&object)), body, purpose).await?;
         self.count_written(&sections, purpose);
         for (run, section) in runs.iter().zip(sections) {
-            self.keep_resident(run, &section).await;
+            self.keep_resident(run, &section, keep).await;
             self.keep_written(run, section, keep);
         }
         Ok(runs)
@@ -364,6 +364,18 @@ impl StateStore {
         if let Some(directory) = caches.metadata::<Directory>(&directory_key(run)) {
             directory.parts().iter().for_each(|info| caches.forget_metadata(&part_key(run, info)));
             caches.forget_metadata(&directory_key(run));
+        }
+    }
+
+    /// The same for what is left of a run when it is live in `left` alone.
+    pub fn forget_outside(&self, run: &Run, left: &KeyGroupRanges) {
+        if left.is_empty() {
+            return self.forget(run);
+        }
+        let object = run.object_id();
+        for (_, part) in self.known_index(run) {
+            let gone = part.blocks().iter().filter(|info| !info.overlaps(left));
+            gone.for_each(|info| self.0.caches.forget_block(&BlockKey { object, offset: run.offset + info.offset }));
         }
     }
 

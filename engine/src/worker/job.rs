@@ -27,9 +27,10 @@ use super::deploy::{self, Deployment};
 use super::gauges::JobGauges;
 use super::ledger::WorkerLedger;
 use super::merging;
+use super::shrunk::shrunk;
 use super::warming::Warming;
 use super::writer::{self, WriteOrder, Written};
-use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto};
+use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto, ranges_from_proto};
 use crate::element::{Assignment, BarrierKind};
 use crate::graph::{Head, JobGraph};
 use crate::settings::Settings;
@@ -57,6 +58,8 @@ pub(crate) enum JobMessage {
     Compact(Box<Compact>),
     /// Start no compaction, and say when none runs; or start them again.
     HoldCompactions(bool),
+    /// Time has passed: readers may have let go of old versions.
+    Beat,
 }
 
 /// A running subtask.
@@ -102,6 +105,13 @@ struct Compacting {
     running: Running<Result<Merged>>,
 }
 
+/// What a compaction wrote, with what it read and in which key groups.
+struct Outputs {
+    inputs: Vec<Arc<Run>>,
+    ranges: KeyGroupRanges,
+    runs: Vec<Run>,
+}
+
 /// The subtasks that serve an assignment, and the longest of what each said.
 #[derive(Default)]
 struct Served {
@@ -139,9 +149,10 @@ struct JobActor {
     to_commit: Vec<Committable>,
     committed: mpsc::Receiver<(Vec<Committable>, Option<Error>)>,
     compacting: Vec<Compacting>,
-    /// What compactions wrote here, with what they read: kept here until a version lists it or it is known that none will.
-    outputs: Vec<(Vec<Arc<Run>>, Vec<Run>)>,
-    /// Runs that a version no longer lists, and which: what is kept of them goes when nobody reads from older ones.
+    /// What compactions wrote here: kept here until a version lists it or it is known that none will.
+    outputs: Vec<Outputs>,
+    /// Runs that a version no longer lists, or in fewer key groups, and which version: what is kept of them outside of
+    /// these goes when nobody reads from older ones.
     retired: Vec<(u64, Run)>,
     /// A rescale is under way: none is started.
     holding: bool,
@@ -300,8 +311,9 @@ impl JobActor {
         if let (Some(record), Some(version)) = (&deploy.version, &version) {
             self.context.gauges.uses(record.number, version, &[]);
         }
-        if let Some(version) = &version {
-            self.context.state.release_found(version.runs.iter().flatten().map(AsRef::as_ref));
+        let begins = self.tasks.is_empty() && self.version.is_none();
+        if let Some(version) = version.as_ref().filter(|_| begins) {
+            self.context.state.release_others(version.runs.iter().flatten().map(AsRef::as_ref));
         }
         // Who joins starts from a version to come, and warms up from this one.
         let (version, before) = if deploy.join { (None, version) } else { (version, None) };
@@ -390,6 +402,10 @@ impl JobActor {
             }
             JobMessage::Compact(order) => self.compact(order),
             JobMessage::HoldCompactions(hold) => self.hold_compactions(hold),
+            JobMessage::Beat => {
+                self.let_go_of_retired();
+                Ok(())
+            }
             JobMessage::EndOfInput => {
                 for id in self.sources() {
                     self.control(id, TaskControl::EndOfInput)?;
@@ -584,15 +600,15 @@ impl JobActor {
         }
         self.warming.newest(&version);
         if let Some(old) = self.version.replace(version.clone()) {
-            let live: BTreeSet<_> = version.runs.iter().flatten().map(|r| r.identity()).collect();
-            let dead: Vec<_> = old.runs.iter().flatten().filter(|run| !live.contains(&run.identity())).collect();
-            let hot = self.context.state.hot_spans(dead.iter().map(|run| run.as_ref()));
-            dead.iter().for_each(|run| self.context.state.forget(run));
+            let shrunk = shrunk(&old.runs, &version.runs, &self.owned());
+            let hot = self.context.state.hot_spans(shrunk.iter().map(|s| &s.gone));
+            shrunk.iter().for_each(|s| self.context.state.forget_outside(&s.gone, &s.left.clip));
+            let is_over = !shrunk.is_empty();
             if self.context.state.keeps_state() {
-                self.retired.extend(dead.iter().map(|run| (record.number, Run::clone(run))));
+                self.retired.extend(shrunk.into_iter().map(|s| (record.number, s.left)));
                 self.keep_what_lives(&version, reassigned);
             }
-            if !dead.is_empty() && !self.holding {
+            if is_over && !self.holding {
                 self.warming.after_compaction(&self.context, &old, &version, &self.owned(), &Arc::new(hot));
             }
         }
@@ -604,10 +620,8 @@ impl JobActor {
     /// Of state that is kept here: what no version in use lists goes, and so does what others own now; what others have
     /// written comes.
     fn keep_what_lives(&mut self, version: &Arc<VersionView>, reassigned: bool) {
-        let state = &self.context.state;
-        let oldest = self.context.gauges.oldest_in_use().map_or(0, |in_use| in_use.version);
-        self.retired.extract_if(.., |(since, _)| *since <= oldest).for_each(|(_, run)| state.release(&run));
-        let owned = self.owned();
+        self.let_go_of_retired();
+        let (state, owned) = (&self.context.state, self.owned());
         if reassigned {
             version.runs.iter().flatten().for_each(|run| state.release_outside(run, &owned));
         }
@@ -616,14 +630,27 @@ impl JobActor {
         }
     }
 
+    /// What no version in use shows any more goes.
+    fn let_go_of_retired(&mut self) {
+        if self.retired.is_empty() {
+            return;
+        }
+        let oldest = self.context.gauges.oldest_in_use().map_or(0, |in_use| in_use.version);
+        let owned = self.owned();
+        let unused = self.retired.extract_if(.., |(since, _)| *since <= oldest);
+        unused.for_each(|(_, run)| self.context.state.release_outside(&run, &owned));
+    }
+
     /// What a compaction wrote here and no version will list is not kept.
     fn let_go_of_outputs(&mut self, version: &VersionView) {
         // One that was applied, or that no longer fits, has at least one input that is not live as it was.
-        let live =
-            |i: &Arc<Run>| version.runs.iter().flatten().any(|r| r.identity() == i.identity() && r.clip == i.clip);
-        for (_, outputs) in self.outputs.extract_if(.., |(inputs, _)| !inputs.iter().all(live)) {
+        let fits = |of: &mut Outputs| {
+            let live = |i: &Arc<Run>| version.runs.iter().flatten().any(|r| merging::is_as_ordered(r, i, &of.ranges));
+            of.inputs.iter().all(live)
+        };
+        for of in self.outputs.extract_if(.., |of| !fits(of)) {
             let listed = |run: &Run| version.runs.iter().flatten().any(|r| r.identity() == run.identity());
-            outputs.iter().filter(|run| !listed(run)).for_each(|run| self.context.state.release(run));
+            of.runs.iter().filter(|run| !listed(run)).for_each(|run| self.context.state.release(run));
         }
     }
 
@@ -701,9 +728,10 @@ impl JobActor {
             self.tell(merging::given_up(order.job, order.task, &e));
             return Ok(());
         };
+        let ranges = ranges_from_proto(&order.ranges)?;
         // Those of the version, as long as it lists them: who holds them says so by the version in use.
         let listed = |input: Arc<Run>| {
-            let same = |r: &&Arc<Run>| r.identity() == input.identity() && r.clip == input.clip;
+            let same = |r: &&Arc<Run>| merging::is_as_ordered(r, &input, &ranges);
             version.runs[id.task].iter().find(same).cloned().unwrap_or(input)
         };
         let inputs: Vec<Arc<Run>> = merging::inputs(&order)?.into_iter().map(listed).collect();
@@ -725,7 +753,8 @@ impl JobActor {
         if let Ok(merged) = &outcome
             && self.context.state.keeps_state()
         {
-            self.outputs.push((merging::inputs(&done.order)?, merged.outputs.clone()));
+            let (inputs, ranges) = (merging::inputs(&done.order)?, ranges_from_proto(&done.order.ranges)?);
+            self.outputs.push(Outputs { inputs, ranges, runs: merged.outputs.clone() });
         }
         match outcome {
             Err(e) if e.kind() == ErrorKind::Corrupt => return Err(e),
@@ -740,16 +769,8 @@ impl Drop for JobActor {
     fn drop(&mut self) {
         // No version lists them, and as far as this worker knows none will.
         self.unlisted_runs.iter().for_each(|run| self.context.state.forget(run));
-        let state = &self.context.state;
-        if !state.keeps_state() {
-            return;
-        }
-        let listed: Vec<_> = self.version.iter().flat_map(|version| version.runs.iter().flatten()).collect();
-        let is_listed = |run: &Run| listed.iter().any(|r| r.identity() == run.identity());
-        let outputs = self.outputs.iter().flat_map(|(_, runs)| runs).filter(|run| !is_listed(run));
-        let gone = self.retired.iter().map(|(_, run)| run).chain(outputs);
-        self.unlisted_runs.iter().map(AsRef::as_ref).chain(gone).for_each(|run| state.release(run));
-        state.release_all(listed.into_iter().map(AsRef::as_ref));
+        // Writers, compactions and warm-ups end after this: what they would keep yet is refused.
+        self.context.state.release_all();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use millstream_common::{Error, Execution, Generation, Result};
+use millstream_common::{Error, Execution, Generation, KeyGroupRanges, Result};
 use millstream_proto::control::{Compact, CompactionDone, CompactionFailed, JobRef, to_coordinator::Message};
 use millstream_state_store::compaction::{Merge, Merged, Throttle};
 use millstream_state_store::{ReadTime, Run, StateStore, Tree, WriterName};
@@ -12,6 +12,12 @@ use crate::convert::{failure_to_proto, ranges_from_proto};
 /// The inputs of an order.
 pub(super) fn inputs(order: &Compact) -> Result<Vec<Arc<Run>>> {
     order.inputs.iter().map(|r| Run::from_proto(r).map(Arc::new)).collect()
+}
+
+/// Whether a run that is live is what an order for these key groups was given: only these count, as for the coordinator
+/// when it puts the outputs in the place of the inputs.
+pub(super) fn is_as_ordered(live: &Run, input: &Run, ranges: &KeyGroupRanges) -> bool {
+    live.identity() == input.identity() && live.clip.intersect(ranges) == input.clip.intersect(ranges)
 }
 
 /// Merges `inputs` as `order` says, and writes what they amount to.

@@ -34,6 +34,7 @@ mod job;
 pub mod leave;
 pub mod ledger;
 mod merging;
+mod shrunk;
 pub mod stores;
 mod warming;
 mod writer;
@@ -337,6 +338,8 @@ impl Worker {
         let in_use = self.jobs.values().filter_map(|j| j.gauges.oldest_in_use()).collect();
         let beat = Heartbeat { generation_seen: self.generation.0, process, jobs, in_use };
         self.context.tell(to_coordinator::Message::Heartbeat(beat));
+        // One that has no room for it has other messages, and will see the next.
+        self.jobs.values().for_each(|j| drop(j.inbox.try_send(JobMessage::Beat)));
     }
 
     fn stop_all(&mut self) {

@@ -1,6 +1,6 @@
 //! Warming up: what a subtask will ask for comes into memory in large reads before, not block by block when it is asked.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use millstream_state_store::{Run, View, WarmUp};
 use parking_lot::Mutex;
 
 use super::job::JobContext;
+use super::shrunk::is_new;
 use crate::task::VersionView;
 
 /// So long a rescale waits, at most, for what it moves to be brought into memory.
@@ -32,7 +33,7 @@ pub(super) struct Warming {
 
 /// Something to be read ahead.
 enum Ahead {
-    /// State that is to be kept here and is not.
+    /// State that is to be kept here and is not: one run, so that no other is held while it comes.
     Resident(View),
     /// What was hot for those who had it before.
     Hottest(View),
@@ -108,8 +109,7 @@ impl Warming {
         self.stop();
         self.newest(version);
         let (views, not_before) = (views(context, version, ranges, |_| true), context.env.now() + FIRST_ROWS);
-        let kept = |view: &&View| context.state.keeps_state() && !view.runs().is_empty();
-        let resident = views.iter().filter(kept).cloned().map(Ahead::Resident);
+        let resident = missing(context, version, ranges).map(Ahead::Resident).take(WAITING / 2);
         let first = resident.chain(views.iter().cloned().map(Ahead::Hottest)).collect::<Vec<_>>();
         self.add(context, first.into_iter().chain(views.into_iter().map(|view| Ahead::All(view, not_before))));
     }
@@ -131,23 +131,24 @@ impl Warming {
         ranges: &KeyGroupRanges,
         hot: &Arc<HotSpans>,
     ) {
-        let known: BTreeSet<_> = old.runs.iter().flatten().map(|run| run.identity()).collect();
-        let new = |run: &Run| !known.contains(&run.identity());
+        let new = is_new(&old.runs);
         let now = context.env.now();
         let mut ahead = Vec::new();
         for merged_here in [true, false] {
-            let those = views(context, version, ranges, |run| new(run) && context.state.knows(run) == merged_here);
+            let those =
+                views(context, version, ranges, |run: &Run| new(run) && context.state.knows(run) == merged_here);
             let hot = || hot.clone();
             ahead.extend(those.into_iter().map(|view| Ahead::Successors { view, hot: hot(), merged_here }));
         }
-        ahead.extend(views(context, version, ranges, new).into_iter().map(|view| Ahead::All(view, now)));
+        ahead.extend(views(context, version, ranges, &new).into_iter().map(|view| Ahead::All(view, now)));
         self.add(context, ahead.into_iter());
     }
 
-    /// Brings what of `version` is to be kept here and is not.
+    /// Brings what of `version` is to be kept here and is not. What an older version lacked and has not come yet is not
+    /// waited for: who waits holds that version in use.
     pub(super) fn settle(&mut self, context: &JobContext, version: &VersionView, ranges: &KeyGroupRanges) {
-        let missing = views(context, version, ranges, |run| !context.state.is_resident(run, ranges));
-        self.add(context, missing.into_iter().map(Ahead::Resident));
+        self.shared.lock().waiting.retain(|ahead| !matches!(ahead, Ahead::Resident(_)));
+        self.add(context, missing(context, version, ranges).map(Ahead::Resident));
     }
 
     /// Runs that `version` does not list are no longer read ahead.
@@ -187,6 +188,17 @@ fn next(shared: &Mutex<Shared>) -> Option<Ahead> {
 
 fn lists(version: &VersionView, run: &Run) -> bool {
     version.runs.iter().flatten().any(|r| r.identity() == run.identity())
+}
+
+/// A view for each run that is to be kept here and is not.
+fn missing<'a>(
+    context: &'a JobContext,
+    version: &'a VersionView,
+    ranges: &'a KeyGroupRanges,
+) -> impl Iterator<Item = View> + 'a {
+    let runs =
+        version.runs.iter().flatten().filter(|run| run.clip.overlaps(ranges) && context.state.lacks(run, ranges));
+    runs.map(|run| context.state.view(vec![run.clone()], ranges.clone(), version.layouts.clone()))
 }
 
 /// A view for each task of those of its runs that are wanted.

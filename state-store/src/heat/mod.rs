@@ -68,14 +68,16 @@ impl StateStore {
         hot.collect()
     }
 
-    /// The stretches of keys whose blocks in `runs` are hot, as far as is known without I/O.
+    /// The stretches of keys whose blocks in the clips of `runs` are hot, as far as is known without I/O.
     #[must_use]
     pub fn hot_spans<'a>(&self, runs: impl IntoIterator<Item = &'a Run>) -> HotSpans {
         let mut spans = HotSpans::default();
         let with_disk = self.0.caches.has_disk();
         for run in runs {
             for part in self.known_parts(run) {
-                spans.add(&part, &self.hot_blocks(run, &part, with_disk));
+                let mut hot = self.hot_blocks(run, &part, with_disk);
+                hot.retain(|(i, _)| part.blocks()[*i].overlaps(&run.clip));
+                spans.add(&part, &hot);
             }
         }
         spans.sorted()
