@@ -1,8 +1,8 @@
 //! The heat lists that go along in bundles: what is hot in the caches of this worker, told to whoever reads the state next.
 //!
-//! Every section of a checkpoint gets one, so that the newest bundle has one whatever compactions do. A list is made
-//! anew only now and then, beside the checkpoints, since it takes a walk over all blocks that are known: a checkpoint
-//! takes what is there and waits for nothing. No bundle is ever written for a list alone.
+//! A list is made anew now and then, beside the checkpoints, since it takes a walk over all blocks that are known. It
+//! goes along with the next section of its subtask, once: a checkpoint takes what is there and waits for nothing. Who
+//! reads lists takes the newest that any run has. No bundle is ever written for a list alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,15 +28,18 @@ pub(super) struct HeatLists(BTreeMap<SubtaskId, Made>);
 struct Made {
     /// The key groups that it is about.
     ranges: KeyGroupRanges,
+    /// One that no section has taken yet.
     list: Option<Bytes>,
+    /// There has been one.
+    known: bool,
     /// When the last one was begun, and that one until it is done.
     begun: Option<Moment>,
     making: Option<Running<Option<Bytes>>>,
 }
 
 impl HeatLists {
-    /// What was hot of late for a subtask that owns `ranges`; `None` when nothing was or nothing is known yet. The next
-    /// list will be about its runs of `version`.
+    /// What was hot of late for a subtask that owns `ranges`, for its next section; `None` when nothing was, or nothing
+    /// new is known since the last one was taken. The next list will be about its runs of `version`.
     pub(super) fn list(
         &mut self,
         env: &Env,
@@ -45,7 +48,7 @@ impl HeatLists {
         version: &Arc<VersionView>,
         ranges: &KeyGroupRanges,
     ) -> Option<Bytes> {
-        let fresh = || Made { ranges: ranges.clone(), list: None, begun: None, making: None };
+        let fresh = || Made { ranges: ranges.clone(), list: None, known: false, begun: None, making: None };
         let made = self.0.entry(id).or_insert_with(fresh);
         if made.ranges != *ranges {
             *made = fresh();
@@ -54,8 +57,9 @@ impl HeatLists {
             made.making = None;
             // One that was not made leaves the one before.
             made.list = done.ok().flatten().or(made.list.take());
+            made.known |= made.list.is_some();
         }
-        let (now, every) = (env.now(), if made.list.is_some() { EVERY } else { EVERY_AT_FIRST });
+        let (now, every) = (env.now(), if made.known { EVERY } else { EVERY_AT_FIRST });
         if made.making.is_none() && made.begun.is_none_or(|begun| now.since(begun) >= every) {
             made.begun = Some(now);
             let (store, version, ranges) = (store.clone(), version.clone(), ranges.clone());
@@ -63,6 +67,6 @@ impl HeatLists {
                 store.heat_list(version.runs[id.task].iter().map(AsRef::as_ref), &ranges)
             }));
         }
-        made.list.clone()
+        made.list.take()
     }
 }
