@@ -357,11 +357,9 @@ impl<B: CacheBlock> Caches<B> {
         self.0.pins.disclaim(stretch, owner)
     }
 
-    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so.
-    pub fn unpin(&self, object: ObjectId, stretch: std::ops::Range<u64>, goes: impl Fn(&BlockKey) -> bool) {
-        if !self.0.pins.is_empty() {
-            self.0.pins.unpin(object, &stretch, goes);
-        }
+    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so. How many bytes that frees.
+    pub fn unpin(&self, object: ObjectId, stretch: std::ops::Range<u64>, goes: impl Fn(&BlockKey) -> bool) -> u64 {
+        if self.0.pins.is_empty() { 0 } else { self.0.pins.unpin(object, &stretch, goes) }
     }
 
     /// A block from memory; counts nothing. It makes the block hotter: whoever walks looks where it knows of it first.

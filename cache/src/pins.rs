@@ -127,7 +127,8 @@ impl<B: CacheBlock> Pins<B> {
     }
 
     /// Lets go of what stands in this stretch of an object, as far as `goes` says it of a block.
-    pub(crate) fn unpin(&self, object: ObjectId, stretch: &Range<u64>, goes: impl Fn(&BlockKey) -> bool) {
+    /// How many bytes that frees.
+    pub(crate) fn unpin(&self, object: ObjectId, stretch: &Range<u64>, goes: impl Fn(&BlockKey) -> bool) -> u64 {
         let keys = BlockKey { object, offset: stretch.start }..BlockKey { object, offset: stretch.end };
         let mut freed = 0;
         {
@@ -145,5 +146,6 @@ impl<B: CacheBlock> Pins<B> {
             }
         }
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
+        freed
     }
 }

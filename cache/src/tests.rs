@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_common::Env;
+use futures::FutureExt;
+use millstream_common::{Env, Lane};
 
 use super::*;
 
@@ -451,12 +452,14 @@ fn let_go(path: &std::path::Path) {
 }
 
 /// What comes of `work` while time goes on although a thread hangs.
-async fn as_time_goes_on<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    let working = tokio::spawn(work);
-    while !working.is_finished() {
+async fn as_time_goes_on<T: Send + 'static>(env: &Env, work: impl Future<Output = T> + Send + 'static) -> T {
+    let mut working = env.run(Lane::Io, "what may hang", work);
+    loop {
+        if let Some(done) = (&mut working).now_or_never() {
+            return done.unwrap();
+        }
         tokio::time::advance(Duration::from_millis(100)).await;
     }
-    working.await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -468,7 +471,7 @@ async fn nobody_waits_for_a_disk_that_hangs() {
     let write = dir.path().join(format!("{:032x}-1.1.part", key(1).object.0));
     hang(&write);
     let of = files.clone();
-    assert!(!as_time_goes_on(async move { of.write(key(1), vec![body(1, 100)]).await }).await);
+    assert!(!as_time_goes_on(&env, async move { of.write(key(1), vec![body(1, 100)]).await }).await);
     // It counts as a disk that takes nothing.
     assert!(files.begin(key(2), 10).await.is_none());
     assert_eq!((files.stats().refused, files.stats().files), (2, 1));
@@ -476,7 +479,7 @@ async fn nobody_waits_for_a_disk_that_hangs() {
     hang(&read);
     let wanted = FileRange { section: key(0), start: 0, length: 100 };
     let of = files.clone();
-    assert_eq!(as_time_goes_on(async move { of.read(&[wanted]).await }).await, [None]);
+    assert_eq!(as_time_goes_on(&env, async move { of.read(&[wanted]).await }).await, [None]);
     assert!(files.stats().failed == 1 && files.has(&key(0)), "it may come back");
     [write, read].iter().for_each(|path| let_go(path));
     // What comes of the write in the end is not kept.

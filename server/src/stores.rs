@@ -206,6 +206,10 @@ impl Stores for ProcessStores {
         })
     }
 
+    fn pin_share_bytes(&self, subtasks: usize, slots: usize) -> u64 {
+        pin_share(self.plan.pinned_bytes, subtasks, slots)
+    }
+
     fn task_memory(&self, settings: &Settings, subtasks: usize) -> TaskMemory {
         let share = |bytes: u64| bytes / subtasks.max(1) as u64;
         // Within a limit, what is pinned takes the place of rows: they would be there twice.
@@ -218,6 +222,12 @@ impl Stores for ProcessStores {
             reads_bytes: share(self.plan.reads_bytes / 3 * 2),
         }
     }
+}
+
+/// What a job may pin whose subtasks take so many of the slots: the others' rows have the rest.
+fn pin_share(pinned_bytes: u64, subtasks: usize, slots: usize) -> u64 {
+    let slots = slots.max(subtasks).max(1) as u64;
+    (u128::from(pinned_bytes) * subtasks as u128 / u128::from(slots)) as u64
 }
 
 /// What is left of a section option when the memory for it is `budget`.
@@ -266,6 +276,12 @@ mod tests {
         let pinned = settings(&[("state.residency", "memory"), ("memory.limit", "400MiB"), ("cache.memory", "64MiB")]);
         let rows = |s: &Settings| stores(s).task_memory(s, 1).rows_bytes;
         assert_eq!(rows(&pinned) + plan.pinned_bytes, rows(&small));
+    }
+
+    #[test]
+    fn jobs_pin_no_more_than_their_slots_are_worth() {
+        assert_eq!([1, 2, 3].map(|subtasks| pin_share(900, subtasks, 3)), [300, 600, 900]);
+        assert_eq!((pin_share(900, 0, 0), pin_share(900, 5, 2), pin_share(u64::MAX, 1, 2)), (0, 900, u64::MAX / 2));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_cache::{BlockKey, FileRange, Lead, LocalFiles};
+use millstream_cache::{BlockKey, CacheBlock, FileRange, Lead, LocalFiles};
 use millstream_common::{KeyGroupRanges, Lane, Result};
 use millstream_objects::Purpose;
 use parking_lot::Mutex;
@@ -64,6 +64,9 @@ struct Held {
     pinned: BTreeMap<BlockKey, Pinned>,
     /// Sections that are not what the version says: they are not fetched once more.
     damaged: BTreeSet<BlockKey>,
+    /// Bytes of blocks that were pinned here, and how many it may be; `None`: as many as there is room for.
+    bytes: u64,
+    share_bytes: Option<u64>,
     /// The deployment has ended.
     over: bool,
 }
@@ -73,6 +76,19 @@ struct Pinned {
     end: u64,
     /// Of these everything is pinned.
     groups: KeyGroupRanges,
+    /// Of blocks that were pinned here, not by a deployment before.
+    bytes: u64,
+}
+
+impl Held {
+    /// So much of a run was let go.
+    fn freed(&mut self, section: &BlockKey, freed: u64) {
+        if let Some(pinned) = self.pinned.get_mut(section) {
+            let freed = freed.min(pinned.bytes);
+            pinned.bytes -= freed;
+            self.bytes -= freed;
+        }
+    }
 }
 
 impl Residents {
@@ -177,11 +193,17 @@ impl StateStore {
     /// Whether it is pinned: there was room, and the run was not let go meanwhile.
     fn pin(&self, run: &Run, key: BlockKey, block: SharedBlock) -> bool {
         let pinned = {
-            let held = self.0.residents.held.lock();
-            if !held.pinned.contains_key(&section_key(run)) {
-                return false;
+            let mut held = self.0.residents.held.lock();
+            let Held { pinned, bytes, share_bytes, .. } = &mut *held;
+            let Some(of) = pinned.get_mut(&section_key(run)) else { return false };
+            let more = if self.0.caches.is_pinned(&key) { 0 } else { block.memory_bytes() as u64 };
+            let fits = share_bytes.is_none_or(|share| *bytes + more <= share);
+            let pinned = fits && self.0.caches.pin_block(key, block);
+            if pinned {
+                of.bytes += more;
+                *bytes += more;
             }
-            self.0.caches.pin_block(key, block)
+            pinned
         };
         self.told_unless(pinned)
     }
@@ -194,7 +216,7 @@ impl StateStore {
             if held.over {
                 return false;
             }
-            let fresh = || Pinned { end: run.offset + run.length, groups: KeyGroupRanges::empty() };
+            let fresh = || Pinned { end: run.offset + run.length, groups: KeyGroupRanges::empty(), bytes: 0 };
             held.pinned.entry(section).or_insert_with(fresh);
             caches.claim_pins(section, self.0.residents.owner);
             let mut pinned = caches.pin_metadata(directory_key(run), directory.clone(), directory.memory_bytes());
@@ -242,6 +264,7 @@ impl StateStore {
             }
             Residency::Memory => {
                 if let Some(pinned) = held.pinned.remove(&section) {
+                    held.bytes -= pinned.bytes;
                     self.unpin(section, &pinned);
                 }
             }
@@ -267,19 +290,27 @@ impl StateStore {
             let Some(pinned) = held.pinned.get_mut(&section_key(run)) else { return };
             pinned.groups = pinned.groups.intersect(&left);
         }
+        let mut freed = 0;
         for (_, part) in self.known_index(run) {
             for info in part.blocks().iter().filter(|info| !info.overlaps(&left)) {
                 let at = run.offset + info.offset;
-                self.0.caches.unpin(run.object_id(), at..at + 1, |_| true);
+                freed += self.0.caches.unpin(run.object_id(), at..at + 1, |_| true);
             }
         }
+        self.0.residents.held.lock().freed(&section_key(run), freed);
+    }
+
+    /// Blocks of this job may take so many bytes of what is pinned in this process: its share, beside jobs that keep
+    /// rows instead. What is there stays.
+    pub fn share_pins(&self, bytes: u64) {
+        self.0.residents.held.lock().share_bytes = Some(bytes);
     }
 
     /// The deployment ends: all that it keeps in memory goes to others, whether a version lists it or not, and nothing
     /// is kept from now on. Files stay for the next deployment, which checks them ([`StateStore::release_others`]).
     pub fn release_all(&self) {
         let mut held = self.0.residents.held.lock();
-        held.over = true;
+        (held.over, held.bytes) = (true, 0);
         self.behind().clear();
         std::mem::take(&mut held.pinned).iter().for_each(|(section, pinned)| self.unpin(*section, pinned));
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use millstream_cache::{CacheOptions, DiskBudget, LocalFiles};
-use millstream_common::{Env, Epoch, KeyGroupRange, KeyGroupRanges};
+use millstream_common::{Env, Epoch, KeyGroupRange, KeyGroupRanges, Lane};
 use millstream_objects::Store;
 
 use crate::section::SectionOptions;
@@ -429,8 +430,8 @@ async fn a_file_that_cannot_be_read_now_is_taken_over_later() {
         let view = states.view(vec![run], KeyGroupRanges::all(), layouts());
         view.make_resident(WarmUp::BEHIND, |_| true).await.unwrap();
     };
-    let loading = tokio::spawn(load(states.clone(), run.clone()));
-    while !loading.is_finished() {
+    let mut loading = env.run(Lane::Io, "what may hang", load(states.clone(), run.clone()));
+    while (&mut loading).now_or_never().is_none() {
         tokio::time::advance(Duration::from_millis(100)).await;
     }
     assert!(!states.is_resident(&run, &KeyGroupRanges::all()) && file.exists() && gets(&store) == asked);
@@ -481,4 +482,27 @@ async fn what_a_run_no_longer_shows_is_let_go() {
     let live: Vec<Arc<Run>> = shrunk.into_iter().chain(outputs.into_iter().map(Arc::new)).collect();
     let asked = gets(&store);
     assert_eq!((read(&states, &live, &all).await, gets(&store)), (expected, asked));
+}
+
+#[tokio::test]
+async fn a_job_pins_its_share_and_gets_room_back() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let all = keys(20_000);
+    let (runs, expected) = inherited(&store, &env, &all).await;
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    states.share_pins(1 << 20);
+    view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    let held = states.caches().stats().pinned_bytes;
+    // Indexes are not counted.
+    assert!(held > 1 << 19 && held < 3 << 19, "{held}");
+    assert!(!states.is_resident(&runs[1], &KeyGroupRanges::all()));
+    assert_eq!(read(&states, &runs, &all).await, expected);
+    // All of it goes, in part first; then there is as much room as before.
+    let quarter = KeyGroupRanges::from(KeyGroupRange::new(0, 16_384));
+    runs.iter().for_each(|run| states.release_outside(run, &quarter));
+    runs.iter().for_each(|run| states.release(run));
+    assert_eq!(states.caches().stats().pinned_bytes, 0);
+    view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    assert_eq!(states.caches().stats().pinned_bytes, held);
 }

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::accounts::{Accounts, StoreUse, TaskWrites};
 use crate::admit::Admissions;
-use crate::compaction::CompactionOptions;
+use crate::compaction::{CompactionOptions, Unlisted};
 use crate::entry::MergeOperators;
 use crate::fetch::{directory_key, part_key};
 use crate::heat::HotSpans;
@@ -257,11 +257,12 @@ impl StateStore {
         body.extend(sections.iter().filter_map(|s| s.heat.clone()));
         self.store_to_write(&sections, purpose).put(&self.place(object_path(&object)), body, purpose).await?;
         self.count_written(&sections, purpose);
-        for (run, section) in runs.iter().zip(sections) {
+        let mut unlisted = Unlisted { store: self, runs };
+        for (run, section) in unlisted.runs.iter().zip(sections) {
             self.keep_resident(run, &section, keep).await;
             self.keep_written(run, section, keep);
         }
-        Ok(runs)
+        Ok(std::mem::take(&mut unlisted.runs))
     }
 
     /// A compaction works for one task, a bundle for all.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use millstream_common::env::{AbortOnDrop, Moment, Running};
 use millstream_common::{
     AssignmentId, Env, Epoch, Error, ErrorKind, Execution, Generation, KeyGroupRanges, Lane, Result,
@@ -328,6 +329,7 @@ impl JobActor {
             return Err(Error::internal(format!("subtask {} of {} runs here already", id.index, self.uid(*id))));
         }
         self.tasks.extend(tasks);
+        self.share_pins();
         if let Some(version) = version {
             self.warming.behind(&self.context, &version, &gained);
             self.version = Some(version);
@@ -378,6 +380,13 @@ impl JobActor {
         let here: BTreeSet<u32> = self.tasks.keys().map(|id| id.index).collect();
         let ranges = here.iter().filter_map(|&i| self.assignment.ranges.get(i as usize));
         ranges.fold(KeyGroupRanges::empty(), |all, r| all.union(r))
+    }
+
+    /// The job pins as much as its subtasks have of the worker's slots.
+    fn share_pins(&self) {
+        let here: BTreeSet<u32> = self.tasks.keys().map(|id| id.index).collect();
+        let worker = &self.context.worker;
+        self.context.state.share_pins(worker.stores.pin_share_bytes(here.len(), worker.slots as usize));
     }
 
     fn uid(&self, id: SubtaskId) -> &str {
@@ -586,8 +595,13 @@ impl JobActor {
             self.assignment = version.assignment.clone();
             self.upcoming = None;
             self.tasks.retain(|_, task| !task.leaves);
+            self.share_pins();
             // Nobody counts a worker without subtasks among those that read.
-            for c in self.compacting.extract_if(.., |c| !self.tasks.contains_key(&c.subtask)) {
+            for mut c in self.compacting.extract_if(.., |c| !self.tasks.contains_key(&c.subtask)) {
+                // One that is done, and of which nobody will hear.
+                if let Some(Ok(Ok(merged))) = (&mut c.running).now_or_never() {
+                    merged.outputs.iter().for_each(|run| self.context.state.release(run));
+                }
                 let e = Error::canceled("the subtask is no longer here");
                 self.context.worker.tell(merging::given_up(c.order.job, c.order.task, &e));
             }

@@ -16,6 +16,10 @@ pub trait Stores: Send + Sync {
     fn caches(&self) -> Caches;
     /// What a keyed subtask may hold, when `subtasks` of them share the worker.
     fn task_memory(&self, settings: &Settings, subtasks: usize) -> TaskMemory;
+    /// What a job may pin that has subtasks in so many of the worker's slots, bytes.
+    fn pin_share_bytes(&self, _subtasks: usize, _slots: usize) -> u64 {
+        u64::MAX
+    }
     /// How fast the compactions of this process may read and write, those of all jobs together.
     fn throttle(&self) -> Throttle {
         Throttle::default()

@@ -185,10 +185,10 @@ impl Reads<'_> {
     }
 }
 
-/// Outputs of a compaction that is not over: if it fails or is given up, nobody will ever read them.
-struct Unlisted<'a> {
-    store: &'a StateStore,
-    runs: Vec<Run>,
+/// What was written by a compaction or a flush that is not over: if it fails or is given up, nobody will ever read it.
+pub(crate) struct Unlisted<'a> {
+    pub(crate) store: &'a StateStore,
+    pub(crate) runs: Vec<Run>,
 }
 
 impl Drop for Unlisted<'_> {
