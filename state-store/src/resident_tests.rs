@@ -401,7 +401,7 @@ async fn blocks_of_a_run_that_did_not_fit_whole_are_let_go_too() {
     let held = states.caches().stats().pinned_bytes;
     assert!(held > 1 << 19 && !states.is_resident(&runs[1], &KeyGroupRanges::all()));
     // It was loaded from its first key groups on.
-    let last = KeyGroupRanges::from(KeyGroupRange::new(49_152, 65_536));
+    let last = KeyGroupRanges::from(KeyGroupRange::new(57_344, 65_536));
     states.release_outside(&runs[1], &last);
     assert!(states.caches().stats().pinned_bytes < held / 2, "{} of {held}", states.caches().stats().pinned_bytes);
     // Now what is left fits.
@@ -504,5 +504,6 @@ async fn a_job_pins_its_share_and_gets_room_back() {
     runs.iter().for_each(|run| states.release(run));
     assert_eq!(states.caches().stats().pinned_bytes, 0);
     view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
-    assert_eq!(states.caches().stats().pinned_bytes, held);
+    // Which block was the first without room may differ.
+    assert!(states.caches().stats().pinned_bytes.abs_diff(held) < 4 << 10);
 }
