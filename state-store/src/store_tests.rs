@@ -647,7 +647,7 @@ fn the_key_group_with_the_most_runs_counts() {
         let clip = ranges.iter().map(|&(a, b)| KeyGroupRange::new(a, b)).collect::<Vec<_>>();
         Arc::new(Run { clip: KeyGroupRanges::new(clip), ..empty_run() })
     };
-    let most = |runs: &[Arc<Run>]| tree::runs_per_key_group_max(runs);
+    let most = |runs: &[Arc<Run>]| tree::runs_per_key_group_max(runs, &KeyGroupRanges::all());
     assert_eq!(most(&[]), 0);
     assert_eq!(most(&[run(&[(0, 10)]), run(&[(10, 20)])]), 1);
     assert_eq!(most(&[run(&[(0, 10), (30, 40)]), run(&[(9, 31)]), run(&[(35, 36)])]), 2);

@@ -313,11 +313,14 @@ pub(crate) fn segments<'a>(clips: impl Iterator<Item = &'a KeyGroupRanges> + Clo
         .collect()
 }
 
-/// How many of `runs` (those of one task) a read of a key looks into at most: the most that show one key group.
+/// How many of `runs` (those of one task) a read of a key in `ranges` looks into at most: the most that show one of these
+/// key groups.
 #[must_use]
-pub fn runs_per_key_group_max(runs: &[Arc<Run>]) -> usize {
-    let mut changes: Vec<(u32, i64)> =
-        runs.iter().flat_map(|r| r.clip.iter().flat_map(|c| [(c.start, 1), (c.end, -1)])).collect();
+pub fn runs_per_key_group_max<'a>(runs: impl IntoIterator<Item = &'a Arc<Run>>, ranges: &KeyGroupRanges) -> usize {
+    let mut changes: Vec<(u32, i64)> = Vec::new();
+    for run in runs {
+        changes.extend(run.clip.intersect(ranges).iter().flat_map(|c| [(c.start, 1), (c.end, -1)]));
+    }
     // Where one ends and another begins, the end comes first.
     changes.sort_unstable();
     let (mut now, mut most) = (0_i64, 0);

@@ -537,7 +537,9 @@ impl JobMaster {
             M::CompactionDone(c) => self.on_compacted(worker, c, t),
             M::CompactionFailed(f) => self.on_compaction_failed(worker, f, t),
             M::Serving(s) => {
-                if let Some(counters) = s.counters {
+                if let Some(counters) = s.counters
+                    && self.reckons_with(worker)
+                {
                     self.statistics.update(worker, counters);
                 }
                 self.on_serving(worker, (s.pause_ms, s.open_ms), t);

@@ -449,6 +449,12 @@ impl Coordinator {
                     M::CompactionFailed(f) => f.failure.as_ref(),
                     _ => None,
                 };
+                if let M::CompactionFailed(failed) = &message
+                    && self.jobs.get(&job.id).is_none_or(|j| !j.master.book.has_given(&name, failed.task))
+                {
+                    // It was given up: an input may well be gone by now.
+                    return;
+                }
                 if failure.is_some_and(|f| f.code == OBJECT_ABSENT) {
                     return self.ask_why_absent(job, name, message);
                 }

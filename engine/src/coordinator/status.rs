@@ -216,7 +216,8 @@ fn writes(w: &TaskWrites, bundles: Option<u64>) -> Value {
 /// By operator with state: how many runs a read looks into at most.
 fn runs_per_key_group(record: &VersionRecord) -> BTreeMap<String, u64> {
     let Some(Ok(tree)) = record.tree.as_ref().map(Tree::from_proto) else { return BTreeMap::new() };
-    let of = |id| runs_per_key_group_max(&tree.runs_of(id, &KeyGroupRanges::all())) as u64;
+    let all = KeyGroupRanges::all();
+    let of = |id| runs_per_key_group_max(&tree.runs_of(id, &all), &all) as u64;
     tree.tasks().iter().map(|task| (task.uid.clone(), of(task.id))).collect()
 }
 

@@ -24,6 +24,7 @@ use millstream_common::planted::bug_is_planted;
 use millstream_common::{AssignmentId, Env, Epoch, Error, KeyGroupRanges, Result, StateId, TaskId};
 use millstream_state_store::key::{KeyBuffer, encode_keys};
 use millstream_state_store::section::{Interval, SectionWriter};
+use millstream_state_store::tree::runs_per_key_group_max;
 use millstream_state_store::{Layouts, Run, StateStore};
 use tokio::sync::mpsc;
 
@@ -134,6 +135,8 @@ pub(crate) struct KeyedTask {
     time: SubtaskTime,
     layouts: Layouts,
     version_runs: Vec<Arc<Run>>,
+    /// How many of those and its own a read of a key looks into at most.
+    runs_seen: usize,
     own: Vec<Arc<Run>>,
     /// Flushes that the store does not hold yet, oldest first: whether there is a section to be written.
     handed_over: VecDeque<bool>,
@@ -206,6 +209,7 @@ impl KeyedTask {
             time: SubtaskTime::default(),
             layouts: Layouts::default(),
             version_runs: Vec::new(),
+            runs_seen: 0,
             own: Vec::new(),
             handed_over: VecDeque::new(),
             encodings: VecDeque::new(),
@@ -386,7 +390,7 @@ impl KeyedTask {
         let unwritten = self.metrics.memory_bytes.load(Ordering::Relaxed)
             > self.memory.rows_bytes + 2 * self.memory.write_buffer_bytes;
         (unwritten && (under_way || !self.encodings.is_empty()))
-            || (under_way && self.compacting && self.version_runs.len() + self.own.len() >= self.runs_max)
+            || (under_way && self.compacting && self.runs_seen >= self.runs_max)
     }
 
     async fn process_head(&mut self) -> Result<bool> {
@@ -766,7 +770,9 @@ impl KeyedTask {
     }
 
     fn rebuild_view(&mut self) {
-        let runs = self.version_runs.iter().chain(&self.own).cloned().collect();
+        let runs = self.version_runs.iter().chain(&self.own);
+        self.runs_seen = runs_per_key_group_max(runs.clone(), &self.ranges);
+        let runs = runs.cloned().collect();
         let view = self.paging.make_view(runs, &self.ranges, self.layouts.clone());
         self.paging.set_view(view);
     }

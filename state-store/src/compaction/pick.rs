@@ -5,6 +5,7 @@
 //! a byte is rewritten a number of times that grows with the logarithm of the number of flushes (measured in tests).
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millstream_common::{KeyGroup, KeyGroupRange, KeyGroupRanges};
@@ -99,15 +100,27 @@ pub struct Debt {
 /// The debt of one task; `runs`: all its live ones.
 #[must_use]
 pub fn debt(runs: &[Arc<Run>], options: &CompactionOptions) -> Debt {
-    let clipped: Vec<(&Arc<Run>, KeyGroupRanges)> = runs.iter().map(|r| (r, r.clip.clone())).collect();
-    let mut debt = Debt::default();
-    for segment in segments(runs.iter().map(|r| &r.clip)) {
-        let live = live_in(&clipped, &segment);
-        debt.runs_max = debt.runs_max.max(live.len());
-        if live.len() >= options.trigger_runs.max(2) {
-            debt.bytes += live.iter().map(|&i| bytes_in(clipped[i].0, segment.len())).sum::<u64>();
+    // At each bound of a clip: how many runs begin or end there, and by how much a key group has more bytes, in 2^-32.
+    let mut changes: BTreeMap<u32, (i64, i128)> = BTreeMap::new();
+    for run in runs {
+        let density = (i128::from(run.length) << 32) / i128::from(run.clip.len().max(1));
+        for range in run.clip.iter() {
+            for (bound, sign) in [(range.start, 1), (range.end, -1)] {
+                let change = changes.entry(bound).or_default();
+                *change = (change.0 + sign, change.1 + i128::from(sign) * density);
+            }
         }
     }
+    let (mut debt, mut bytes) = (Debt::default(), 0_i128);
+    let (mut live, mut density, mut start) = (0_i64, 0_i128, 0_u32);
+    for (bound, change) in changes {
+        if live as usize >= options.trigger_runs.max(2) {
+            bytes += density * i128::from(bound - start);
+        }
+        (live, density, start) = (live + change.0, density + change.1, bound);
+        debt.runs_max = debt.runs_max.max(live as usize);
+    }
+    debt.bytes = ((bytes + (1 << 31)) >> 32) as u64;
     debt
 }
 

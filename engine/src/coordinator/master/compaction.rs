@@ -21,6 +21,7 @@ use millstream_common::{ErrorKind, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_proto::control::{Compact, CompactionDone, CompactionFailed, to_worker};
 use millstream_proto::version as proto;
 use millstream_state_store::compaction::{CompactionOptions, Debt, Limits, Pick, debt, pick_within};
+use millstream_state_store::tree::runs_per_key_group_max;
 use millstream_state_store::version::garbage::OpenCompactions;
 use millstream_state_store::{ReadTime, Run, Tree};
 
@@ -44,12 +45,13 @@ pub(super) struct Given {
     /// The version that it was picked from.
     version: u64,
     inputs: Vec<Arc<Run>>,
+    ranges: KeyGroupRanges,
 }
 
 #[cfg(test)]
 impl Given {
     pub(super) fn of(unit: Unit, runner: &str, is_owners: bool, version: u64, inputs: Vec<Arc<Run>>) -> Self {
-        Self { unit, runner: runner.to_owned(), is_owners, version, inputs }
+        Self { unit, runner: runner.to_owned(), is_owners, version, inputs, ranges: KeyGroupRanges::all() }
     }
 }
 
@@ -71,12 +73,21 @@ pub(crate) struct Book {
     given: BTreeMap<u64, Given>,
     /// After a failure.
     not_before: BTreeMap<Unit, Moment>,
+    /// What failed at somebody who does not own the key groups, or took that process along: its owner merges it next.
+    for_owner: BTreeSet<Unit>,
+    /// Compactors at which the last compactions failed, how many, and until when they are given none.
+    shunned: BTreeMap<String, (u32, Moment)>,
     shape: Option<Shape>,
     /// Compactors that have worked for this deployment.
     compactors: BTreeSet<String>,
 }
 
 impl Book {
+    /// Whether a compaction of this number is under way at `runner`.
+    pub(crate) fn has_given(&self, runner: &str, task: u64) -> bool {
+        self.given.get(&task).is_some_and(|g| g.runner == runner)
+    }
+
     /// The oldest version that a running compaction was picked from.
     pub(crate) fn oldest_version(&self) -> Option<u64> {
         self.given.values().map(|g| g.version).min()
@@ -110,12 +121,32 @@ impl Book {
     pub(super) fn clear(&mut self) -> BTreeSet<String> {
         self.given.clear();
         self.not_before.clear();
+        self.for_owner.clear();
+        self.shunned.clear();
         std::mem::take(&mut self.compactors)
     }
 
     fn forget_runner(&mut self, runner: &str) {
-        self.given.retain(|_, g| g.runner != runner);
+        for (_, lost) in self.given.extract_if(.., |_, g| g.runner == runner) {
+            // It may be what ended the process: no other compactor is put at risk.
+            if !lost.is_owners {
+                self.for_owner.insert(lost.unit);
+            }
+        }
         self.compactors.remove(runner);
+        self.shunned.remove(runner);
+    }
+
+    /// A compaction failed at a compactor. Its owner merges it, and the compactor gets others only after a while, the
+    /// longer the more have failed there one after the other.
+    fn failed_elsewhere(&mut self, given: &Given, now: Moment) {
+        self.for_owner.insert(given.unit);
+        let failures = self.shunned.get(&given.runner).map_or(0, |s| s.0) + 1;
+        self.shunned.insert(given.runner.clone(), (failures, now + PAUSE * (1 << failures.min(8))));
+    }
+
+    fn is_shunned(&self, compactor: &str, now: Moment) -> bool {
+        self.shunned.get(compactor).is_some_and(|(_, until)| now < *until)
     }
 
     /// Learns of the newest record.
@@ -176,6 +207,10 @@ pub(super) fn next_pick(
         let clipped: Vec<_> = mine.iter().map(|r| Arc::new(r.with_clip(r.clip.intersect(ranges)))).collect();
         debt(&clipped, options).runs_max >= options.runs_max()
     };
+    // Most of the time there is nothing to do.
+    if runs_per_key_group_max(runs, ranges) < options.trigger_runs.max(2) {
+        return None;
+    }
     if running.is_empty() {
         let pick = pick_within(&mine, ranges, options, &none_busy)?;
         return Some((pick, at_bound(&mine)));
@@ -234,7 +269,11 @@ impl JobMaster {
                 };
                 let place = self.settings.state.compaction_where;
                 let owner = self.placement.get(index as usize);
-                let Some((name, is_owners)) = runner(place, owner, &t.compactors, at_bound) else { continue };
+                let failed = place == CompactionPlace::Auto && self.book.for_owner.contains(&(task, index));
+                let owners = at_bound || failed;
+                let mut compactors = t.compactors.clone();
+                compactors.retain(|name, _| !self.book.is_shunned(name, t.now));
+                let Some((name, is_owners)) = runner(place, owner, &compactors, owners) else { continue };
                 let name = name.clone();
                 if !is_owners && let Some(slots) = t.compactors.get_mut(&name) {
                     *slots -= 1;
@@ -265,7 +304,9 @@ impl JobMaster {
         if too_early || self.compactions.iter().any(reported) {
             return None;
         }
-        let running: Vec<&Given> = self.book.given.values().filter(|g| g.unit == unit).collect();
+        // Whoever it was picked for: a rescale may have come since.
+        let meets = |g: &&Given| g.unit.0 == unit.0 && g.ranges.overlaps(ranges);
+        let running: Vec<&Given> = self.book.given.values().filter(meets).collect();
         next_pick(runs, ranges, options, put_off_bytes, &running)
     }
 
@@ -292,7 +333,8 @@ impl JobMaster {
             self.book.compactors.insert(runner.clone());
         }
         let version = self.record.number;
-        self.book.given.insert(task, Given { unit, runner, is_owners, version, inputs: pick.inputs });
+        let Pick { inputs, ranges, .. } = pick;
+        self.book.given.insert(task, Given { unit, runner, is_owners, version, inputs, ranges });
     }
 
     /// A runner has come to the end of a compaction.
@@ -305,7 +347,10 @@ impl JobMaster {
             }
             return;
         }
-        self.book.given.remove(&done.task);
+        if let Some(given) = self.book.given.remove(&done.task) {
+            self.book.for_owner.remove(&given.unit);
+        }
+        self.book.shunned.remove(runner);
         self.statistics.compacted(runner, &done);
         self.compactions.push(done);
         self.pump(t);
@@ -319,8 +364,12 @@ impl JobMaster {
         }
         let Some(given) = self.book.given.remove(&failed.task) else { return };
         let error = failure_from_proto(&failed.failure.unwrap_or_default());
-        if error.kind() == ErrorKind::Corrupt {
+        // Only who works with the state says that it is damaged: what a compactor found may be its own disk or memory.
+        if error.kind() == ErrorKind::Corrupt && given.is_owners {
             return self.on_failure(error, t);
+        }
+        if !given.is_owners && error.kind() != ErrorKind::Canceled {
+            self.book.failed_elsewhere(&given, t.now);
         }
         if error.kind() != ErrorKind::Canceled {
             tracing::warn!("job {}: a compaction on {runner} failed and will be picked again: {error}", self.spec.name);
