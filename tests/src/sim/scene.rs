@@ -79,11 +79,12 @@ fn blind(plan: &mut Plan, dice: &mut Dice) {
     plan.parallelism = 1;
     let first = dice.millis(800..4_000);
     let comes = first + dice.millis(0..30);
-    plan.faults.push((first, Fault::Pause { place: 0, lasts: dice.millis(2_050..2_500) }));
+    // It wakes up when nobody can see any more who leads.
+    plan.faults.push((first, Fault::Pause { place: 0, lasts: dice.millis(2_550..2_700) }));
     plan.faults.push((comes, Fault::SecondCoordinator));
-    // It has written that it leads.
-    let leads = comes + dice.millis(2_250..2_350);
-    let (stops, lasts) = (leads + dice.millis(150..550), dice.millis(1_500..3_500));
+    // It has written that it leads, and has looked once more whether it still does.
+    let leads = comes + dice.millis(2_400..2_520);
+    let (stops, lasts) = (leads + dice.millis(50..350), dice.millis(1_500..3_500));
     let unseen = Faults { error_before: 1.0, only_paths_with: "_cluster/leader".into(), ..plan.latency.clone() };
     let seen_again = stops + lasts + dice.millis(100..1_200);
     plan.faults.push((leads, Fault::Store { faults: Box::new(unseen), lasts: seen_again - leads }));
