@@ -236,7 +236,7 @@ fn operator_from_proto(o: &OperatorStore) -> TaskUse {
     for t in &o.requests {
         let operation = Operation::ALL.into_iter().find(|o| o.name() == t.operation);
         let purpose = Purpose::ALL.into_iter().find(|p| p.name() == t.purpose);
-        // What a later release may count besides is in the totals of `RequestCounters`.
+        // Both ends speak one protocol.
         if let (Some(operation), Some(purpose)) = (operation, purpose) {
             requests.add_tally(operation, purpose, Tally { requests: t.requests, bytes: t.bytes });
         }

@@ -69,13 +69,13 @@ pub fn status(doc: &Value) -> String {
     if compaction.is_object() {
         lines.push(format!(
             "compaction: {} done, {} running, read {}, wrote {} ({} flushed); {} to merge, {} runs at most",
-            count(&compaction["tasks"]),
+            count(&compaction["completed"]),
             count(&compaction["running"]),
             size(&compaction["bytes_read"]),
             size(&compaction["bytes_written"]),
-            size(&compaction["bytes_flushed"]),
+            size(&doc["writes"]["flushed_bytes"]),
             size(&compaction["debt_bytes"]),
-            count(&compaction["runs_max"])
+            count(&compaction["runs_per_key_group_max"])
         ));
     }
     if doc["garbage"].is_object() {

@@ -342,12 +342,12 @@ impl StateStore {
     }
 
     /// The same for an output of a compaction, whose number stands before the unique part:
-    /// `.../{generation}-{execution}-c{task}-{unique}`. So it can be told whether anybody may still report it.
-    pub(crate) fn output_name(&self, writer: WriterName, task: Option<u64>) -> String {
+    /// `.../{generation}-{execution}-c{number}-{unique}`. So it can be told whether anybody may still report it.
+    pub(crate) fn output_name(&self, writer: WriterName, number: Option<u64>) -> String {
         let unique = self.0.env.unique_id();
         let spread = stable_hash(unique.as_bytes()) & 0xff;
-        let task = task.map(|n| format!("c{n}-")).unwrap_or_default();
-        format!("{spread:02x}/{}-{}-{task}{unique}", writer.generation, writer.execution)
+        let number = number.map(|n| format!("c{n}-")).unwrap_or_default();
+        format!("{spread:02x}/{}-{}-{number}{unique}", writer.generation, writer.execution)
     }
 
     /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All

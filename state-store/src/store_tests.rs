@@ -430,7 +430,7 @@ async fn a_merge_keeps_to_its_throttle_and_says_what_it_read() {
         bottom: true,
         read_time: NOW,
         writer: WRITER,
-        task: Some(7),
+        number: Some(7),
     };
     let states = state_store(&store, &env, false, small_blocks());
     let before = env.now();

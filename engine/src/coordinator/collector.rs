@@ -142,7 +142,6 @@ impl Collector {
             options,
             facts: facts.clone(),
             generation: Generation(taken.generation),
-            loaded: false,
             collected_at: 0,
             orphans_at: None,
             listed_at: taken.number,
@@ -212,8 +211,6 @@ struct Work {
     options: Options,
     facts: Arc<Mutex<Facts>>,
     generation: Generation,
-    /// The records that stood when this leader came are known.
-    loaded: bool,
     /// The newest record at the last collection.
     collected_at: u64,
     orphans_at: Option<Moment>,
@@ -285,7 +282,7 @@ impl Work {
 
     /// Learns of the records that stood when this leader came.
     async fn load(&mut self) -> Result<()> {
-        if self.loaded {
+        if self.facts.lock().complete {
             return Ok(());
         }
         let bound = self.log.boundaries().newest().await?.bound;
@@ -317,7 +314,6 @@ impl Work {
                 Ok(())
             })
             .await?;
-        self.loaded = true;
         self.facts.lock().complete = true;
         Ok(())
     }

@@ -21,12 +21,12 @@ use millstream_common::env::Moment;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
-    CheckpointReport, CommitNow, CompactionDone, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec,
-    LiveSplits, Placement, SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted, inject_barrier::Kind,
-    to_coordinator, to_worker,
+    CheckpointReport, CommitNow, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec, LiveSplits, Placement,
+    SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted, inject_barrier::Kind, to_coordinator, to_worker,
 };
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
+use millstream_state_store::compaction::CompactionDone;
 use millstream_state_store::version::boundary::Known;
 use millstream_state_store::version::delta::settle;
 
@@ -200,7 +200,7 @@ pub(crate) struct JobMaster {
     in_doubt: bool,
     confirmed: BTreeSet<CommittableKey>,
     /// Reported, and in no record yet.
-    compactions: Vec<CompactionDone>,
+    compactions: Vec<(u64, CompactionDone)>,
     pub(crate) book: Book,
     rescale: Option<Rescale>,
     rescales_asked: u64,
@@ -731,7 +731,7 @@ impl JobMaster {
     }
 
     /// What compactions wrote that `record`, made with them, does not list goes at once.
-    fn drop_stale(done: &[CompactionDone], record: &VersionRecord, t: &mut Turn<'_>) {
+    fn drop_stale(done: &[(u64, CompactionDone)], record: &VersionRecord, t: &mut Turn<'_>) {
         let stale = record::stale_outputs(done, record);
         if !stale.is_empty() {
             t.out.push(Action::Stale(stale));
@@ -854,7 +854,6 @@ impl JobMaster {
         self.failures_in_row = 0;
         self.last_checkpoint_end = t.now;
         self.statistics.rows_out += c.reports.iter().map(|r| r.rows_out).sum::<u64>();
-        self.statistics.bytes_flushed += c.reports.iter().map(|r| r.bytes_written).sum::<u64>();
         if committed {
             let bytes = c.reports.iter().map(|r| r.bytes_written).sum();
             let puts = c.reports.iter().map(|r| u64::from(r.puts)).sum::<u64>() + 1;

@@ -6,7 +6,7 @@
 //!
 //! It is an actor with one bounded inbox. Object I/O runs beside it and comes back as an event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ impl Job {
         let of = |w: &String| self.in_use.get(w).filter(|(job, _)| *job == present).map(|(_, version)| *version);
         // Who was told nothing yet will start from the newest record.
         let read = self.master.workers_in_use().into_iter().map(|w| of(&w).unwrap_or(self.master.record.number));
-        read.chain(self.master.oldest_merged()).min()
+        read.chain(self.master.book.oldest_version()).min()
     }
 
     /// A worker is told to read from a version; it may still read from older ones.
@@ -190,8 +190,6 @@ struct Coordinator {
     /// Sessions that have not said hello.
     strangers: BTreeMap<u64, (mpsc::Sender<ToWorker>, AbortOnDrop)>,
     pids: BTreeMap<String, u32>,
-    /// The names of those that are or were compactors.
-    compactors: BTreeSet<String>,
     jobs: BTreeMap<String, Job>,
     /// Ended before this coordinator led: their last status.
     past: BTreeMap<String, Value>,
@@ -241,7 +239,6 @@ pub async fn run_coordinator(
         workers: BTreeMap::new(),
         strangers: BTreeMap::new(),
         pids: BTreeMap::new(),
-        compactors: BTreeSet::new(),
         jobs: BTreeMap::new(),
         past: BTreeMap::new(),
         opening: BTreeMap::new(),
@@ -351,7 +348,6 @@ impl Coordinator {
         let what = if hello.leave.is_some() { " that leave" } else { "" };
         if hello.compaction_slots > 0 {
             tracing::info!("compactor {} with {} slots{what}", hello.worker, hello.compaction_slots);
-            self.compactors.insert(hello.worker.clone());
         } else {
             tracing::info!("worker {} with {} slots{what} at {}", hello.worker, hello.slots, hello.data_address);
         }
@@ -450,7 +446,7 @@ impl Coordinator {
                     _ => None,
                 };
                 if let M::CompactionFailed(failed) = &message
-                    && self.jobs.get(&job.id).is_none_or(|j| !j.master.book.has_given(&name, failed.task))
+                    && self.jobs.get(&job.id).is_none_or(|j| !j.master.book.has_given(&name, failed.number))
                 {
                     // It was given up: an input may well be gone by now.
                     return;
@@ -1148,7 +1144,6 @@ impl Coordinator {
             started: job.started,
             processes: processes.into_values().map(since).collect(),
             pids: &self.pids,
-            compactors: &self.compactors,
             own_requests: job.store.meter().snapshot(),
             already_finished: job.already_finished,
             garbage: job.collector.as_ref().map_or_else(|| job.garbage.clone(), Collector::status),

@@ -157,6 +157,7 @@ pub(crate) async fn open(
 /// A leader that was deposed while it opened a job must not take it from its successor, who would be fenced by it.
 fn check_leads(newest: Option<&VersionRecord>, leader: u64) -> Result<()> {
     let theirs = newest.map_or(0, |n| n.leader);
+    // A planted bug: nobody asks under whom the job runs.
     if leader > 0 && theirs > leader && !bug_is_planted(33) {
         return Err(Error::fenced(format!(
             "the job runs under a newer coordinator: generation {leader} of the cluster is fenced by {theirs}"

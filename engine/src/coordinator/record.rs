@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use millstream_common::hash::HASH_ID;
 use millstream_common::{AssignmentId, Epoch, Error, Result};
-use millstream_proto::control::{CheckpointReport, CommittableId, CompactionDone};
+use millstream_proto::control::{CheckpointReport, CommittableId};
 use millstream_proto::version::version_record::{Kind, Status};
 use millstream_proto::version::{Argument, Committable, JobIdentity, SplitState, TaskProgress, VersionRecord};
 use millstream_state_store::Run;
-use millstream_state_store::compaction::{self, CompactionOutcome};
+use millstream_state_store::compaction::{self, CompactionDone, CompactionOutcome};
 use millstream_state_store::key::KEY_CODEC_ID;
 use millstream_state_store::tree::{Tree, check_successor};
 
@@ -174,7 +174,7 @@ pub struct EpochResult<'a> {
     /// What was confirmed since the record before.
     pub confirmed: &'a BTreeSet<CommittableKey>,
     /// Compactions that have come to their end since: they need no record of their own.
-    pub compactions: &'a [CompactionDone],
+    pub compactions: &'a [(u64, CompactionDone)],
     /// With a rescale's epoch: the assignment that holds from here on.
     pub assignment: Option<&'a Assignment>,
     /// Whether the stream ends with it, and how.
@@ -202,7 +202,7 @@ pub fn checkpoint(base: &VersionRecord, result: &EpochResult<'_>) -> Result<Opti
     record.number = base.number + 1;
     record.set_kind(Kind::Checkpoint);
     let before = tree_of(base)?;
-    let (mut tree, compacted) = compact(&before, result.compactions)?;
+    let (mut tree, compacted) = compact(&before, result.compactions);
     let runs = result.reports.iter().flat_map(|r| &r.runs);
     tree.add_runs(runs.map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?);
     check_successor(&before, &tree, (Epoch(base.epoch), Epoch(result.epoch)))?;
@@ -239,25 +239,18 @@ fn tree_of(record: &VersionRecord) -> Result<Tree> {
 }
 
 /// The tree with the compactions that still fit, and the bytes that those wrote; `None` when none fits.
-fn compact(before: &Tree, done: &[CompactionDone]) -> Result<(Tree, Option<u64>)> {
+fn compact(before: &Tree, done: &[(u64, CompactionDone)]) -> (Tree, Option<u64>) {
     let (mut tree, mut bytes) = (before.clone(), None);
-    for d in done {
-        let change = compaction::CompactionDone {
-            task: millstream_common::TaskId(d.task_id as u16),
-            ranges: ranges_from_proto(&d.ranges)?,
-            inputs: d.inputs.iter().map(|r| Ok(Arc::new(Run::from_proto(r)?))).collect::<Result<Vec<_>>>()?,
-            bottom: d.bottom,
-            outputs: d.outputs.iter().map(Run::from_proto).collect::<Result<Vec<_>>>()?,
-        };
-        match compaction::apply(&tree, &change) {
+    for (_, done) in done {
+        match compaction::apply(&tree, done) {
             CompactionOutcome::Applied(after) => {
                 tree = after;
-                *bytes.get_or_insert(0) += d.bytes_written;
+                *bytes.get_or_insert(0) += done.outputs.iter().map(|r| r.length).sum::<u64>();
             }
             CompactionOutcome::Stale(why) => tracing::debug!("a compaction no longer fits: {why}"),
         }
     }
-    Ok((tree, bytes))
+    (tree, bytes)
 }
 
 fn merge_splits(base: &[SplitState], reports: &[CheckpointReport]) -> Vec<SplitState> {
@@ -320,9 +313,9 @@ pub fn confirmation(base: &VersionRecord, confirmed: &BTreeSet<CommittableKey>, 
 }
 
 /// The record of finished compactions that still fit; `None` when none does.
-pub fn compactions(base: &VersionRecord, done: &[CompactionDone]) -> Result<Option<VersionRecord>> {
+pub fn compactions(base: &VersionRecord, done: &[(u64, CompactionDone)]) -> Result<Option<VersionRecord>> {
     let before = tree_of(base)?;
-    let (tree, bytes) = compact(&before, done)?;
+    let (tree, bytes) = compact(&before, done);
     let Some(bytes) = bytes else { return Ok(None) };
     check_successor(&before, &tree, (Epoch(base.epoch), Epoch(base.epoch)))?;
     let mut record = base.clone();
@@ -335,9 +328,9 @@ pub fn compactions(base: &VersionRecord, done: &[CompactionDone]) -> Result<Opti
 
 /// The objects that compactions wrote and `record`, the first that could list them, does not: none ever will.
 #[must_use]
-pub fn stale_outputs(done: &[CompactionDone], record: &VersionRecord) -> Vec<String> {
+pub fn stale_outputs(done: &[(u64, CompactionDone)], record: &VersionRecord) -> Vec<String> {
     let listed: BTreeSet<&str> = record.tree.iter().flat_map(|t| &t.runs).map(|r| r.object.as_str()).collect();
-    let written: BTreeSet<&str> = done.iter().flat_map(|d| &d.outputs).map(|r| r.object.as_str()).collect();
+    let written: BTreeSet<&str> = done.iter().flat_map(|(_, d)| &d.outputs).map(|r| r.object.as_str()).collect();
     written.difference(&listed).map(|o| (*o).to_owned()).collect()
 }
 

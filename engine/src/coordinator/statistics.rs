@@ -6,9 +6,11 @@ use std::time::Duration;
 use millstream_common::Error;
 use millstream_common::env::Moment;
 use millstream_common::latency::Latencies;
-use millstream_proto::control::{CompactionDone, JobCounters, RequestCounters, SubtaskCounters};
+use millstream_proto::control::{JobCounters, SubtaskCounters};
 
-use crate::figures::{ReadFigures, StoreFigures, reads_from_proto, store_from_proto};
+use millstream_state_store::Run;
+
+use crate::figures::{OperatorFigures, StoreFigures, reads_from_proto, store_from_proto};
 
 /// Durations that the percentile is taken over.
 const DURATIONS_MAX: usize = 1_000;
@@ -32,9 +34,9 @@ pub(crate) struct CompactionFigures {
     pub(crate) bytes_read: u64,
     /// Bytes of their outputs.
     pub(crate) bytes_written: u64,
-    pub(crate) tasks: u64,
-    /// By runner: how many it ended.
-    pub(crate) by_runner: BTreeMap<String, u64>,
+    pub(crate) completed: u64,
+    /// By runner: whether it is a compactor, and how many it ended.
+    pub(crate) by_runner: BTreeMap<String, (bool, u64)>,
 }
 
 /// Runners that status tells apart; a cluster whose processes come and go all the time has more.
@@ -57,8 +59,6 @@ pub(crate) struct Statistics {
     pub(crate) durations: Latencies,
     pub(crate) last_trigger: Moment,
     pub(crate) rescales: Vec<RescaleDone>,
-    /// Bytes of the bundles of checkpoints.
-    pub(crate) bytes_flushed: u64,
     pub(crate) compaction: CompactionFigures,
     durations_ms: Vec<u64>,
     folded: Folded,
@@ -72,10 +72,9 @@ pub(crate) struct Statistics {
 struct Folded {
     events_in: u64,
     late_rows: u64,
-    requests: RequestCounters,
     cache: (u64, u64, u64),
-    /// Rows in and out, and what reads cost, by task.
-    operators: BTreeMap<String, (u64, u64, ReadFigures)>,
+    /// By task: rows in and out, and what reads cost.
+    operators: BTreeMap<String, OperatorFigures>,
     store: StoreFigures,
 }
 
@@ -94,7 +93,6 @@ impl Statistics {
         self.folded.events_in = self.events_in();
         self.folded.late_rows = self.late_rows();
         self.folded.cache = self.cache();
-        self.folded.requests = self.requests();
         self.folded.store = self.store().over();
         let tasks: BTreeSet<String> = self.current.keys().map(|k| k.1.clone()).collect();
         for task in tasks {
@@ -111,22 +109,19 @@ impl Statistics {
         self.folded.cache.0 += last.cache_memory_hits;
         self.folded.cache.1 += last.cache_disk_hits;
         self.folded.cache.2 += last.cache_misses;
-        if let Some(requests) = &last.requests {
-            add_requests(&mut self.folded.requests, requests);
-        }
         if let Some(store) = &last.store {
             self.folded.store += &store_from_proto(store).over();
         }
     }
 
     /// A compaction has come to its end.
-    pub(crate) fn compacted(&mut self, runner: &str, done: &CompactionDone) {
+    pub(crate) fn compacted(&mut self, runner: &str, is_compactor: bool, bytes_read: u64, outputs: &[Run]) {
         let figures = &mut self.compaction;
-        figures.bytes_read += done.bytes_read;
-        figures.bytes_written += done.bytes_written;
-        figures.tasks += 1;
+        figures.bytes_read += bytes_read;
+        figures.bytes_written += outputs.iter().map(|r| r.length).sum::<u64>();
+        figures.completed += 1;
         if figures.by_runner.len() < RUNNERS_MAX || figures.by_runner.contains_key(runner) {
-            *figures.by_runner.entry(runner.to_owned()).or_default() += 1;
+            figures.by_runner.entry(runner.to_owned()).or_insert((is_compactor, 0)).1 += 1;
         }
     }
 
@@ -140,13 +135,13 @@ impl Statistics {
     }
 
     /// Rows that came into a task and left it, and what its reads cost, over all its subtasks and deployments.
-    pub(crate) fn operator_figures(&self, task: &str) -> (u64, u64, ReadFigures) {
-        let before = self.folded.operators.get(task).copied().unwrap_or_default();
-        let now = self.current.iter().filter(|(k, _)| k.1 == task);
-        now.fold(before, |(i, o, mut reads), (_, s)| {
-            reads += s.reads.as_ref().map(reads_from_proto).unwrap_or_default();
-            (i + s.rows_in, o + s.rows_out, reads)
-        })
+    pub(crate) fn operator_figures(&self, task: &str) -> OperatorFigures {
+        let mut sum = self.folded.operators.get(task).copied().unwrap_or_default();
+        for (_, s) in self.current.iter().filter(|(k, _)| k.1 == task) {
+            let reads = s.reads.as_ref().map(reads_from_proto).unwrap_or_default();
+            sum += OperatorFigures { rows_in: s.rows_in, rows_out: s.rows_out, reads, ..OperatorFigures::default() };
+        }
+        sum
     }
 
     /// What all workers asked of the object store.
@@ -168,14 +163,6 @@ impl Statistics {
             sum.0 += c.cache_memory_hits;
             sum.1 += c.cache_disk_hits;
             sum.2 += c.cache_misses;
-        }
-        sum
-    }
-
-    pub(crate) fn requests(&self) -> RequestCounters {
-        let mut sum = self.folded.requests;
-        for r in self.requests.values().filter_map(|c| c.requests.as_ref()) {
-            add_requests(&mut sum, r);
         }
         sum
     }
@@ -216,19 +203,6 @@ impl Statistics {
     }
 }
 
-/// Adds up request counts.
-pub(crate) fn add_requests(sum: &mut RequestCounters, r: &RequestCounters) {
-    sum.get += r.get;
-    sum.put += r.put;
-    sum.list += r.list;
-    sum.head += r.head;
-    sum.delete += r.delete;
-    sum.copy += r.copy;
-    sum.bytes_read += r.bytes_read;
-    sum.bytes_written += r.bytes_written;
-    sum.usd += r.usd;
-}
-
 #[cfg(test)]
 mod tests {
     use millstream_proto::control::{OperatorStore, ReadCounters, RequestTally, StoreCounters};
@@ -242,7 +216,6 @@ mod tests {
         let reads = ReadCounters { named: gets * 2, asked: gets, misses: gets, ..Default::default() };
         JobCounters {
             subtasks: vec![SubtaskCounters { task_uid: "count".into(), reads: Some(reads), ..Default::default() }],
-            requests: Some(RequestCounters { get: gets, ..Default::default() }),
             store: Some(StoreCounters {
                 operators: vec![operator],
                 hedged: 1,
@@ -259,14 +232,14 @@ mod tests {
         s.update("a", counters(1, Some(50)));
         s.update("a", counters(3, Some(40)));
         s.update("b", counters(4, Some(60)));
-        let gets = |s: &Statistics| (s.store().total().get, s.requests().get, s.operator_figures("count").2.asked);
-        assert_eq!(gets(&s), (7, 7, 7));
+        let gets = |s: &Statistics| (s.store().total().get, s.operator_figures("count").reads.asked);
+        assert_eq!(gets(&s), (7, 7));
         assert_eq!((s.store().limits_per_s, s.store().requests.hedged), ((Some(40), None), 2));
         s.fold();
-        assert_eq!(gets(&s), (7, 7, 7));
+        assert_eq!(gets(&s), (7, 7));
         assert_eq!(s.store().limits_per_s, (None, None), "a deployment that is over waits for nothing");
         s.update("b", counters(5, None));
-        assert_eq!(gets(&s), (12, 12, 12));
+        assert_eq!(gets(&s), (12, 12));
         // It leaves, comes back and counts anew; its subtasks are still told apart by their attempts.
         s.fold_worker("b");
         s.update("b", JobCounters { subtasks: Vec::new(), ..counters(1, None) });

@@ -1,6 +1,6 @@
 //! The documents that clients get, as JSON.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use millstream_common::KeyGroupRanges;
 use millstream_common::env::Moment;
@@ -13,7 +13,6 @@ use millstream_state_store::{ReadReport, TaskWrites, Tree};
 use serde_json::{Value, json};
 
 use super::master::JobMaster;
-use super::statistics::add_requests;
 use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
 use crate::figures::{ReadFigures, SHARED, StoreFigures};
 use crate::graph::JobGraph;
@@ -27,8 +26,6 @@ pub(crate) struct StatusFacts<'a> {
     pub(crate) processes: Vec<ProcessUsage>,
     /// Process numbers by worker.
     pub(crate) pids: &'a BTreeMap<String, u32>,
-    /// The names of those that are or were compactors.
-    pub(crate) compactors: &'a BTreeSet<String>,
     /// Requests of the coordinator itself for the job.
     pub(crate) own_requests: Metered,
     pub(crate) already_finished: bool,
@@ -79,7 +76,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "bytes_last": s.bytes_last, "puts_last": s.puts_last, "bytes": s.bytes, "puts": s.puts,
             "durations": latencies(&s.durations),
         },
-        "object_store": object_store(master, facts, &store),
+        "object_store": object_store(facts, &store),
         "reads": reads(&all_reads(master, facts.graph)),
         "writes": writes(&store.written(), Some(store.requests.bundles)),
         "versions": facts.versions,
@@ -99,28 +96,25 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
     })
 }
 
-/// Figures of compactions. Those of what runs and of what is due are of the present deployment.
+/// Compactions that the coordinator has given out: what those have done that were not given up, and, of the present
+/// deployment, what runs and what is due. What all of them wrote is in `writes`.
 fn compaction(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
     let figures = &master.statistics.compaction;
     let (running, debt) = (master.book.running(), master.book.debt());
-    let names: BTreeSet<&str> = figures.by_runner.keys().map(String::as_str).chain(running.keys().copied()).collect();
-    let role = |name: &str| if facts.compactors.contains(name) { "compactor" } else { "worker" };
-    let runner = |name: &str| {
+    let done = figures.by_runner.iter().map(|(name, (is_compactor, _))| (name.as_str(), *is_compactor));
+    let runners: BTreeMap<&str, bool> = done.chain(running.iter().map(|(name, r)| (*name, r.0))).collect();
+    let runner = |(name, is_compactor): (&str, bool)| {
         json!({
-            "worker": name, "pid": facts.pids.get(name), "role": role(name),
-            "tasks": figures.by_runner.get(name).copied().unwrap_or_default(),
-            "running": running.get(name).copied().unwrap_or_default(),
+            "worker": name, "pid": facts.pids.get(name), "role": if is_compactor { "compactor" } else { "worker" },
+            "completed": figures.by_runner.get(name).map_or(0, |r| r.1),
+            "running": running.get(name).map_or(0, |r| r.1),
         })
     };
-    let flushed = master.statistics.bytes_flushed;
-    // Bytes written for each byte that a checkpoint wrote.
-    let amplification = (flushed > 0).then(|| rounded((flushed + figures.bytes_written) as f64 / flushed as f64));
     json!({
-        "bytes_flushed": flushed, "write_amplification": amplification,
-        "bytes_read": figures.bytes_read, "bytes_written": figures.bytes_written, "tasks": figures.tasks,
-        "running": running.values().sum::<u64>(),
-        "debt_bytes": debt.map(|d| d.bytes), "runs_max": debt.map(|d| d.runs_max),
-        "runners": names.into_iter().map(runner).collect::<Vec<_>>(),
+        "completed": figures.completed, "bytes_read": figures.bytes_read, "bytes_written": figures.bytes_written,
+        "running": running.values().map(|r| r.1).sum::<u64>(),
+        "debt_bytes": debt.map(|d| d.0), "runs_per_key_group_max": debt.map(|d| d.1),
+        "runners": runners.into_iter().map(runner).collect::<Vec<_>>(),
     })
 }
 
@@ -129,14 +123,13 @@ fn rounded(seconds: f64) -> f64 {
 }
 
 /// All requests of the job: sums, by operator and purpose, and how the store takes them.
-fn object_store(master: &JobMaster, facts: &StatusFacts<'_>, store: &StoreFigures) -> Value {
-    let mut sums = master.statistics.requests();
-    add_requests(&mut sums, &crate::worker::request_counters(&facts.own_requests));
-    let all = store.total();
+fn object_store(facts: &StatusFacts<'_>, store: &StoreFigures) -> Value {
+    let mut all = store.total();
+    all += &facts.own_requests;
     let r = &store.requests;
     json!({
-        "get": sums.get, "put": sums.put, "list": sums.list, "head": sums.head, "delete": sums.delete, "copy": sums.copy,
-        "bytes_read": sums.bytes_read, "bytes_written": sums.bytes_written, "usd": sums.usd,
+        "get": all.get, "put": all.put, "list": all.list, "head": all.head, "delete": all.delete, "copy": all.copy,
+        "bytes_read": all.bytes_read, "bytes_written": all.bytes_written, "usd": all.usd(),
         "retries": all.retries, "throttled": all.throttled, "limiter_wait_ms": all.limiter_wait_us / 1000,
         "reads_per_s_max": store.limits_per_s.0, "writes_per_s_max": store.limits_per_s.1,
         "hedged": r.hedged, "over_budget": r.over_budget, "queued_ms": r.queued.as_millis() as u64,
@@ -168,7 +161,7 @@ fn latencies(l: &Latencies) -> Value {
 }
 
 fn all_reads(master: &JobMaster, graph: &JobGraph) -> ReadFigures {
-    let of = |task: &crate::graph::TaskPlan| master.statistics.operator_figures(&task.uid).2;
+    let of = |task: &crate::graph::TaskPlan| master.statistics.operator_figures(&task.uid).reads;
     graph.tasks.iter().map(of).fold(ReadFigures::default(), |mut sum, reads| {
         sum += reads;
         sum
@@ -205,7 +198,7 @@ fn writes(w: &TaskWrites, bundles: Option<u64>) -> Value {
     let mut document = json!({
         "flushed_bytes": w.flushed_bytes, "flushed_entries": w.flushed_entries, "compactions": w.compactions,
         "compaction_bytes_in": w.compaction_bytes_in, "compaction_bytes_out": w.compaction_bytes_out,
-        "amplification": (w.flushed_bytes > 0).then(|| rounded(all as f64 / w.flushed_bytes as f64)),
+        "write_amplification": (w.flushed_bytes > 0).then(|| rounded(all as f64 / w.flushed_bytes as f64)),
     });
     if let Some(bundles) = bundles {
         document["bundles"] = bundles.into();
@@ -273,19 +266,19 @@ fn operators(
                 let part: u64 = mine.iter().map(|(_, s)| part(&s.1)).sum();
                 if alive == 0 { Value::Null } else { json!(rounded(part as f64 / alive as f64)) }
             };
-            let (rows_in, rows_out, cost) = master.statistics.operator_figures(&task.uid);
+            let done = master.statistics.operator_figures(&task.uid);
             let keeps_state = runs.get(&task.uid);
             let used = store.operators.get(&task.uid);
             json!({
                 "name": task.name,
                 "uid": task.uid,
                 "parallelism": parallelism,
-                "rows_in": rows_in,
-                "rows_out": rows_out,
+                "rows_in": done.rows_in,
+                "rows_out": done.rows_out,
                 "busy": share(|s| s.busy_ms),
                 "back_pressured": share(|s| s.back_pressured_ms),
                 "state_wait": share(|s| s.state_wait_ms),
-                "reads": keeps_state.map(|_| reads(&cost)),
+                "reads": keeps_state.map(|_| reads(&done.reads)),
                 "writes": keeps_state.map(|_| writes(&used.map(|u| u.written).unwrap_or_default(), None)),
                 "usd": keeps_state.map(|_| used.map_or(0.0, |u| u.requests.usd())),
                 "runs_per_key_group_max": keeps_state,

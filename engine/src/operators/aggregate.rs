@@ -99,6 +99,7 @@ impl StateValue for Accumulators {
 #[derive(Debug)]
 pub(super) struct AggregateSet {
     calls: Vec<Placed>,
+    width: usize,
     accumulate: Accumulate,
 }
 
@@ -146,12 +147,12 @@ impl AggregateSet {
         let accumulate = Accumulate::of(&form_of(&placed, String::new()))
             .map_err(|why| Error::internal(format!("aggregates that do not add up: {why}")).code(9119))?;
         debug_assert_eq!(accumulate.width(), width);
-        Ok(Self { calls: placed, accumulate })
+        Ok(Self { calls: placed, width, accumulate })
     }
 
     /// Numbers in a row of accumulators.
     pub(super) fn width(&self) -> usize {
-        self.accumulate.width()
+        self.width
     }
 
     /// How rows of accumulators are encoded, in words.

@@ -57,9 +57,9 @@ impl Compactor {
 
     /// Begins a compaction, unless it is of a deployment that is over.
     pub(super) fn compact(&mut self, order: Compact) {
-        let (job, task) = (order.job.clone(), order.task);
+        let (job, number) = (order.job.clone(), order.number);
         if let Err(e) = self.begin(order) {
-            self.context.tell(merging::given_up(job, task, &e));
+            self.context.tell(merging::given_up(job, number, &e));
         }
     }
 
@@ -80,7 +80,7 @@ impl Compactor {
         }
         let Some(job) = self.jobs.get_mut(&of.id) else { return Ok(()) };
         job.gauges.learn(&Tree::from_proto(order.tree.as_ref().unwrap_or(&Default::default()))?);
-        let (inputs, task) = (merging::inputs(&order)?, order.task);
+        let (inputs, number) = (merging::inputs(&order)?, order.number);
         let (context, state, throttle) = (self.context.clone(), job.state.clone(), self.context.stores.throttle());
         let ended = Arc::new(AtomicBool::new(false));
         let has_ended = ended.clone();
@@ -92,7 +92,7 @@ impl Compactor {
             has_ended.store(true, Ordering::Relaxed);
             context.tell(merging::report(order, outcome));
         });
-        job.running.insert(task, Merging { ended, _task: AbortOnDrop(running) });
+        job.running.insert(number, Merging { ended, _task: AbortOnDrop(running) });
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use millstream_common::Env;
 use millstream_common::TaskId;
 use millstream_common::env::Moment;
 use millstream_objects::Store;
-use millstream_proto::control::{JobCounters, JobRef, RequestCounters, SplitCounters, SubtaskCounters, VersionInUse};
+use millstream_proto::control::{JobCounters, JobRef, SplitCounters, SubtaskCounters, VersionInUse};
 use millstream_state_store::{Run, StateStore, Tree};
 use parking_lot::Mutex;
 
@@ -119,14 +119,12 @@ impl JobGauges {
 
     /// What the coordinator is told.
     pub(crate) fn counters(&self) -> JobCounters {
-        let requests = self.store.meter().snapshot();
         let cache = self.state.totals();
         let now = self.env.now();
         let subtasks = self.subtasks.lock();
         JobCounters {
             job: Some(self.job.clone()),
             subtasks: subtasks.iter().map(|(id, s)| self.subtask(*id, s, now)).collect(),
-            requests: Some(request_counters(&requests)),
             cache_memory_hits: cache.memory_hits,
             cache_disk_hits: cache.disk_hits,
             cache_misses: cache.misses,
@@ -190,20 +188,5 @@ fn split_counters(s: &crate::task::SplitMetrics) -> SplitCounters {
         idle: s.idle,
         finished: s.finished,
         source_uid: s.source_uid.clone(),
-    }
-}
-
-/// As a message.
-pub(crate) fn request_counters(m: &millstream_objects::Metered) -> RequestCounters {
-    RequestCounters {
-        get: m.get,
-        put: m.put,
-        list: m.list,
-        head: m.head,
-        delete: m.delete,
-        copy: m.copy,
-        bytes_read: m.bytes_read,
-        bytes_written: m.bytes_written,
-        usd: m.usd(),
     }
 }

@@ -603,7 +603,7 @@ impl JobActor {
                     merged.outputs.iter().for_each(|run| self.context.state.release(run));
                 }
                 let e = Error::canceled("the subtask is no longer here");
-                self.context.worker.tell(merging::given_up(c.order.job, c.order.task, &e));
+                self.context.worker.tell(merging::given_up(c.order.job, c.order.number, &e));
             }
             self.tell_held();
             self.serving.retain(|id, _| *id >= self.assignment.id);
@@ -615,14 +615,15 @@ impl JobActor {
         self.warming.newest(&version);
         if let Some(old) = self.version.replace(version.clone()) {
             let shrunk = shrunk(&old.runs, &version.runs, &self.owned());
-            let hot = self.context.state.hot_spans(shrunk.iter().map(|s| &s.gone));
+            // Nothing is read ahead amid a rescale.
+            let refills = !self.holding && !shrunk.is_empty();
+            let hot = refills.then(|| self.context.state.hot_spans(shrunk.iter().map(|s| &s.gone)));
             shrunk.iter().for_each(|s| self.context.state.forget_outside(&s.gone, &s.left.clip));
-            let is_over = !shrunk.is_empty();
             if self.context.state.keeps_state() {
                 self.retired.extend(shrunk.into_iter().map(|s| (record.number, s.left)));
                 self.keep_what_lives(&version, reassigned);
             }
-            if is_over && !self.holding {
+            if let Some(hot) = hot {
                 self.warming.after_compaction(&self.context, &old, &version, &self.owned(), &Arc::new(hot));
             }
         }
@@ -739,7 +740,7 @@ impl JobActor {
         let here = subtask.filter(|id| self.tasks.contains_key(id) && !self.holding);
         let (Some(id), Some(version)) = (here, version) else {
             let e = Error::canceled("its key groups are not, or not only, here");
-            self.tell(merging::given_up(order.job, order.task, &e));
+            self.tell(merging::given_up(order.job, order.number, &e));
             return Ok(());
         };
         let ranges = ranges_from_proto(&order.ranges)?;

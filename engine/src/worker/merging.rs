@@ -36,7 +36,7 @@ pub(super) async fn merge(
         bottom: order.bottom,
         read_time: ReadTime { event_time_ms: order.event_time_ms, processing_time_ms: order.processing_time_ms },
         writer: WriterName { generation: Generation(job.generation), execution: Execution(job.execution) },
-        task: Some(order.task),
+        number: Some(order.number),
     };
     state.merge(merge, throttle).await
 }
@@ -46,20 +46,15 @@ pub(super) fn report(order: Compact, outcome: Result<Merged>) -> Message {
     match outcome {
         Ok(merged) => Message::CompactionDone(CompactionDone {
             job: order.job,
-            task_id: order.task_id,
-            ranges: order.ranges,
-            inputs: order.inputs,
-            bytes_written: merged.outputs.iter().map(|r| r.length).sum(),
             outputs: merged.outputs.iter().map(Run::to_proto).collect(),
-            bottom: order.bottom,
-            task: order.task,
+            number: order.number,
             bytes_read: merged.bytes_read,
         }),
-        Err(e) => given_up(order.job, order.task, &e),
+        Err(e) => given_up(order.job, order.number, &e),
     }
 }
 
 /// What the coordinator is told of one that does not come to its end here.
-pub(super) fn given_up(job: Option<JobRef>, task: u64, error: &Error) -> Message {
-    Message::CompactionFailed(CompactionFailed { job, task, failure: Some(failure_to_proto(error)) })
+pub(super) fn given_up(job: Option<JobRef>, number: u64, error: &Error) -> Message {
+    Message::CompactionFailed(CompactionFailed { job, number, failure: Some(failure_to_proto(error)) })
 }

@@ -42,7 +42,6 @@ mod writer;
 use channels::Channels;
 use committer::Committers;
 use compactor::Compactor;
-pub(crate) use gauges::request_counters;
 use job::{JobHandle, JobMessage};
 pub use leave::{Departure, LeaveRequest};
 use leave::{GRACE, Leaving};
@@ -418,7 +417,7 @@ impl Worker {
     fn compact(&mut self, order: Compact) {
         if !self.runs(order.job.as_ref()) {
             let e = Error::canceled("the job does not run here");
-            return self.context.tell(merging::given_up(order.job, order.task, &e));
+            return self.context.tell(merging::given_up(order.job, order.number, &e));
         }
         self.pass_on(order.job.clone(), JobMessage::Compact(Box::new(order)));
     }

@@ -137,8 +137,7 @@ impl Warming {
         for merged_here in [true, false] {
             let those =
                 views(context, version, ranges, |run: &Run| new(run) && context.state.knows(run) == merged_here);
-            let hot = || hot.clone();
-            ahead.extend(those.into_iter().map(|view| Ahead::Successors { view, hot: hot(), merged_here }));
+            ahead.extend(those.into_iter().map(|view| Ahead::Successors { view, hot: hot.clone(), merged_here }));
         }
         ahead.extend(views(context, version, ranges, &new).into_iter().map(|view| Ahead::All(view, now)));
         self.add(context, ahead.into_iter());

@@ -21,7 +21,7 @@ mod throttle;
 use millstream_common::{Error, Result};
 
 pub use apply::{CompactionDone, CompactionOutcome, apply};
-pub use pick::{Debt, Limits, Pick, debt, pick, pick_within};
+pub use pick::{Limits, Pick, debt_bytes, pick, pick_within};
 pub(crate) use run::Unlisted;
 pub use run::{Merge, Merged};
 pub use throttle::Throttle;

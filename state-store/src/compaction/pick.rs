@@ -88,18 +88,10 @@ pub fn pick_within(
     Some(Pick { inputs: window.iter().map(|&i| runs[i].0.clone()).collect(), ranges, bottom })
 }
 
-/// How far behind compactions are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Debt {
-    /// Bytes of the runs of those key groups that have so many that they are to be merged, about.
-    pub bytes: u64,
-    /// The most runs that a key group has.
-    pub runs_max: usize,
-}
-
-/// The debt of one task; `runs`: all its live ones.
+/// Bytes of the runs of those key groups that have so many that they are to be merged, about: how far behind compactions
+/// are. `runs`: all live ones of a task.
 #[must_use]
-pub fn debt(runs: &[Arc<Run>], options: &CompactionOptions) -> Debt {
+pub fn debt_bytes(runs: &[Arc<Run>], options: &CompactionOptions) -> u64 {
     // At each bound of a clip: how many runs begin or end there, and by how much a key group has more bytes, in 2^-32.
     let mut changes: BTreeMap<u32, (i64, i128)> = BTreeMap::new();
     for run in runs {
@@ -111,17 +103,15 @@ pub fn debt(runs: &[Arc<Run>], options: &CompactionOptions) -> Debt {
             }
         }
     }
-    let (mut debt, mut bytes) = (Debt::default(), 0_i128);
+    let mut bytes = 0_i128;
     let (mut live, mut density, mut start) = (0_i64, 0_i128, 0_u32);
     for (bound, change) in changes {
         if live as usize >= options.trigger_runs.max(2) {
             bytes += density * i128::from(bound - start);
         }
         (live, density, start) = (live + change.0, density + change.1, bound);
-        debt.runs_max = debt.runs_max.max(live as usize);
     }
-    debt.bytes = ((bytes + (1 << 31)) >> 32) as u64;
-    debt
+    ((bytes + (1 << 31)) >> 32) as u64
 }
 
 /// The runs, by index, that are live in a segment.

@@ -47,7 +47,7 @@ pub struct Merge<'a> {
     /// Who writes.
     pub writer: WriterName,
     /// The number of the compaction among those of its deployment: part of the names of what it writes.
-    pub task: Option<u64>,
+    pub number: Option<u64>,
 }
 
 /// What a compaction wrote.
@@ -71,7 +71,7 @@ impl StateStore {
         bottom: bool,
         read_time: ReadTime,
     ) -> Result<Vec<Run>> {
-        let merge = Merge { inputs, ranges, layouts, bottom, read_time, writer, task: None };
+        let merge = Merge { inputs, ranges, layouts, bottom, read_time, writer, number: None };
         Ok(self.merge(merge, &Throttle::default()).await?.outputs)
     }
 
@@ -104,7 +104,7 @@ impl StateStore {
             let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
             let cursors = Cursors::new(self, layouts, clips, &parts, &all, mode);
             let mut output = Output {
-                object: self.output_name(merge.writer, merge.task),
+                object: self.output_name(merge.writer, merge.number),
                 section: SectionBuilder::new(inputs[0].task, &options, layouts),
             };
             self.merge_part(cursors, layouts, (bottom, read_time), &mut output, &mut reads).await?;

@@ -116,11 +116,11 @@ fn a_large_merge_into_the_oldest_run_waits_until_it_is_overdue() {
 
 #[test]
 fn debt_is_what_lies_in_key_groups_with_many_runs() {
-    assert_eq!(debt(&[], &options(3)), Debt::default());
+    assert_eq!(debt_bytes(&[], &options(3)), 0);
     let mut runs = vec![run("a", (1, 1), 1_000, &[(0, 100)]), run("b", (2, 2), 1_000, &[(0, 100)])];
-    assert_eq!(debt(&runs, &options(3)), Debt { bytes: 0, runs_max: 2 });
+    assert_eq!(debt_bytes(&runs, &options(3)), 0);
     runs.push(run("c", (3, 3), 1_000, &[(50, 150)]));
-    assert_eq!(debt(&runs, &options(3)), Debt { bytes: 1_500, runs_max: 3 });
+    assert_eq!(debt_bytes(&runs, &options(3)), 1_500);
 }
 
 /// However long a merge of the oldest runs takes, and whenever the schedule allows it, reads see few runs.

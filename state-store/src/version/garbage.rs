@@ -184,7 +184,7 @@ pub fn writer_of(object: &str) -> Option<(u64, u64)> {
     parts.next().map(|_| (generation, execution))
 }
 
-/// The number of the compaction in the name of an object that one wrote (`{generation}-{execution}-c{task}-{unique}`).
+/// The number of the compaction in the name of an object that one wrote (`{generation}-{execution}-c{number}-{unique}`).
 #[must_use]
 pub fn compaction_of(object: &str) -> Option<u64> {
     object.split_once('/')?.1.splitn(3, '-').nth(2)?.strip_prefix('c')?.split_once('-')?.0.parse().ok()
@@ -200,8 +200,8 @@ pub struct OpenCompactions {
 }
 
 impl OpenCompactions {
-    fn is_closed(&self, task: u64) -> bool {
-        task < self.next && !self.open.contains(&task)
+    fn is_closed(&self, number: u64) -> bool {
+        number < self.next && !self.open.contains(&number)
     }
 }
 
@@ -210,7 +210,7 @@ impl OpenCompactions {
 #[must_use]
 pub fn is_over(object: &str, current: (u64, u64), compactions: &OpenCompactions) -> bool {
     let Some(writer) = writer_of(object) else { return false };
-    let given_up = || writer == current && compaction_of(object).is_some_and(|task| compactions.is_closed(task));
+    let given_up = || writer == current && compaction_of(object).is_some_and(|number| compactions.is_closed(number));
     // A planted bug: what no version refers to is taken for left over, whoever may still report it.
     writer < current || given_up() || bug_is_planted(4)
 }

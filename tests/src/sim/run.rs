@@ -132,7 +132,7 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
             s["execution"],
             rescales(s, |r| r["from"] != r["to"]),
             rescales(s, |r| r["from"] == r["to"]),
-            s["compaction"]["tasks"],
+            s["compaction"]["completed"],
             by_compactors(s),
             s["checkpoints"]["completed"]
         ),
@@ -178,7 +178,7 @@ fn rescales(status: &Value, which: impl Fn(&Value) -> bool) -> usize {
 /// How many compactions compactors have run.
 fn by_compactors(status: &Value) -> u64 {
     let runners = status["compaction"]["runners"].as_array().into_iter().flatten();
-    runners.filter(|r| r["role"] == "compactor").filter_map(|r| r["tasks"].as_u64()).sum()
+    runners.filter(|r| r["role"] == "compactor").filter_map(|r| r["completed"].as_u64()).sum()
 }
 
 type End = Option<Result<Value, String>>;

@@ -26,6 +26,8 @@ fn quiet(plan: &mut Plan, dice: &mut Dice, lasts: Duration) {
     plan.readers.clear();
     plan.forks.clear();
     plan.leaves.clear();
+    // Places of compactors stand behind those of leaving workers.
+    plan.compactor_leaves.clear();
     plan.faults.clear();
     plan.paced_ms = lasts.as_millis() as u64;
     plan.healed = lasts;

@@ -112,8 +112,8 @@ fn up(m: &ToCoordinator) -> String {
             format!("task failed {} {}: {}", f.task_uid, f.subtask, f.failure.as_ref().map_or("", |f| f.what.as_str()))
         }
         Some(M::Confirmed(c)) => format!("confirmed {} failed {}", c.committables.len(), c.failure.is_some()),
-        Some(M::CompactionDone(c)) => format!("compacted c{} {} to {}", c.task, c.inputs.len(), c.outputs.len()),
-        Some(M::CompactionFailed(c)) => format!("not compacted c{}", c.task),
+        Some(M::CompactionDone(c)) => format!("compacted c{} to {}", c.number, c.outputs.len()),
+        Some(M::CompactionFailed(c)) => format!("not compacted c{}", c.number),
         Some(M::Serving(s)) => format!("serving a{}", s.assignment_id),
         Some(M::SplitsFinished(s)) => format!("splits finished {}", s.splits.len()),
         Some(M::CompactionsHeld(_)) => "compactions held".into(),
@@ -139,7 +139,7 @@ fn down(m: &ToWorker) -> String {
         Some(M::EndOfInput(_)) => "end of input".into(),
         Some(M::PrepareRescale(p)) => format!("prepare a{}", p.assignment.as_ref().map_or(0, |a| a.id)),
         Some(M::Compact(c)) => {
-            format!("compact c{} {} of {}.{} {:?}", c.task, c.inputs.len(), c.task_id, c.subtask, c.bottom)
+            format!("compact c{} {} of {}.{} {:?}", c.number, c.inputs.len(), c.task_id, c.subtask, c.bottom)
         }
         Some(M::HoldCompactions(h)) => format!("hold compactions {}", h.hold),
         Some(M::LetGo(l)) => format!("let go, {:?} wait", l.waiting),

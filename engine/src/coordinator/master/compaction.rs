@@ -17,16 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::Moment;
-use millstream_common::{ErrorKind, KeyGroupRange, KeyGroupRanges, Result};
+use millstream_common::{Error, ErrorKind, KeyGroupRange, KeyGroupRanges, Result, TaskId};
 use millstream_proto::control::{Compact, CompactionDone, CompactionFailed, to_worker};
 use millstream_proto::version as proto;
-use millstream_state_store::compaction::{CompactionOptions, Debt, Limits, Pick, debt, pick_within};
+use millstream_state_store::compaction::{self, CompactionOptions, Limits, Pick, debt_bytes, pick_within};
 use millstream_state_store::tree::runs_per_key_group_max;
 use millstream_state_store::version::garbage::OpenCompactions;
 use millstream_state_store::{ReadTime, Run, Tree};
 
 use super::{Action, JobMaster, Phase, Turn};
-use crate::convert::{failure_from_proto, ranges_from_proto, ranges_to_proto};
+use crate::convert::{failure_from_proto, ranges_to_proto};
 use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
 use crate::settings::{CompactionPlace, StateSettings};
 
@@ -44,14 +44,13 @@ pub(super) struct Given {
     is_owners: bool,
     /// The version that it was picked from.
     version: u64,
-    inputs: Vec<Arc<Run>>,
-    ranges: KeyGroupRanges,
+    pick: Pick,
 }
 
 #[cfg(test)]
 impl Given {
-    pub(super) fn of(unit: Unit, runner: &str, is_owners: bool, version: u64, inputs: Vec<Arc<Run>>) -> Self {
-        Self { unit, runner: runner.to_owned(), is_owners, version, inputs, ranges: KeyGroupRanges::all() }
+    pub(super) fn of(unit: Unit, runner: &str, is_owners: bool, version: u64, pick: Pick) -> Self {
+        Self { unit, runner: runner.to_owned(), is_owners, version, pick }
     }
 }
 
@@ -62,7 +61,9 @@ struct Shape {
     runs: BTreeMap<u16, Vec<Arc<Run>>>,
     /// Tasks and states, for those who have not the record.
     states: proto::Tree,
-    debt: Debt,
+    debt_bytes: u64,
+    /// The most runs that a read of a key looks into.
+    runs_per_key_group_max: usize,
 }
 
 /// The compactions of the present deployment.
@@ -84,8 +85,8 @@ pub(crate) struct Book {
 
 impl Book {
     /// Whether a compaction of this number is under way at `runner`.
-    pub(crate) fn has_given(&self, runner: &str, task: u64) -> bool {
-        self.given.get(&task).is_some_and(|g| g.runner == runner)
+    pub(crate) fn has_given(&self, runner: &str, number: u64) -> bool {
+        self.given.get(&number).is_some_and(|g| g.runner == runner)
     }
 
     /// The oldest version that a running compaction was picked from.
@@ -98,13 +99,18 @@ impl Book {
         self.given.values().filter(|g| g.runner == runner).count() as u32
     }
 
-    /// How many compactions run, by runner.
-    pub(crate) fn running(&self) -> BTreeMap<&str, u64> {
+    /// By runner: whether it is a compactor, and how many compactions run there.
+    pub(crate) fn running(&self) -> BTreeMap<&str, (bool, u64)> {
         let mut running = BTreeMap::new();
         for given in self.given.values() {
-            *running.entry(given.runner.as_str()).or_default() += 1;
+            running.entry(given.runner.as_str()).or_insert((!given.is_owners, 0)).1 += 1;
         }
         running
+    }
+
+    /// Takes out what was given to `runner` under this number.
+    fn take(&mut self, runner: &str, number: u64) -> Option<Given> {
+        self.has_given(runner, number).then(|| self.given.remove(&number)).flatten()
     }
 
     /// Whether a compactor has worked for the present deployment.
@@ -112,9 +118,10 @@ impl Book {
         self.compactors.contains(compactor)
     }
 
-    /// How far behind they are at the newest version that was looked at.
-    pub(crate) fn debt(&self) -> Option<Debt> {
-        self.shape.as_ref().map(|s| s.debt)
+    /// How far behind they are at the newest version that was looked at: bytes to be merged, and the most runs that a read
+    /// of a key looks into.
+    pub(crate) fn debt(&self) -> Option<(u64, usize)> {
+        self.shape.as_ref().map(|s| (s.debt_bytes, s.runs_per_key_group_max))
     }
 
     /// The deployment is over: nothing of it is reported any more. Who ran compactions for it.
@@ -159,13 +166,11 @@ impl Book {
         for run in tree.runs() {
             runs.entry(run.task.0).or_default().push(run.clone());
         }
-        let mut all = Debt::default();
-        for of_task in runs.values() {
-            let Debt { bytes, runs_max } = debt(of_task, options);
-            all = Debt { bytes: all.bytes + bytes, runs_max: all.runs_max.max(runs_max) };
-        }
-        let states = tree.with_runs(Vec::new()).to_proto();
-        self.shape = Some(Shape { version: record.number, runs, states, debt: all });
+        let debt_bytes = runs.values().map(|of_task| debt_bytes(of_task, options)).sum();
+        let most = |of_task| runs_per_key_group_max(of_task, &KeyGroupRanges::all());
+        let runs_per_key_group_max = runs.values().map(most).max().unwrap_or_default();
+        let (version, states) = (record.number, tree.with_runs(Vec::new()).to_proto());
+        self.shape = Some(Shape { version, runs, states, debt_bytes, runs_per_key_group_max });
         Ok(())
     }
 }
@@ -192,8 +197,8 @@ pub(super) fn runner<'a>(
     }
 }
 
-/// What is to be merged for a subtask, if anything: its runs, those of its compactions that run, and whether the owner
-/// runs one of them. Pure.
+/// What is to be merged for a subtask, if anything, and whether a read sees as many runs as it may. `running`: compactions
+/// in its key groups. Pure.
 pub(super) fn next_pick(
     runs: &[Arc<Run>],
     ranges: &KeyGroupRanges,
@@ -201,27 +206,18 @@ pub(super) fn next_pick(
     put_off_bytes: Option<u64>,
     running: &[&Given],
 ) -> Option<(Pick, bool)> {
-    let none_busy = Limits { busy: &[], put_off_bytes };
-    let mine: Vec<Arc<Run>> = runs.iter().filter(|r| r.clip.overlaps(ranges)).cloned().collect();
-    let at_bound = |mine: &[Arc<Run>]| {
-        let clipped: Vec<_> = mine.iter().map(|r| Arc::new(r.with_clip(r.clip.intersect(ranges)))).collect();
-        debt(&clipped, options).runs_max >= options.runs_max()
-    };
+    let most = runs_per_key_group_max(runs, ranges);
     // Most of the time there is nothing to do.
-    if runs_per_key_group_max(runs, ranges) < options.trigger_runs.max(2) {
+    if most < options.trigger_runs.max(2) {
         return None;
     }
-    if running.is_empty() {
-        let pick = pick_within(&mine, ranges, options, &none_busy)?;
-        return Some((pick, at_bound(&mine)));
-    }
+    let at_bound = most >= options.runs_max();
     // What takes long elsewhere must not let runs pile up: the owner merges those that came since.
-    if running.iter().any(|g| g.is_owners) || !at_bound(&mine) {
+    if !running.is_empty() && (!at_bound || running.iter().any(|g| g.is_owners)) {
         return None;
     }
-    let busy: Vec<Arc<Run>> = running.iter().flat_map(|g| &g.inputs).cloned().collect();
-    let limits = Limits { busy: &busy, put_off_bytes };
-    pick_within(&mine, ranges, options, &limits).map(|pick| (pick, true))
+    let busy: Vec<Arc<Run>> = running.iter().flat_map(|g| &g.pick.inputs).cloned().collect();
+    Some((pick_within(runs, ranges, options, &Limits { busy: &busy, put_off_bytes })?, at_bound))
 }
 
 /// The clocks by which a compaction may drop what has expired in these key groups of a task: the coordinator's when the
@@ -260,6 +256,11 @@ impl JobMaster {
         if let Err(e) = self.book.look(&self.record, &options) {
             return self.on_failure(e, t);
         }
+        if self.book.debt().is_none_or(|(_, most)| most < options.trigger_runs.max(2)) {
+            return;
+        }
+        let now = t.now;
+        t.compactors.retain(|name, _| !self.book.is_shunned(name, now));
         let in_window = self.settings.state.compaction_schedule.is_none_or(|window| window.holds(t.wall_ms));
         let put_off_bytes = (!in_window).then_some(options.output_bytes);
         for task in self.stateful_tasks() {
@@ -270,11 +271,10 @@ impl JobMaster {
                 let place = self.settings.state.compaction_where;
                 let owner = self.placement.get(index as usize);
                 let failed = place == CompactionPlace::Auto && self.book.for_owner.contains(&(task, index));
-                let owners = at_bound || failed;
-                let mut compactors = t.compactors.clone();
-                compactors.retain(|name, _| !self.book.is_shunned(name, t.now));
-                let Some((name, is_owners)) = runner(place, owner, &compactors, owners) else { continue };
-                let name = name.clone();
+                let chosen = runner(place, owner, &t.compactors, at_bound || failed);
+                let Some((name, is_owners)) = chosen.map(|(name, is_owners)| (name.clone(), is_owners)) else {
+                    continue;
+                };
                 if !is_owners && let Some(slots) = t.compactors.get_mut(&name) {
                     *slots -= 1;
                 }
@@ -297,27 +297,25 @@ impl JobMaster {
         let shape = self.book.shape.as_ref()?;
         let (runs, ranges) = (shape.runs.get(&unit.0)?, self.assignment.ranges.get(unit.1 as usize)?);
         // One that was reported has not been applied yet.
-        let reported = |c: &CompactionDone| {
-            c.task_id == u32::from(unit.0) && ranges_from_proto(&c.ranges).map_or(true, |r| r.overlaps(ranges))
-        };
+        let reported = |(_, c): &(u64, compaction::CompactionDone)| c.task.0 == unit.0 && c.ranges.overlaps(ranges);
         let too_early = self.book.not_before.get(&unit).is_some_and(|until| now < *until);
         if too_early || self.compactions.iter().any(reported) {
             return None;
         }
         // Whoever it was picked for: a rescale may have come since.
-        let meets = |g: &&Given| g.unit.0 == unit.0 && g.ranges.overlaps(ranges);
+        let meets = |g: &&Given| g.unit.0 == unit.0 && g.pick.ranges.overlaps(ranges);
         let running: Vec<&Given> = self.book.given.values().filter(meets).collect();
         next_pick(runs, ranges, options, put_off_bytes, &running)
     }
 
     fn give(&mut self, unit: Unit, pick: Pick, (runner, is_owners): (String, bool), t: &mut Turn<'_>) {
         self.book.last += 1;
-        let task = self.book.last;
+        let number = self.book.last;
         let Some(shape) = &self.book.shape else { return };
         let time = expired_by(&self.record, unit.0, &pick.ranges);
         let compact = Compact {
             job: Some(self.job_ref()),
-            task,
+            number,
             spec: (!is_owners).then(|| self.spec.clone()),
             task_id: unit.0.into(),
             subtask: unit.1,
@@ -333,46 +331,51 @@ impl JobMaster {
             self.book.compactors.insert(runner.clone());
         }
         let version = self.record.number;
-        let Pick { inputs, ranges, .. } = pick;
-        self.book.given.insert(task, Given { unit, runner, is_owners, version, inputs, ranges });
+        self.book.given.insert(number, Given { unit, runner, is_owners, version, pick });
     }
 
     /// A runner has come to the end of a compaction.
     pub(super) fn on_compacted(&mut self, runner: &str, done: CompactionDone, t: &mut Turn<'_>) {
-        if self.book.given.get(&done.task).is_none_or(|g| g.runner != runner) {
+        let Some(given) = self.book.take(runner, done.number) else {
             // It was given to somebody else meanwhile, or is of no use any more.
             let objects: BTreeSet<String> = done.outputs.into_iter().map(|r| r.object).collect();
             if !objects.is_empty() {
                 t.out.push(Action::Stale(objects.into_iter().collect()));
             }
             return;
-        }
-        if let Some(given) = self.book.given.remove(&done.task) {
-            self.book.for_owner.remove(&given.unit);
-        }
+        };
+        let outputs: Vec<Run> = match done.outputs.iter().map(Run::from_proto).collect() {
+            Ok(outputs) => outputs,
+            Err(e) => return self.compaction_failed(given, e, t),
+        };
+        self.book.for_owner.remove(&given.unit);
         self.book.shunned.remove(runner);
-        self.statistics.compacted(runner, &done);
-        self.compactions.push(done);
+        self.statistics.compacted(runner, !given.is_owners, done.bytes_read, &outputs);
+        let Pick { inputs, ranges, bottom } = given.pick;
+        let task = TaskId(given.unit.0);
+        self.compactions.push((done.number, compaction::CompactionDone { task, inputs, ranges, bottom, outputs }));
         self.pump(t);
         self.give_compactions(t);
     }
 
     /// A runner has given a compaction up.
     pub(super) fn on_compaction_failed(&mut self, runner: &str, failed: CompactionFailed, t: &mut Turn<'_>) {
-        if self.book.given.get(&failed.task).is_none_or(|g| g.runner != runner) {
-            return;
+        if let Some(given) = self.book.take(runner, failed.number) {
+            self.compaction_failed(given, failure_from_proto(&failed.failure.unwrap_or_default()), t);
         }
-        let Some(given) = self.book.given.remove(&failed.task) else { return };
-        let error = failure_from_proto(&failed.failure.unwrap_or_default());
+    }
+
+    fn compaction_failed(&mut self, given: Given, error: Error, t: &mut Turn<'_>) {
         // Only who works with the state says that it is damaged: what a compactor found may be its own disk or memory.
         if error.kind() == ErrorKind::Corrupt && given.is_owners {
             return self.on_failure(error, t);
         }
-        if !given.is_owners && error.kind() != ErrorKind::Canceled {
-            self.book.failed_elsewhere(&given, t.now);
-        }
         if error.kind() != ErrorKind::Canceled {
-            tracing::warn!("job {}: a compaction on {runner} failed and will be picked again: {error}", self.spec.name);
+            let (name, runner) = (&self.spec.name, &given.runner);
+            tracing::warn!("job {name}: a compaction on {runner} failed and will be picked again: {error}");
+            if !given.is_owners {
+                self.book.failed_elsewhere(&given, t.now);
+            }
         }
         self.book.not_before.insert(given.unit, t.now + PAUSE);
     }
@@ -396,13 +399,8 @@ impl JobMaster {
 
     /// The compactions whose outputs may still come into a record.
     pub(crate) fn open_compactions(&self) -> OpenCompactions {
-        let reported = self.compactions.iter().map(|c| c.task);
+        let reported = self.compactions.iter().map(|(number, _)| *number);
         let open = self.book.given.keys().copied().chain(reported).collect();
         OpenCompactions { open, next: self.book.last + 1 }
-    }
-
-    /// The oldest version that somebody may merge runs of.
-    pub(crate) fn oldest_merged(&self) -> Option<u64> {
-        self.book.oldest_version()
     }
 }

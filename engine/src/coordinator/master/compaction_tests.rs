@@ -125,16 +125,11 @@ impl Job {
         let hull = inputs.iter().map(|i| i.interval).reduce(Interval::hull).unwrap();
         let tree = self.tree();
         let of = (hull.min.epoch.0, hull.max.epoch.0);
-        let output = run(&tree, &format!("1-1-c{}-0", order.task), of, 7, ranges(&order.ranges));
+        let output = run(&tree, &format!("1-1-c{}-0", order.number), of, 7, ranges(&order.ranges));
         let done = CompactionDone {
             job: order.job.clone(),
-            task_id: order.task_id,
-            ranges: order.ranges.clone(),
-            inputs: order.inputs.clone(),
             outputs: vec![output.to_proto()],
-            bytes_written: 7,
-            bottom: order.bottom,
-            task: order.task,
+            number: order.number,
             bytes_read: 100,
         };
         self.turn(|m, t| m.on_message(who, Up::CompactionDone(done), t));
@@ -142,7 +137,7 @@ impl Job {
 
     fn fails(&mut self, who: &str, order: &Compact, error: &Error) {
         let failed =
-            CompactionFailed { job: order.job.clone(), task: order.task, failure: Some(failure_to_proto(error)) };
+            CompactionFailed { job: order.job.clone(), number: order.number, failure: Some(failure_to_proto(error)) };
         self.turn(|m, t| m.on_message(who, Up::CompactionFailed(failed), t));
     }
 
@@ -185,12 +180,12 @@ fn at_the_bound_the_owner_merges_around_what_a_compactor_merges() {
     let all = KeyGroupRanges::all();
     let (pick, at_bound) = next_pick(&runs, &all, &options, None, &[]).unwrap();
     assert!(pick.inputs.len() == 8 && !at_bound);
-    let elsewhere = Given::of((0, 0), "k", false, 1, pick.inputs.clone());
+    let elsewhere = Given::of((0, 0), "k", false, 1, pick.clone());
     assert!(next_pick(&runs, &all, &options, None, &[&elsewhere]).is_none(), "one at a time");
     runs.extend((9..=12).map(|e| Arc::new(run(&tree, &format!("r{e}"), (e, e), MIB, all.clone()))));
     let (around, at_bound) = next_pick(&runs, &all, &options, None, &[&elsewhere]).unwrap();
     assert!(at_bound && around.inputs.len() == 4 && !around.bottom);
-    let own = Given::of((0, 0), "w", true, 1, around.inputs);
+    let own = Given::of((0, 0), "w", true, 1, around);
     assert!(next_pick(&runs, &all, &options, None, &[&elsewhere, &own]).is_none());
     // Other key groups have nothing to do with it.
     let half: KeyGroupRanges = [KeyGroupRange::new(0, 100)].into_iter().collect();
@@ -206,8 +201,8 @@ fn what_is_due_goes_to_a_compactor_and_its_outputs_into_the_next_record() {
     let (to, order) = job.takes_asked();
     assert_eq!((to.as_str(), order.inputs.len(), order.subtask), ("k", 8, 0));
     assert!(order.spec.is_some() && order.bottom && order.tree.as_ref().unwrap().runs.is_empty());
-    assert_eq!(job.master.oldest_merged(), Some(job.master.record.number));
-    assert!(job.master.needs("k") && job.master.open_compactions().open.contains(&order.task));
+    assert_eq!(job.master.book.oldest_version(), Some(job.master.record.number));
+    assert!(job.master.needs("k") && job.master.open_compactions().open.contains(&order.number));
     job.flushes(0, MIB);
     assert!(job.asked.is_empty(), "its key groups are being merged");
     job.reports("k", &order);
@@ -215,9 +210,9 @@ fn what_is_due_goes_to_a_compactor_and_its_outputs_into_the_next_record() {
     job.commits();
     assert_eq!(job.tree().runs().len(), 2);
     let figures = &job.master.statistics.compaction;
-    assert_eq!((figures.tasks, figures.bytes_read, figures.bytes_written), (1, 100, 7));
-    assert_eq!(figures.by_runner["k"], 1);
-    assert_eq!(job.master.book.debt().unwrap().runs_max, 2);
+    assert_eq!((figures.completed, figures.bytes_read, figures.bytes_written), (1, 100, 7));
+    assert_eq!(figures.by_runner["k"], (true, 1));
+    assert_eq!(job.master.book.debt().unwrap().1, 2);
 }
 
 #[test]
@@ -230,7 +225,7 @@ fn without_a_free_compactor_the_owner_merges() {
     assert_eq!((to.as_str(), order.subtask), ("w1", 1));
     assert!(order.spec.is_none(), "a worker has it");
     job.reports("w1", &order);
-    assert_eq!(job.master.statistics.compaction.by_runner["w1"], 1);
+    assert_eq!(job.master.statistics.compaction.by_runner["w1"], (false, 1));
 }
 
 #[test]
@@ -240,15 +235,15 @@ fn a_compaction_whose_runner_goes_away_is_given_to_another_and_a_late_report_is_
     let (_, first) = job.takes_asked();
     job.compactors.clear();
     job.turn(|m, t| m.on_worker_lost("k", t));
-    assert_eq!((job.master.phase.clone(), job.master.oldest_merged()), (Phase::Running, None), "no job restarts");
+    assert_eq!((job.master.phase.clone(), job.master.book.oldest_version()), (Phase::Running, None), "no job restarts");
     job.turn(JobMaster::tend);
     assert!(job.asked.is_empty(), "nobody has a slot, and workers shall not");
     job.compactors.insert("l".into(), 1);
     job.turn(JobMaster::tend);
     let (to, second) = job.takes_asked();
-    assert!(to == "l" && second.task != first.task && second.inputs == first.inputs);
+    assert!(to == "l" && second.number != first.number && second.inputs == first.inputs);
     job.reports("k", &first);
-    assert!(job.committing.is_none() && job.stale == [format!("00/1-1-c{}-0", first.task)]);
+    assert!(job.committing.is_none() && job.stale == [format!("00/1-1-c{}-0", first.number)]);
     // Nor may somebody report what another was given.
     job.reports("k", &second);
     assert!(job.committing.is_none());
@@ -256,7 +251,7 @@ fn a_compaction_whose_runner_goes_away_is_given_to_another_and_a_late_report_is_
     job.commits();
     assert_eq!(job.tree().runs().len(), 1);
     let open = job.master.open_compactions();
-    assert!(open.open.is_empty() && open.next > second.task);
+    assert!(open.open.is_empty() && open.next > second.number);
 }
 
 #[test]
@@ -337,7 +332,7 @@ fn what_is_merged_amid_a_rescale_is_listed_behind_it() {
     job.reports("k", &order);
     job.turn(JobMaster::tend);
     assert!(job.committing.is_none() && job.asked.is_empty(), "nothing changes, and nothing is begun");
-    assert!(job.master.open_compactions().open.contains(&order.task), "its outputs are needed yet");
+    assert!(job.master.open_compactions().open.contains(&order.number), "its outputs are needed yet");
     job.master.rescale = None;
     job.turn(JobMaster::tend);
     job.commits();

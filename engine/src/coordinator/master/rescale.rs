@@ -182,7 +182,7 @@ impl JobMaster {
             stopped: None,
             open_ms: 0,
             bytes: 0,
-            copies_before: self.statistics.requests().copy,
+            copies_before: self.statistics.store().total().copy,
             since: t.now,
             took: Vec::new(),
         });
@@ -379,7 +379,7 @@ impl JobMaster {
                 from: r.from,
                 to: r.to,
                 pause_ms,
-                objects_copied: self.statistics.requests().copy.saturating_sub(r.copies_before),
+                objects_copied: self.statistics.store().total().copy.saturating_sub(r.copies_before),
                 bytes_written: r.bytes,
                 moved: r.moved.into_iter().collect(),
             });
