@@ -423,13 +423,22 @@ impl<B: CacheBlock> Caches<B> {
     /// A decoded meta part.
     #[must_use]
     pub fn metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
-        let found = self.0.pins.metadata(key).or_else(|| self.0.metadata.get(key));
+        let found = self.peek_metadata(key);
         count(if found.is_some() { &self.0.counters.metadata_hits } else { &self.0.counters.metadata_misses });
         found
     }
 
-    /// Keeps a decoded meta part of `bytes` bytes.
+    /// The same for whoever reads nothing by it: counts neither a hit nor a miss.
+    #[must_use]
+    pub fn peek_metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
+        self.0.pins.metadata(key).or_else(|| self.0.metadata.get(key))
+    }
+
+    /// Keeps a decoded meta part of `bytes` bytes. One that is pinned is there already: it takes no second place.
     pub fn insert_metadata<T: Send + Sync + 'static>(&self, key: BlockKey, value: Arc<T>, bytes: usize) {
+        if self.0.pins.holds_metadata(&key) {
+            return;
+        }
         self.0.metadata.insert(key, value, bytes);
     }
 

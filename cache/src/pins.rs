@@ -66,6 +66,10 @@ impl<B: CacheBlock> Pins<B> {
         !self.is_empty() && self.blocks.read().contains_key(key)
     }
 
+    pub(crate) fn holds_metadata(&self, key: &BlockKey) -> bool {
+        !self.is_empty() && self.metadata.read().contains_key(key)
+    }
+
     pub(crate) fn metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
         if self.is_empty() { None } else { self.metadata.read().get(key)?.0.clone().downcast().ok() }
     }

@@ -228,6 +228,31 @@ fn what_is_pinned_stays_within_its_own_bound_until_it_is_let_go() {
     assert_eq!((caches.block(&key(1)), caches.stats().pinned_bytes), (None, 0));
 }
 
+#[test]
+fn metadata_that_is_pinned_takes_no_second_place() {
+    let caches = Caches::<Bytes>::in_memory(0, 100_000);
+    assert!(caches.pin_metadata(key(1), Arc::new(7_u64), 50));
+    caches.insert_metadata(key(1), Arc::new(8_u64), 50);
+    assert_eq!(caches.metadata::<u64>(&key(1)).as_deref(), Some(&7));
+    caches.unpin(ObjectId::of("object"), 0..10, |_| true);
+    assert_eq!(caches.metadata::<u64>(&key(1)), None, "nothing stood behind it");
+    caches.insert_metadata(key(1), Arc::new(8_u64), 50);
+    assert_eq!(caches.metadata::<u64>(&key(1)).as_deref(), Some(&8));
+}
+
+#[test]
+fn a_look_at_metadata_that_reads_nothing_is_not_counted() {
+    let caches = Caches::<Bytes>::in_memory(0, 100_000);
+    caches.insert_metadata(key(1), Arc::new(7_u64), 50);
+    assert!(caches.pin_metadata(key(2), Arc::new(8_u64), 50));
+    let peeked = [1, 2, 3].map(|n| caches.peek_metadata::<u64>(&key(n)).map(|value| *value));
+    assert_eq!(peeked, [Some(7), Some(8), None]);
+    assert_eq!((caches.stats().metadata_hits, caches.stats().metadata_misses), (0, 0));
+    let read = [1, 2, 3].map(|n| caches.metadata::<u64>(&key(n)).map(|value| *value));
+    assert_eq!(read, peeked);
+    assert_eq!((caches.stats().metadata_hits, caches.stats().metadata_misses), (2, 1));
+}
+
 #[tokio::test]
 async fn what_finds_no_room_among_the_pins_is_refused_and_counted() {
     let options = CacheOptions { pinned_bytes: 1000, ..CacheOptions::default() };

@@ -439,7 +439,7 @@ impl View {
         }
         let mine = |_: usize, part: &PartInfo| part.overlaps(clip);
         let parts = store.parts(&[run], |_| self.shows_much_of(i), mine, Purpose::State, report).await?;
-        let Some(directory) = store.0.caches.metadata::<Directory>(&directory_key(run)) else { return Ok(true) };
+        let Some(directory) = store.0.caches.peek_metadata::<Directory>(&directory_key(run)) else { return Ok(true) };
         let infos: Vec<_> = directory.parts().iter().filter(|info| info.overlaps(clip)).cloned().collect();
         let index: Vec<_> = infos.into_iter().zip(parts.iter().map(|of| of.part.clone())).collect();
         if !store.pin_index(run, &directory, &index) {
