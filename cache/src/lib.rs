@@ -331,7 +331,13 @@ impl<B: CacheBlock> Caches<B> {
         pinned
     }
 
-    /// The same for metadata of `bytes` bytes.
+    /// Bytes that a block takes among what is pinned: as many as [`Caches::unpin`] says that it frees.
+    #[must_use]
+    pub fn pin_bytes(block: &B) -> u64 {
+        pins::Pins::cost_bytes(block)
+    }
+
+    /// The same as [`Caches::pin_block`] for metadata of `bytes` bytes.
     pub fn pin_metadata<T: Send + Sync + 'static>(&self, key: BlockKey, value: Arc<T>, bytes: usize) -> bool {
         let pinned = self.0.pins.pin_metadata(key, value, bytes as u64);
         if pinned {
@@ -357,7 +363,8 @@ impl<B: CacheBlock> Caches<B> {
         self.0.pins.disclaim(stretch, owner)
     }
 
-    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so. How many bytes that frees.
+    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so of a block or of metadata. How
+    /// many bytes that frees.
     pub fn unpin(&self, object: ObjectId, stretch: std::ops::Range<u64>, goes: impl Fn(&BlockKey) -> bool) -> u64 {
         if self.0.pins.is_empty() { 0 } else { self.0.pins.unpin(object, &stretch, goes) }
     }
