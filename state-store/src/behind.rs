@@ -29,15 +29,15 @@ struct Queue {
     busy: bool,
 }
 
-/// The stored bytes of a section.
-struct Pieces {
+/// The stored bytes of a section, in the pieces in which it was written.
+pub(crate) struct Pieces {
     /// Where each ends.
     ends: Vec<u64>,
     pieces: Vec<Bytes>,
 }
 
 impl Pieces {
-    fn new(pieces: Vec<Bytes>) -> Self {
+    pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
         let add = |end: &mut u64, piece: &Bytes| {
             *end += piece.len() as u64;
             Some(*end)
@@ -45,12 +45,12 @@ impl Pieces {
         Self { ends: pieces.iter().scan(0, add).collect(), pieces }
     }
 
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or_default()
     }
 
-    /// A block lies in one piece and is not copied.
-    fn range(&self, range: &Range<u64>) -> Option<Bytes> {
+    /// What stands there, if there is so much. A block lies in one piece and is not copied.
+    pub(crate) fn range(&self, range: &Range<u64>) -> Option<Bytes> {
         let first = self.ends.partition_point(|end| *end <= range.start);
         let start = first.checked_sub(1).map_or(0, |before| self.ends[before]);
         let piece = self.pieces.get(first)?;

@@ -27,7 +27,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::Caches;
 use crate::admit::Written;
-use crate::behind::Behind;
+use crate::behind::{Behind, Pieces};
 use crate::fetch::{BlockMode, BlockWish, PartOf, directory_key, part_key};
 use crate::report::ReadReport;
 use crate::run::Run;
@@ -168,7 +168,7 @@ impl StateStore {
             }
             (Residency::Memory, _) => {
                 let (store, of, directory) = (self.clone(), run.clone(), section.directory.clone());
-                let (parts, pieces) = (section.parts.clone(), section.pieces.clone());
+                let (parts, pieces) = (section.parts.clone(), Pieces::new(section.pieces.clone()));
                 let written = Written { object: run.object_id(), offset: run.offset, parts, pieces, wanted: None };
                 let pinning = self.0.env.run(Lane::Background, "pin section", async move {
                     let parts: Vec<_> = directory.parts().iter().cloned().zip(written.parts.iter().cloned()).collect();
