@@ -36,6 +36,7 @@ pub use budget::DiskBudget;
 pub use files::{FileRange, FileStats, Filling, LocalFiles};
 pub use flight::{Flight, Lead, Wait};
 pub use options::{CacheOptions, DiskOptions};
+pub use turnover::TURNOVER_STEPS;
 
 /// An object's name in the caches: 128 bits of a hash of its name. Object names are unique for ever and random in
 /// part, so two of them do not meet.
@@ -220,7 +221,7 @@ impl<B: CacheBlock> Caches<B> {
         self.0.counters.memory_hits.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// Moves on while blocks come into memory: by 16 until as much has come as memory holds. Whoever reaches a block
+    /// Moves on while blocks come into memory: by [`TURNOVER_STEPS`] until as much has come as memory holds. Whoever reaches a block
     /// by a way of its own calls [`Caches::touch`] when this differs from when it last did, so that what is read often
     /// stays; while nothing comes in, nobody need be told anything.
     #[inline]
@@ -395,13 +396,6 @@ impl<B: CacheBlock> Caches<B> {
     pub fn insert_in_memory(&self, key: BlockKey, block: B) {
         self.0.turnover.add(block.memory_bytes() as u64);
         self.0.blocks.insert_in_memory(key, block);
-    }
-
-    /// Puts a block onto the SSD alone, if there is one: it will be wanted, but not as much as what is in memory.
-    pub fn insert_on_disk(&self, key: BlockKey, block: B) {
-        if self.has_disk() {
-            self.0.blocks.insert_on_disk(key, block);
-        }
     }
 
     /// Whether a block is on the SSD, as far as is known without asking it; it may still be on its way there.

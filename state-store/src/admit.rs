@@ -115,8 +115,8 @@ impl StateStore {
     }
 
     /// Bytes of objects that were written and wait for the SSD.
-    #[must_use]
-    pub fn admission_bytes(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn admission_bytes(&self) -> u64 {
         self.0.admissions.0.lock().bytes
     }
 }

@@ -81,11 +81,6 @@ impl Behind {
         self.0.lock().sections.get(section)?.range(range)
     }
 
-    /// Bytes that wait.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.lock().bytes
-    }
-
     /// It is not wanted any more.
     pub(crate) fn remove(&self, section: &BlockKey) -> bool {
         let mut queue = self.0.lock();
@@ -143,9 +138,9 @@ impl StateStore {
     }
 
     /// Bytes that were written and wait to become files on the local disk.
-    #[must_use]
-    pub fn behind_bytes(&self) -> u64 {
-        self.behind().bytes()
+    #[cfg(test)]
+    pub(crate) fn behind_bytes(&self) -> u64 {
+        self.behind().0.lock().bytes
     }
 }
 

@@ -133,8 +133,7 @@ impl StateStore {
     }
 
     /// Whether what a reader of `ranges` needs of a run is kept here. Always, for remote state.
-    #[must_use]
-    pub fn is_resident(&self, run: &Run, ranges: &KeyGroupRanges) -> bool {
+    pub(crate) fn is_resident(&self, run: &Run, ranges: &KeyGroupRanges) -> bool {
         match &self.0.residency {
             Residency::Remote => true,
             Residency::Local(files) => files.has(&section_key(run)) || self.behind().has(&section_key(run)),

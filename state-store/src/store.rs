@@ -58,7 +58,8 @@ pub struct StateStoreOptions {
     pub gets_per_second: u32,
     /// A scan or compaction reads this far ahead in each run.
     pub read_ahead_bytes: u64,
-    /// Bytes of objects that were written and wait for the SSD, at most; what is beyond is not put onto it.
+    /// Bytes of objects that were written and wait for the SSD, at most; what is beyond is not put onto it. Of state that
+    /// is kept on the local disk: bytes of sections that wait to become files; what is beyond is not kept.
     pub admission_bytes: u64,
     /// When and how runs are merged.
     pub compaction: CompactionOptions,
