@@ -28,7 +28,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::Caches;
 use crate::admit::Written;
 use crate::behind::{Behind, Pieces};
-use crate::fetch::{BlockMode, BlockWish, PartOf, directory_key, part_key};
+use crate::fetch::{Asked, BlockMode, BlockWish, Leads, directory_key, part_key, split_batch};
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Directory, EncodedSection, Part, PartInfo, SharedBlock};
@@ -348,18 +348,16 @@ impl StateStore {
     /// beside those that were taken.
     pub(crate) async fn look_in_files(
         &self,
-        parts: &[PartOf<'_>],
-        wishes: &[BlockWish],
-        leads: Vec<(usize, Lead<SharedBlock>)>,
-        mode: BlockMode,
+        asked: Asked<'_>,
+        leads: Leads,
         report: &mut ReadReport,
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
-    ) -> Result<Vec<(usize, Lead<SharedBlock>)>> {
+    ) -> Result<Leads> {
         let Some(files) = self.local() else { return Ok(leads) };
         let mut usable: BTreeMap<BlockKey, bool> = BTreeMap::new();
-        let (mut missing, mut asked, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut missing, mut in_files, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
         let mut came = |i: usize, lead: Lead<SharedBlock>, bytes: Option<Bytes>| {
-            let (of, block) = (&parts[wishes[i].part], wishes[i].block);
+            let (of, block) = asked.block(i);
             match bytes.map(|bytes| self.decode_block(of, block, &of.range(block), &bytes)) {
                 None => missing.push((i, lead)),
                 Some(Err(_)) => {
@@ -368,7 +366,7 @@ impl StateStore {
                 }
                 Some(Ok(decoded)) => {
                     report.disk_hits += 1;
-                    let decoded = self.keep_fetched(of, block, decoded, mode);
+                    let decoded = self.keep_fetched(of, block, decoded, asked.mode);
                     lead.finish(decoded.clone());
                     take(i, decoded)?;
                 }
@@ -376,19 +374,19 @@ impl StateStore {
             Ok(())
         };
         for (i, lead) in leads {
-            let of = &parts[wishes[i].part];
-            let info = &of.part.blocks()[wishes[i].block];
+            let (of, block) = asked.block(i);
+            let info = &of.part.blocks()[block];
             let (section, start, length) = (section_key(of.run), info.offset, u64::from(info.length));
             if let Some(bytes) = self.behind().range(&section, &(start..start + length)) {
                 came(i, lead, Some(bytes))?;
             } else if *usable.entry(section).or_insert_with(|| files.holds(&section)) {
-                asked.push(Some((i, lead)));
+                in_files.push(Some((i, lead)));
                 ranges.push(FileRange { section, start, length });
             } else {
                 came(i, lead, None)?;
             }
         }
-        let mut take_each = |w: usize, bytes| asked[w].take().map_or(Ok(()), |(i, lead)| came(i, lead, bytes));
+        let mut take_each = |w: usize, bytes| in_files[w].take().map_or(Ok(()), |(i, lead)| came(i, lead, bytes));
         files.read_each(&ranges, &mut take_each).await?;
         Ok(missing)
     }
@@ -440,24 +438,19 @@ impl View {
         let mut wishes = Vec::new();
         for (part, of) in parts.iter().enumerate() {
             let blocks = of.part.blocks().iter().enumerate().filter(|(_, info)| info.overlaps(clip));
-            wishes.extend(blocks.map(|(block, info)| (BlockWish { part, block }, u64::from(info.body_length))));
+            wishes.extend(blocks.map(|(block, _)| BlockWish { part, block }));
         }
-        wishes.retain(|(wish, _)| !store.0.caches.is_pinned(&parts[wish.part].key(wish.block)));
-        let mut all = true;
-        while !wishes.is_empty() && all {
-            let mut bytes = 0;
-            let over = |(_, length): &(BlockWish, u64)| {
-                bytes += length;
-                bytes > pace.bytes
-            };
-            let count = wishes.iter().position(over).unwrap_or(wishes.len()).max(1);
-            let some: Vec<BlockWish> = wishes.drain(..count).map(|(wish, _)| wish).collect();
+        wishes.retain(|wish| !store.0.caches.is_pinned(&parts[wish.part].key(wish.block)));
+        let (mut all, mut left) = (true, &wishes[..]);
+        while !left.is_empty() && all {
+            let (some, rest) = split_batch(&parts, left, pace.bytes);
+            left = rest;
             let mode = BlockMode { purpose: Purpose::State, keep: false };
             let take = |i: usize, block: SharedBlock| {
                 all = all && store.pin(run, parts[some[i].part].key(some[i].block), block.indexed());
                 Ok(())
             };
-            store.blocks(&parts, &some, mode, report, take).await?;
+            store.blocks(&parts, some, mode, report, take).await?;
         }
         if all {
             store.note_pinned(run, clip);
