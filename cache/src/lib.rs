@@ -36,6 +36,7 @@ pub use budget::DiskBudget;
 pub use files::{FileRange, FileStats, Filling, LocalFiles};
 pub use flight::{Flight, Lead, Wait};
 pub use options::{CacheOptions, DiskOptions};
+pub use turnover::TURNOVER_STEPS;
 
 /// An object's name in the caches: 128 bits of a hash of its name. Object names are unique for ever and random in
 /// part, so two of them do not meet.
@@ -220,7 +221,7 @@ impl<B: CacheBlock> Caches<B> {
         self.0.counters.memory_hits.fetch_add(blocks, Ordering::Relaxed);
     }
 
-    /// Moves on while blocks come into memory: by 16 until as much has come as memory holds. Whoever reaches a block
+    /// Moves on while blocks come into memory: by [`TURNOVER_STEPS`] until as much has come as memory holds. Whoever reaches a block
     /// by a way of its own calls [`Caches::touch`] when this differs from when it last did, so that what is read often
     /// stays; while nothing comes in, nobody need be told anything.
     #[inline]
@@ -331,7 +332,13 @@ impl<B: CacheBlock> Caches<B> {
         pinned
     }
 
-    /// The same for metadata of `bytes` bytes.
+    /// Bytes that a block takes among what is pinned: as many as [`Caches::unpin`] says that it frees.
+    #[must_use]
+    pub fn pin_bytes(block: &B) -> u64 {
+        pins::Pins::cost_bytes(block)
+    }
+
+    /// The same as [`Caches::pin_block`] for metadata of `bytes` bytes.
     pub fn pin_metadata<T: Send + Sync + 'static>(&self, key: BlockKey, value: Arc<T>, bytes: usize) -> bool {
         let pinned = self.0.pins.pin_metadata(key, value, bytes as u64);
         if pinned {
@@ -357,7 +364,8 @@ impl<B: CacheBlock> Caches<B> {
         self.0.pins.disclaim(stretch, owner)
     }
 
-    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so. How many bytes that frees.
+    /// Lets go of what is pinned of this stretch of an object, as far as `goes` says so of a block or of metadata. How
+    /// many bytes that frees.
     pub fn unpin(&self, object: ObjectId, stretch: std::ops::Range<u64>, goes: impl Fn(&BlockKey) -> bool) -> u64 {
         if self.0.pins.is_empty() { 0 } else { self.0.pins.unpin(object, &stretch, goes) }
     }
@@ -390,13 +398,6 @@ impl<B: CacheBlock> Caches<B> {
         self.0.blocks.insert_in_memory(key, block);
     }
 
-    /// Puts a block onto the SSD alone, if there is one: it will be wanted, but not as much as what is in memory.
-    pub fn insert_on_disk(&self, key: BlockKey, block: B) {
-        if self.has_disk() {
-            self.0.blocks.insert_on_disk(key, block);
-        }
-    }
-
     /// Whether a block is on the SSD, as far as is known without asking it; it may still be on its way there.
     #[must_use]
     pub fn may_be_on_disk(&self, key: &BlockKey) -> bool {
@@ -423,13 +424,22 @@ impl<B: CacheBlock> Caches<B> {
     /// A decoded meta part.
     #[must_use]
     pub fn metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
-        let found = self.0.pins.metadata(key).or_else(|| self.0.metadata.get(key));
+        let found = self.peek_metadata(key);
         count(if found.is_some() { &self.0.counters.metadata_hits } else { &self.0.counters.metadata_misses });
         found
     }
 
-    /// Keeps a decoded meta part of `bytes` bytes.
+    /// The same for whoever reads nothing by it: counts neither a hit nor a miss.
+    #[must_use]
+    pub fn peek_metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
+        self.0.pins.metadata(key).or_else(|| self.0.metadata.get(key))
+    }
+
+    /// Keeps a decoded meta part of `bytes` bytes. One that is pinned is there already: it takes no second place.
     pub fn insert_metadata<T: Send + Sync + 'static>(&self, key: BlockKey, value: Arc<T>, bytes: usize) {
+        if self.0.pins.holds_metadata(&key) {
+            return;
+        }
         self.0.metadata.insert(key, value, bytes);
     }
 

@@ -66,6 +66,10 @@ impl<B: CacheBlock> Pins<B> {
         !self.is_empty() && self.blocks.read().contains_key(key)
     }
 
+    pub(crate) fn holds_metadata(&self, key: &BlockKey) -> bool {
+        !self.is_empty() && self.metadata.read().contains_key(key)
+    }
+
     pub(crate) fn metadata<T: Send + Sync + 'static>(&self, key: &BlockKey) -> Option<Arc<T>> {
         if self.is_empty() { None } else { self.metadata.read().get(key)?.0.clone().downcast().ok() }
     }
@@ -89,9 +93,14 @@ impl<B: CacheBlock> Pins<B> {
         his
     }
 
+    /// What a block takes here.
+    pub(crate) fn cost_bytes(block: &B) -> u64 {
+        block.memory_bytes() as u64 + ENTRY_BYTES
+    }
+
     /// Whether there was room for it.
     pub(crate) fn pin_block(&self, key: BlockKey, block: B) -> bool {
-        let bytes = block.memory_bytes() as u64 + ENTRY_BYTES;
+        let bytes = Self::cost_bytes(&block);
         let mut blocks = self.blocks.write();
         if blocks.contains_key(&key) {
             return true;
@@ -126,8 +135,8 @@ impl<B: CacheBlock> Pins<B> {
         taken.is_ok()
     }
 
-    /// Lets go of what stands in this stretch of an object, as far as `goes` says it of a block.
-    /// How many bytes that frees.
+    /// Lets go of what stands in this stretch of an object, as far as `goes` says so of a block or of metadata. How many
+    /// bytes that frees.
     pub(crate) fn unpin(&self, object: ObjectId, stretch: &Range<u64>, goes: impl Fn(&BlockKey) -> bool) -> u64 {
         let keys = BlockKey { object, offset: stretch.start }..BlockKey { object, offset: stretch.end };
         let mut freed = 0;
@@ -135,7 +144,7 @@ impl<B: CacheBlock> Pins<B> {
             let mut blocks = self.blocks.write();
             let gone: Vec<BlockKey> = blocks.range(keys.clone()).map(|(key, _)| *key).filter(|key| goes(key)).collect();
             for key in gone {
-                freed += blocks.remove(&key).map_or(0, |block| block.memory_bytes() as u64 + ENTRY_BYTES);
+                freed += blocks.remove(&key).map_or(0, |block| Self::cost_bytes(&block));
             }
         }
         {

@@ -175,9 +175,9 @@ async fn what_comes_faster_than_the_disk_takes_it_is_counted() {
     let env = Env::test(1);
     let dir = tempfile::tempdir().unwrap();
     let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
-    // Several times what the engine's buffer holds, at once.
+    // Several times what the engine's buffer holds, at once: not in the rounds of `admit`, which waits for the disk.
     for n in 0..8000 {
-        caches.insert_on_disk(key(n), body(n, 15_000));
+        caches.0.blocks.insert_on_disk(key(n), body(n, 15_000));
     }
     assert_eq!(caches.stats().memory_bytes, 0, "none of it is in memory");
     caches.close().await;
@@ -226,6 +226,31 @@ fn what_is_pinned_stays_within_its_own_bound_until_it_is_let_go() {
     assert!(caches.block(&key(1)).is_some() && caches.metadata::<u64>(&key(2)).is_none());
     caches.unpin(ObjectId::of("object"), 1..2, |_| true);
     assert_eq!((caches.block(&key(1)), caches.stats().pinned_bytes), (None, 0));
+}
+
+#[test]
+fn metadata_that_is_pinned_takes_no_second_place() {
+    let caches = Caches::<Bytes>::in_memory(0, 100_000);
+    assert!(caches.pin_metadata(key(1), Arc::new(7_u64), 50));
+    caches.insert_metadata(key(1), Arc::new(8_u64), 50);
+    assert_eq!(caches.metadata::<u64>(&key(1)).as_deref(), Some(&7));
+    caches.unpin(ObjectId::of("object"), 0..10, |_| true);
+    assert_eq!(caches.metadata::<u64>(&key(1)), None, "nothing stood behind it");
+    caches.insert_metadata(key(1), Arc::new(8_u64), 50);
+    assert_eq!(caches.metadata::<u64>(&key(1)).as_deref(), Some(&8));
+}
+
+#[test]
+fn a_look_at_metadata_that_reads_nothing_is_not_counted() {
+    let caches = Caches::<Bytes>::in_memory(0, 100_000);
+    caches.insert_metadata(key(1), Arc::new(7_u64), 50);
+    assert!(caches.pin_metadata(key(2), Arc::new(8_u64), 50));
+    let peeked = [1, 2, 3].map(|n| caches.peek_metadata::<u64>(&key(n)).map(|value| *value));
+    assert_eq!(peeked, [Some(7), Some(8), None]);
+    assert_eq!((caches.stats().metadata_hits, caches.stats().metadata_misses), (0, 0));
+    let read = [1, 2, 3].map(|n| caches.metadata::<u64>(&key(n)).map(|value| *value));
+    assert_eq!(read, peeked);
+    assert_eq!((caches.stats().metadata_hits, caches.stats().metadata_misses), (2, 1));
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Steps until as much has come as memory holds.
-const STEPS: u64 = 16;
+/// Steps of [`crate::Caches::turnover`] until as much has come into memory as it holds.
+pub const TURNOVER_STEPS: u32 = 16;
 
 pub(crate) struct Turnover {
     bytes: AtomicU64,
@@ -12,7 +12,7 @@ pub(crate) struct Turnover {
 
 impl Turnover {
     pub(crate) fn new(memory_bytes: u64) -> Self {
-        Self { bytes: AtomicU64::new(0), step_bytes: (memory_bytes / STEPS).max(1) }
+        Self { bytes: AtomicU64::new(0), step_bytes: (memory_bytes / u64::from(TURNOVER_STEPS)).max(1) }
     }
 
     pub(crate) fn add(&self, bytes: u64) {

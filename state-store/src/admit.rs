@@ -13,6 +13,7 @@ use millstream_cache::{BlockKey, ObjectId};
 use millstream_common::Lane;
 use parking_lot::Mutex;
 
+use crate::behind::Pieces;
 use crate::run::Run;
 use crate::section::{Part, SharedBlock, decode_stored};
 use crate::store::{Keep, StateStore};
@@ -36,17 +37,13 @@ pub(crate) struct Written {
     /// Where it begins in the object.
     pub(crate) offset: u64,
     pub(crate) parts: Vec<Arc<Part>>,
-    /// Its stored bytes; no block spans two pieces.
-    pub(crate) pieces: Vec<Bytes>,
+    /// Its stored bytes.
+    pub(crate) pieces: Pieces,
     /// By part, in order: the blocks that are wanted; `None`: all.
     pub(crate) wanted: Option<Vec<Vec<usize>>>,
 }
 
 impl Written {
-    fn bytes(&self) -> u64 {
-        self.pieces.iter().map(|p| p.len() as u64).sum()
-    }
-
     /// The blocks that are wanted, decoded one by one. One that cannot be read is left to the read that wants it.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = (BlockKey, SharedBlock)> {
         let is_wanted = |part: usize, block: &usize| match &self.wanted {
@@ -56,16 +53,9 @@ impl Written {
         let all = self.parts.iter().enumerate().flat_map(move |(p, part)| {
             (0..part.blocks().len()).filter(move |b| is_wanted(p, b)).map(move |b| &part.blocks()[b])
         });
-        // Where the piece begins that the block before stood in, and which one it is.
-        let (mut start, mut piece) = (0, 0);
         all.filter_map(move |info| {
-            while info.offset >= start + self.pieces.get(piece)?.len() as u64 {
-                start += self.pieces[piece].len() as u64;
-                piece += 1;
-            }
-            let at = (info.offset - start) as usize;
-            let stored = self.pieces[piece].get(at..at + info.length as usize)?;
-            let block = decode_stored(stored, info.checksum).ok()?;
+            let stored = self.pieces.range(&(info.offset..info.offset + u64::from(info.length)))?;
+            let block = decode_stored(&stored, info.checksum).ok()?;
             Some((BlockKey { object: self.object, offset: self.offset + info.offset }, SharedBlock::to_walk(block)))
         })
     }
@@ -91,14 +81,15 @@ impl StateStore {
         if blocks == 0 {
             return;
         }
+        let pieces = Pieces::new(pieces);
         let written = Written { object: run.object_id(), offset: run.offset, parts, pieces, wanted };
         {
             let mut queue = self.0.admissions.0.lock();
-            if queue.bytes + written.bytes() > self.0.options.admission_bytes {
+            if queue.bytes + written.pieces.bytes() > self.0.options.admission_bytes {
                 drop(queue);
                 return self.0.caches.count_dropped(blocks as u64);
             }
-            queue.bytes += written.bytes();
+            queue.bytes += written.pieces.bytes();
             queue.waiting.push_back(written);
             if std::mem::replace(&mut queue.busy, true) {
                 return;
@@ -119,13 +110,13 @@ impl StateStore {
             };
             let Some(written) = next else { return };
             self.0.caches.admit(written.blocks()).await;
-            self.0.admissions.0.lock().bytes -= written.bytes();
+            self.0.admissions.0.lock().bytes -= written.pieces.bytes();
         }
     }
 
     /// Bytes of objects that were written and wait for the SSD.
-    #[must_use]
-    pub fn admission_bytes(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn admission_bytes(&self) -> u64 {
         self.0.admissions.0.lock().bytes
     }
 }

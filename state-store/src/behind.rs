@@ -29,15 +29,15 @@ struct Queue {
     busy: bool,
 }
 
-/// The stored bytes of a section.
-struct Pieces {
+/// The stored bytes of a section, in the pieces in which it was written.
+pub(crate) struct Pieces {
     /// Where each ends.
     ends: Vec<u64>,
     pieces: Vec<Bytes>,
 }
 
 impl Pieces {
-    fn new(pieces: Vec<Bytes>) -> Self {
+    pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
         let add = |end: &mut u64, piece: &Bytes| {
             *end += piece.len() as u64;
             Some(*end)
@@ -45,12 +45,12 @@ impl Pieces {
         Self { ends: pieces.iter().scan(0, add).collect(), pieces }
     }
 
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or_default()
     }
 
-    /// A block lies in one piece and is not copied.
-    fn range(&self, range: &Range<u64>) -> Option<Bytes> {
+    /// What stands there, if there is so much. A block lies in one piece and is not copied.
+    pub(crate) fn range(&self, range: &Range<u64>) -> Option<Bytes> {
         let first = self.ends.partition_point(|end| *end <= range.start);
         let start = first.checked_sub(1).map_or(0, |before| self.ends[before]);
         let piece = self.pieces.get(first)?;
@@ -79,11 +79,6 @@ impl Behind {
     /// Bytes of a section that waits.
     pub(crate) fn range(&self, section: &BlockKey, range: &Range<u64>) -> Option<Bytes> {
         self.0.lock().sections.get(section)?.range(range)
-    }
-
-    /// Bytes that wait.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.lock().bytes
     }
 
     /// It is not wanted any more.
@@ -143,9 +138,9 @@ impl StateStore {
     }
 
     /// Bytes that were written and wait to become files on the local disk.
-    #[must_use]
-    pub fn behind_bytes(&self) -> u64 {
-        self.behind().bytes()
+    #[cfg(test)]
+    pub(crate) fn behind_bytes(&self) -> u64 {
+        self.behind().0.lock().bytes
     }
 }
 

@@ -100,6 +100,21 @@ pub(crate) struct BlockWish {
     pub(crate) block: usize,
 }
 
+/// The first of `wishes`, as many as have `bytes` bytes in memory together, but one at least; and the rest.
+pub(crate) fn split_batch<'w>(
+    parts: &[PartOf<'_>],
+    wishes: &'w [BlockWish],
+    bytes: u64,
+) -> (&'w [BlockWish], &'w [BlockWish]) {
+    let mut taken = 0;
+    let is_beyond = |wish: &BlockWish| {
+        taken += u64::from(parts[wish.part].part.blocks()[wish.block].body_length);
+        taken > bytes
+    };
+    let count = wishes.iter().position(is_beyond).unwrap_or(wishes.len());
+    wishes.split_at(count.max(1).min(wishes.len()))
+}
+
 /// How a read of blocks goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockMode {
@@ -108,8 +123,31 @@ pub(crate) struct BlockMode {
     pub(crate) keep: bool,
 }
 
-/// By the index of the wish: what to fetch, and what others fetch.
-type Flights = (Vec<(usize, Lead<SharedBlock>)>, Vec<(usize, Wait<SharedBlock>)>);
+/// What a read of blocks asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) parts: &'a [PartOf<'a>],
+    pub(crate) wishes: &'a [BlockWish],
+    pub(crate) mode: BlockMode,
+}
+
+impl<'a> Asked<'a> {
+    /// The part of a wish and the block's place in it, by the index of the wish.
+    pub(crate) fn block(&self, i: usize) -> (&'a PartOf<'a>, usize) {
+        (&self.parts[self.wishes[i].part], self.wishes[i].block)
+    }
+
+    fn key(&self, i: usize) -> BlockKey {
+        let (of, block) = self.block(i);
+        of.key(block)
+    }
+}
+
+/// What to fetch, by the index of the wish.
+pub(crate) type Leads = Vec<(usize, Lead<SharedBlock>)>;
+
+/// What others fetch.
+type Waits = Vec<(usize, Wait<SharedBlock>)>;
 
 /// What a fetch of metadata took.
 #[derive(Default)]
@@ -356,22 +394,23 @@ impl StateStore {
         mut take: impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<()> {
         let started = self.0.env.now();
+        let asked = Asked { parts, wishes, mode };
         let mut left: Vec<usize> = (0..wishes.len()).collect();
         while !left.is_empty() {
             let mut waits = Vec::new();
             let mut leads = Vec::new();
             for i in std::mem::take(&mut left) {
-                match self.0.caches.begin(parts[wishes[i].part].key(wishes[i].block)) {
+                match self.0.caches.begin(asked.key(i)) {
                     Flight::Ready(block) => take(i, block)?,
                     Flight::Wait(wait) => waits.push((i, wait)),
                     Flight::Lead(lead) => leads.push((i, lead)),
                 }
             }
-            leads = self.look_in_files(parts, wishes, leads, mode, report, &mut take).await?;
+            leads = self.look_in_files(asked, leads, report, &mut take).await?;
             if self.uses_ssd() {
-                leads = self.look_on_disk(parts, wishes, leads, mode, report, &mut take).await?;
+                leads = self.look_on_disk(asked, leads, report, &mut take).await?;
             }
-            self.lead_gets(parts, wishes, (leads, waits), mode, report, &mut left, &mut take).await?;
+            self.lead_gets(asked, (leads, waits), report, &mut left, &mut take).await?;
         }
         report.waited += self.0.env.now().since(started);
         Ok(())
@@ -380,18 +419,17 @@ impl StateStore {
     /// Takes what the SSD has; what it has not is given back.
     async fn look_on_disk(
         &self,
-        parts: &[PartOf<'_>],
-        wishes: &[BlockWish],
-        leads: Vec<(usize, Lead<SharedBlock>)>,
-        mode: BlockMode,
+        asked: Asked<'_>,
+        leads: Leads,
         report: &mut ReadReport,
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
-    ) -> Result<Vec<(usize, Lead<SharedBlock>)>> {
+    ) -> Result<Leads> {
         let look = leads.into_iter().map(|(i, lead)| async move {
-            let key = parts[wishes[i].part].key(wishes[i].block);
+            let key = asked.key(i);
             // Who walks or warms up says himself what of it gets a place in memory.
             let caches = &self.0.caches;
-            let found = if mode.keep { caches.disk_block(&key).await } else { caches.disk_block_aside(&key).await };
+            let found =
+                if asked.mode.keep { caches.disk_block(&key).await } else { caches.disk_block_aside(&key).await };
             (i, lead, found)
         });
         let mut looks = futures::stream::iter(look).buffer_unordered(self.0.options.gets_in_flight.max(1));
@@ -400,8 +438,9 @@ impl StateStore {
             match block {
                 Some(block) => {
                     report.disk_hits += 1;
-                    if mode.keep {
-                        parts[wishes[i].part].remember(wishes[i].block, &block);
+                    if asked.mode.keep {
+                        let (of, at) = asked.block(i);
+                        of.remember(at, &block);
                     }
                     lead.finish(block.clone());
                     take(i, block)?;
@@ -415,22 +454,20 @@ impl StateStore {
     /// Our own GETs, and beside them what others fetch for us. Each block is taken when it comes: one that were kept until
     /// all are there would be memory that no budget knows of. Nobody waits in a circle, since our GETs go on while we
     /// wait. `again`: what others gave up.
-    #[allow(clippy::too_many_arguments)] // one call, of `blocks`
     async fn lead_gets(
         &self,
-        parts: &[PartOf<'_>],
-        wishes: &[BlockWish],
-        (leads, waits): Flights,
-        mode: BlockMode,
+        asked: Asked<'_>,
+        (leads, waits): (Leads, Waits),
         report: &mut ReadReport,
         again: &mut Vec<usize>,
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<()> {
+        let Asked { parts, mode, .. } = asked;
         let firsts = first_of_object(parts);
         let wanted: Vec<Wanted> = leads
             .iter()
             .map(|(i, _)| {
-                let wish = wishes[*i];
+                let wish = asked.wishes[*i];
                 Wanted { object: firsts[wish.part], range: parts[wish.part].range(wish.block) }
             })
             .collect();
@@ -474,9 +511,9 @@ impl StateStore {
                 if mode.keep {
                     self.0.caches.count_misses(1);
                 }
-                let of = &parts[wishes[i].part];
-                let block = self.decode_block(of, wishes[i].block, &get.range, &bytes)?;
-                let block = self.keep_fetched(of, wishes[i].block, block, mode);
+                let (of, at) = asked.block(i);
+                let block = self.decode_block(of, at, &get.range, &bytes)?;
+                let block = self.keep_fetched(of, at, block, mode);
                 lead.finish(block.clone());
                 take(i, block)?;
             }

@@ -24,7 +24,7 @@ pub struct ReadReport {
     pub meta_gets: u64,
     /// Blocks that were wanted and came in the request of another one.
     pub merged: u64,
-    /// Bytes that those brought.
+    /// Bytes that these requests brought.
     pub bytes: u64,
     /// Entries that a scan returned.
     pub scanned: u64,

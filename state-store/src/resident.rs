@@ -20,14 +20,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_cache::{BlockKey, CacheBlock, FileRange, Lead, LocalFiles};
+use millstream_cache::{BlockKey, FileRange, Lead, LocalFiles};
 use millstream_common::{KeyGroupRanges, Lane, Result};
 use millstream_objects::Purpose;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
+use crate::Caches;
 use crate::admit::Written;
-use crate::behind::Behind;
-use crate::fetch::{BlockMode, BlockWish, PartOf, directory_key, part_key};
+use crate::behind::{Behind, Pieces};
+use crate::fetch::{Asked, BlockMode, BlockWish, Leads, directory_key, part_key, split_batch};
 use crate::report::ReadReport;
 use crate::run::Run;
 use crate::section::{Directory, EncodedSection, Part, PartInfo, SharedBlock};
@@ -54,8 +55,6 @@ pub(crate) struct Residents {
     held: Mutex<Held>,
     /// On its way to the local disk.
     behind: Behind,
-    /// What was pinned when there was no room for more: until much of it has gone, nothing is fetched in vain.
-    full_at_bytes: Mutex<Option<u64>>,
 }
 
 #[derive(Default)]
@@ -67,6 +66,8 @@ struct Held {
     /// Bytes of blocks that were pinned here, and how many it may be; `None`: as many as there is room for.
     bytes: u64,
     share_bytes: Option<u64>,
+    /// What was pinned when there was no room for more: until much of it has gone, nothing is fetched in vain.
+    full_at_bytes: Option<u64>,
     /// The deployment has ended.
     over: bool,
 }
@@ -92,9 +93,9 @@ impl Held {
 }
 
 impl Residents {
-    pub(crate) fn new(caches: &crate::Caches) -> Self {
-        let (held, behind, full_at_bytes) = Default::default();
-        Self { owner: caches.pin_owner(), held, behind, full_at_bytes }
+    pub(crate) fn new(caches: &Caches) -> Self {
+        let (held, behind) = Default::default();
+        Self { owner: caches.pin_owner(), held, behind }
     }
 }
 
@@ -132,8 +133,7 @@ impl StateStore {
     }
 
     /// Whether what a reader of `ranges` needs of a run is kept here. Always, for remote state.
-    #[must_use]
-    pub fn is_resident(&self, run: &Run, ranges: &KeyGroupRanges) -> bool {
+    pub(crate) fn is_resident(&self, run: &Run, ranges: &KeyGroupRanges) -> bool {
         match &self.0.residency {
             Residency::Remote => true,
             Residency::Local(files) => files.has(&section_key(run)) || self.behind().has(&section_key(run)),
@@ -167,7 +167,7 @@ impl StateStore {
             }
             (Residency::Memory, _) => {
                 let (store, of, directory) = (self.clone(), run.clone(), section.directory.clone());
-                let (parts, pieces) = (section.parts.clone(), section.pieces.clone());
+                let (parts, pieces) = (section.parts.clone(), Pieces::new(section.pieces.clone()));
                 let written = Written { object: run.object_id(), offset: run.offset, parts, pieces, wanted: None };
                 let pinning = self.0.env.run(Lane::Background, "pin section", async move {
                     let parts: Vec<_> = directory.parts().iter().cloned().zip(written.parts.iter().cloned()).collect();
@@ -192,58 +192,54 @@ impl StateStore {
 
     /// Whether it is pinned: there was room, and the run was not let go meanwhile.
     fn pin(&self, run: &Run, key: BlockKey, block: SharedBlock) -> bool {
-        let pinned = {
-            let mut held = self.0.residents.held.lock();
-            let Held { pinned, bytes, share_bytes, .. } = &mut *held;
-            let Some(of) = pinned.get_mut(&section_key(run)) else { return false };
-            let more = if self.0.caches.is_pinned(&key) { 0 } else { block.memory_bytes() as u64 };
-            let fits = share_bytes.is_none_or(|share| *bytes + more <= share);
-            let pinned = fits && self.0.caches.pin_block(key, block);
-            if pinned {
-                of.bytes += more;
-                *bytes += more;
-            }
-            pinned
-        };
-        self.told_unless(pinned)
+        let mut held = self.0.residents.held.lock();
+        let Held { pinned, bytes, share_bytes, .. } = &mut *held;
+        let Some(of) = pinned.get_mut(&section_key(run)) else { return false };
+        let more = if self.0.caches.is_pinned(&key) { 0 } else { Caches::pin_bytes(&block) };
+        let fits = share_bytes.is_none_or(|share| *bytes + more <= share);
+        let pinned = fits && self.0.caches.pin_block(key, block);
+        if pinned {
+            of.bytes += more;
+            *bytes += more;
+        }
+        self.told_unless(pinned, held)
     }
 
     /// From now on the store remembers the run, unless its deployment is over.
     fn pin_index(&self, run: &Run, directory: &Arc<Directory>, parts: &[(PartInfo, Arc<Part>)]) -> bool {
         let (caches, section) = (&self.0.caches, section_key(run));
-        let pinned = {
-            let mut held = self.0.residents.held.lock();
-            if held.over {
-                return false;
-            }
-            let fresh = || Pinned { end: run.offset + run.length, groups: KeyGroupRanges::empty(), bytes: 0 };
-            held.pinned.entry(section).or_insert_with(fresh);
-            caches.claim_pins(section, self.0.residents.owner);
-            let mut pinned = caches.pin_metadata(directory_key(run), directory.clone(), directory.memory_bytes());
-            for (info, part) in parts {
-                pinned &= caches.pin_metadata(part_key(run, info), part.clone(), part.memory_bytes());
-            }
-            pinned
-        };
-        self.told_unless(pinned)
+        let mut held = self.0.residents.held.lock();
+        if held.over {
+            return false;
+        }
+        let fresh = || Pinned { end: run.offset + run.length, groups: KeyGroupRanges::empty(), bytes: 0 };
+        held.pinned.entry(section).or_insert_with(fresh);
+        caches.claim_pins(section, self.0.residents.owner);
+        let mut pinned = caches.pin_metadata(directory_key(run), directory.clone(), directory.memory_bytes());
+        for (info, part) in parts {
+            pinned &= caches.pin_metadata(part_key(run, info), part.clone(), part.memory_bytes());
+        }
+        self.told_unless(pinned, held)
     }
 
     /// Whether there may be room for more, as far as is known.
     fn has_room_to_pin(&self) -> bool {
-        let mut full = self.0.residents.full_at_bytes.lock();
-        *full = full.filter(|at| self.0.caches.stats().pinned_bytes > at / 10 * 9);
-        full.is_none()
+        let mut held = self.0.residents.held.lock();
+        held.full_at_bytes = held.full_at_bytes.filter(|at| self.0.caches.stats().pinned_bytes > at / 10 * 9);
+        held.full_at_bytes.is_none()
     }
 
     /// Says that there is no room, unless there is: once, until there has been room again.
-    fn told_unless(&self, pinned: bool) -> bool {
+    fn told_unless(&self, pinned: bool, mut held: MutexGuard<'_, Held>) -> bool {
         if pinned {
             return true;
         }
-        let held = self.0.caches.stats().pinned_bytes;
-        if self.0.residents.full_at_bytes.lock().replace(held).is_none() {
+        let bytes = self.0.caches.stats().pinned_bytes;
+        let is_news = held.full_at_bytes.replace(bytes).is_none();
+        drop(held);
+        if is_news {
             tracing::warn!(
-                "the state does not fit into the memory for it: {held} bytes of it are kept there, the rest is read from the object store as \
+                "the state does not fit into the memory for it: {bytes} bytes of it are kept there, the rest is read from the object store as \
                  it is needed; give more memory (--cache-memory, --memory-limit), spread the job over more workers, or use --residency \
                  local or remote"
             );
@@ -290,20 +286,24 @@ impl StateStore {
             let Some(pinned) = held.pinned.get_mut(&section_key(run)) else { return };
             pinned.groups = pinned.groups.intersect(&left);
         }
-        let mut freed = 0;
+        // In order: parts are, and the blocks of each.
+        let mut gone: Vec<u64> = Vec::new();
         for (_, part) in self.known_index(run) {
-            for info in part.blocks().iter().filter(|info| !info.overlaps(&left)) {
-                let at = run.offset + info.offset;
-                freed += self.0.caches.unpin(run.object_id(), at..at + 1, |_| true);
-            }
+            let outside = part.blocks().iter().filter(|info| !info.overlaps(&left));
+            gone.extend(outside.map(|info| run.offset + info.offset));
         }
+        let goes = |key: &BlockKey| gone.binary_search(&key.offset).is_ok();
+        let freed = self.0.caches.unpin(run.object_id(), run.offset..run.meta_offset, goes);
         self.0.residents.held.lock().freed(&section_key(run), freed);
     }
 
     /// Blocks of this job may take so many bytes of what is pinned in this process: its share, beside jobs that keep
-    /// rows instead. What is there stays.
+    /// rows instead. What is there stays; what found no room in a smaller share is tried again.
     pub fn share_pins(&self, bytes: u64) {
-        self.0.residents.held.lock().share_bytes = Some(bytes);
+        let mut held = self.0.residents.held.lock();
+        if held.share_bytes.replace(bytes).is_some_and(|before| before < bytes) {
+            held.full_at_bytes = None;
+        }
     }
 
     /// The deployment ends: all that it keeps in memory goes to others, whether a version lists it or not, and nothing
@@ -348,18 +348,16 @@ impl StateStore {
     /// beside those that were taken.
     pub(crate) async fn look_in_files(
         &self,
-        parts: &[PartOf<'_>],
-        wishes: &[BlockWish],
-        leads: Vec<(usize, Lead<SharedBlock>)>,
-        mode: BlockMode,
+        asked: Asked<'_>,
+        leads: Leads,
         report: &mut ReadReport,
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
-    ) -> Result<Vec<(usize, Lead<SharedBlock>)>> {
+    ) -> Result<Leads> {
         let Some(files) = self.local() else { return Ok(leads) };
         let mut usable: BTreeMap<BlockKey, bool> = BTreeMap::new();
-        let (mut missing, mut asked, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut missing, mut in_files, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
         let mut came = |i: usize, lead: Lead<SharedBlock>, bytes: Option<Bytes>| {
-            let (of, block) = (&parts[wishes[i].part], wishes[i].block);
+            let (of, block) = asked.block(i);
             match bytes.map(|bytes| self.decode_block(of, block, &of.range(block), &bytes)) {
                 None => missing.push((i, lead)),
                 Some(Err(_)) => {
@@ -368,7 +366,7 @@ impl StateStore {
                 }
                 Some(Ok(decoded)) => {
                     report.disk_hits += 1;
-                    let decoded = self.keep_fetched(of, block, decoded, mode);
+                    let decoded = self.keep_fetched(of, block, decoded, asked.mode);
                     lead.finish(decoded.clone());
                     take(i, decoded)?;
                 }
@@ -376,19 +374,19 @@ impl StateStore {
             Ok(())
         };
         for (i, lead) in leads {
-            let of = &parts[wishes[i].part];
-            let info = &of.part.blocks()[wishes[i].block];
+            let (of, block) = asked.block(i);
+            let info = &of.part.blocks()[block];
             let (section, start, length) = (section_key(of.run), info.offset, u64::from(info.length));
             if let Some(bytes) = self.behind().range(&section, &(start..start + length)) {
                 came(i, lead, Some(bytes))?;
             } else if *usable.entry(section).or_insert_with(|| files.holds(&section)) {
-                asked.push(Some((i, lead)));
+                in_files.push(Some((i, lead)));
                 ranges.push(FileRange { section, start, length });
             } else {
                 came(i, lead, None)?;
             }
         }
-        let mut take_each = |w: usize, bytes| asked[w].take().map_or(Ok(()), |(i, lead)| came(i, lead, bytes));
+        let mut take_each = |w: usize, bytes| in_files[w].take().map_or(Ok(()), |(i, lead)| came(i, lead, bytes));
         files.read_each(&ranges, &mut take_each).await?;
         Ok(missing)
     }
@@ -403,29 +401,21 @@ impl View {
             if !wanted(run) || !self.store.lacks(run, self.ranges()) {
                 continue;
             }
-            match &self.store.0.residency {
-                Residency::Remote => {}
-                Residency::Memory => {
-                    if !self.pin_run(i, pace, report).await? {
-                        break;
-                    }
-                    if !wanted(run) {
-                        self.store.release(run);
-                    }
-                }
-                Residency::Local(files) => {
-                    let goes_on = match self.store.adopt(files, run).await {
-                        // The file may be good: another time.
-                        Found::Taken | Found::Unknown => true,
-                        Found::Not => self.store.download(files, run, report).await?,
-                    };
-                    if !goes_on {
-                        break;
-                    }
-                    if !wanted(run) {
-                        self.store.release(run);
-                    }
-                }
+            let goes_on = match &self.store.0.residency {
+                Residency::Remote => Ok(true),
+                Residency::Memory => self.pin_run(i, pace, report).await,
+                Residency::Local(files) => match self.store.adopt(files, run).await {
+                    // The file may be good: another time.
+                    Found::Taken | Found::Unknown => Ok(true),
+                    Found::Not => self.store.download(files, run, report).await,
+                },
+            };
+            // Whoever let it go amid this may have done so before any of it was there.
+            if !wanted(run) {
+                self.store.release(run);
+            }
+            if !goes_on? {
+                break;
             }
         }
         Ok(*report)
@@ -439,7 +429,7 @@ impl View {
         }
         let mine = |_: usize, part: &PartInfo| part.overlaps(clip);
         let parts = store.parts(&[run], |_| self.shows_much_of(i), mine, Purpose::State, report).await?;
-        let Some(directory) = store.0.caches.metadata::<Directory>(&directory_key(run)) else { return Ok(true) };
+        let Some(directory) = store.0.caches.peek_metadata::<Directory>(&directory_key(run)) else { return Ok(true) };
         let infos: Vec<_> = directory.parts().iter().filter(|info| info.overlaps(clip)).cloned().collect();
         let index: Vec<_> = infos.into_iter().zip(parts.iter().map(|of| of.part.clone())).collect();
         if !store.pin_index(run, &directory, &index) {
@@ -448,24 +438,19 @@ impl View {
         let mut wishes = Vec::new();
         for (part, of) in parts.iter().enumerate() {
             let blocks = of.part.blocks().iter().enumerate().filter(|(_, info)| info.overlaps(clip));
-            wishes.extend(blocks.map(|(block, info)| (BlockWish { part, block }, u64::from(info.body_length))));
+            wishes.extend(blocks.map(|(block, _)| BlockWish { part, block }));
         }
-        wishes.retain(|(wish, _)| !store.0.caches.is_pinned(&parts[wish.part].key(wish.block)));
-        let mut all = true;
-        while !wishes.is_empty() && all {
-            let mut bytes = 0;
-            let over = |(_, length): &(BlockWish, u64)| {
-                bytes += length;
-                bytes > pace.bytes
-            };
-            let count = wishes.iter().position(over).unwrap_or(wishes.len()).max(1);
-            let some: Vec<BlockWish> = wishes.drain(..count).map(|(wish, _)| wish).collect();
+        wishes.retain(|wish| !store.0.caches.is_pinned(&parts[wish.part].key(wish.block)));
+        let (mut all, mut left) = (true, &wishes[..]);
+        while !left.is_empty() && all {
+            let (some, rest) = split_batch(&parts, left, pace.bytes);
+            left = rest;
             let mode = BlockMode { purpose: Purpose::State, keep: false };
             let take = |i: usize, block: SharedBlock| {
                 all = all && store.pin(run, parts[some[i].part].key(some[i].block), block.indexed());
                 Ok(())
             };
-            store.blocks(&parts, &some, mode, report, take).await?;
+            store.blocks(&parts, some, mode, report, take).await?;
         }
         if all {
             store.note_pinned(run, clip);

@@ -506,4 +506,53 @@ async fn a_job_pins_its_share_and_gets_room_back() {
     view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
     // Which block was the first without room may differ.
     assert!(states.caches().stats().pinned_bytes.abs_diff(held) < 4 << 10);
+    // The share grows: it is used.
+    states.share_pins(2 << 20);
+    view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+    let grown = states.caches().stats().pinned_bytes;
+    assert!(grown > held + (1 << 19) && grown < held + (3 << 19), "{grown} after {held}");
+    assert_eq!(read(&states, &runs, &all).await, expected);
+}
+
+#[tokio::test]
+async fn a_share_stays_what_it_is_when_key_groups_come_and_go() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let (runs, _) = inherited(&store, &env, &keys(20_000)).await;
+    let states = states(&store, &env, Residency::Memory, 64 << 20).await;
+    states.share_pins(1 << 20);
+    let load = async || {
+        view(&states, &runs).make_resident(WarmUp::AWAITED, |_| true).await.unwrap();
+        states.caches().stats().pinned_bytes
+    };
+    let held = load().await;
+    let few = KeyGroupRanges::from(KeyGroupRange::new(0, 8192));
+    for _ in 0..5 {
+        runs.iter().for_each(|run| states.release_outside(run, &few));
+        let left = states.caches().stats().pinned_bytes;
+        assert!(left < held / 10 * 8, "{left} of {held}");
+        // Which block was the first without room may differ.
+        let again = load().await;
+        assert!(again.abs_diff(held) < 4 << 10, "{again} after {held}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_nobody_wants_any_more_and_that_does_not_fit_leaves_nothing_pinned() {
+    let env = Env::test(1);
+    let store = memory_store(&env);
+    let (runs, _) = inherited(&store, &env, &keys(20_000)).await;
+    let states = states(&store, &env, Residency::Memory, 1 << 20).await;
+    // It is let go before any of it is there, and comes for all that.
+    let asked = std::sync::atomic::AtomicU64::new(0);
+    let wanted = |run: &Run| {
+        let first = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+        if first {
+            states.release(run);
+        }
+        first
+    };
+    view(&states, &runs[1..]).make_resident(WarmUp::AWAITED, wanted).await.unwrap();
+    let stats = states.caches().stats();
+    assert!(stats.pins_refused > 0 && stats.pinned_bytes == 0, "{stats:?}");
 }

@@ -58,7 +58,8 @@ pub struct StateStoreOptions {
     pub gets_per_second: u32,
     /// A scan or compaction reads this far ahead in each run.
     pub read_ahead_bytes: u64,
-    /// Bytes of objects that were written and wait for the SSD, at most; what is beyond is not put onto it.
+    /// Bytes of objects that were written and wait for the SSD, at most; what is beyond is not put onto it. Of state that
+    /// is kept on the local disk: bytes of sections that wait to become files; what is beyond is not kept.
     pub admission_bytes: u64,
     /// When and how runs are merged.
     pub compaction: CompactionOptions,
@@ -328,7 +329,7 @@ impl StateStore {
     /// Whether the index of a run is in memory: it was written or read here not long ago.
     #[must_use]
     pub fn knows(&self, run: &Run) -> bool {
-        self.0.caches.metadata::<Directory>(&directory_key(run)).is_some()
+        self.0.caches.peek_metadata::<Directory>(&directory_key(run)).is_some()
     }
 
     /// Whether blocks of this job's state go onto the SSD tier: not those of state that is kept elsewhere.
@@ -362,7 +363,7 @@ impl StateStore {
     pub fn forget(&self, run: &Run) {
         let caches = &self.0.caches;
         self.known_blocks(run).iter().for_each(|(key, _)| caches.forget_block(key));
-        if let Some(directory) = caches.metadata::<Directory>(&directory_key(run)) {
+        if let Some(directory) = caches.peek_metadata::<Directory>(&directory_key(run)) {
             directory.parts().iter().for_each(|info| caches.forget_metadata(&part_key(run, info)));
             caches.forget_metadata(&directory_key(run));
         }
@@ -383,9 +384,9 @@ impl StateStore {
     /// The parts of a run with what the directory says of them, as far as they are in memory, in order.
     pub(crate) fn known_index(&self, run: &Run) -> Vec<(PartInfo, Arc<Part>)> {
         let caches = &self.0.caches;
-        let Some(directory) = caches.metadata::<Directory>(&directory_key(run)) else { return Vec::new() };
+        let Some(directory) = caches.peek_metadata::<Directory>(&directory_key(run)) else { return Vec::new() };
         let known = directory.parts().iter();
-        known.filter_map(|info| Some((info.clone(), caches.metadata::<Part>(&part_key(run, info))?))).collect()
+        known.filter_map(|info| Some((info.clone(), caches.peek_metadata::<Part>(&part_key(run, info))?))).collect()
     }
 
     /// The blocks of a run, as far as its index is in memory: their names in the caches and their bytes in the object.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use millstream_common::Result;
 use millstream_objects::Purpose;
 
-use crate::fetch::{BlockMode, BlockWish, PartOf};
+use crate::fetch::{BlockMode, BlockWish, PartOf, split_batch};
 use crate::heat::{HeatList, HotRun, HotSpans, Listed, ON_DISK, Temperature, merge};
 use crate::report::ReadReport;
 use crate::run::Run;
@@ -257,18 +257,13 @@ impl StateStore {
     ) -> Result<()> {
         let caches = &self.0.caches;
         let key = |wish: &BlockWish| parts[wish.part].key(wish.block);
-        let length = |wish: &BlockWish| u64::from(parts[wish.part].part.blocks()[wish.block].body_length);
         wishes.retain(|wish| !caches.holds_block(&key(wish)) && !caches.may_be_on_disk(&key(wish)));
-        while !wishes.is_empty() {
-            let mut taken = 0;
-            let enough = |wish: &BlockWish| {
-                taken += length(wish);
-                taken > bytes
-            };
-            let count = wishes.iter().position(enough).unwrap_or(wishes.len()).max(1);
-            let mut some: Vec<BlockWish> = wishes.drain(..count).collect();
+        let mut left = &wishes[..];
+        while !left.is_empty() {
+            let (batch, rest) = split_batch(parts, left, bytes);
+            left = rest;
             let lives: Vec<bool> = parts.iter().map(|of| wanted(of.run)).collect();
-            some.retain(|wish| lives[wish.part]);
+            let some: Vec<BlockWish> = batch.iter().copied().filter(|wish| lives[wish.part]).collect();
             let mut brought = Vec::with_capacity(some.len());
             let mode = BlockMode { purpose: Purpose::State, keep: false };
             let take = |i: usize, block: SharedBlock| {

@@ -15,7 +15,7 @@ mod spans;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use millstream_cache::BlockKey;
+use millstream_cache::{BlockKey, TURNOVER_STEPS};
 use millstream_common::KeyGroupRanges;
 
 use crate::run::Run;
@@ -34,13 +34,10 @@ pub(crate) const ON_DISK: Temperature = 0;
 /// It was read in nearly every step of the turnover of late.
 pub(crate) const HOTTEST: Temperature = 15;
 
-/// Steps of the turnover in which all of memory is replaced once: see [`millstream_cache::Caches::turnover`].
-const ROUND: u32 = 16;
-
 /// How hot a block in memory is that was read in so many `steps` of the turnover, last in step `touched`; it is step
 /// `now`. What was not read while all of memory was replaced counts half.
 pub(crate) fn temperature(steps: u8, touched: u32, now: u32) -> Temperature {
-    let rounds = (now.wrapping_sub(touched) / ROUND).min(7);
+    let rounds = (now.wrapping_sub(touched) / TURNOVER_STEPS).min(7);
     1 + (steps >> rounds).min(HOTTEST - 1)
 }
 

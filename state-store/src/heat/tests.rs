@@ -34,7 +34,7 @@ fn decoded(bytes: &[u8]) -> Result<HeatList, millstream_common::Error> {
 fn a_block_that_is_read_all_the_time_is_hottest_and_cools_down() {
     assert_eq!(temperature(0, 0, 0), 1);
     assert_eq!(temperature(200, 40, 41), HOTTEST);
-    assert!(temperature(8, 40, 41) > temperature(8, 40, 40 + ROUND));
+    assert!(temperature(8, 40, 41) > temperature(8, 40, 40 + TURNOVER_STEPS));
     assert_eq!(temperature(255, 0, u32::MAX), 2);
 }
 

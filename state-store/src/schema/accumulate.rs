@@ -95,6 +95,16 @@ fn part_of(field: &Field) -> Result<Part, String> {
     }
 }
 
+/// Rows that are being added up.
+#[derive(Default)]
+struct Adding {
+    buffers: UpgradeBuffers,
+    /// None before the first row.
+    sum: Vec<i64>,
+    /// The row that is being added, to be used again.
+    row: Vec<i64>,
+}
+
 /// The merge operator of one state; see the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccumulatorMerge {
@@ -116,21 +126,23 @@ impl AccumulatorMerge {
         Ok(Self { newest: Newest::new(history)?, stamped: newest.ttl.is_some(), parts })
     }
 
-    /// Adds a stored row to `numbers` (none before the first); its stamp.
-    fn take(&self, bytes: &[u8], buffers: &mut UpgradeBuffers, numbers: &mut Vec<i64>) -> Result<i64> {
+    /// Adds a stored row; its stamp.
+    fn take(&self, bytes: &[u8], adding: &mut Adding) -> Result<i64> {
+        let Adding { buffers, sum, row } = adding;
         let (mut bytes, _) = self.newest.read(bytes, buffers)?;
         let stamp = if self.stamped { take_i64(&mut bytes)? } else { NEVER_EXPIRES };
-        let mut row = Vec::with_capacity(self.parts.width());
+        row.clear();
+        row.reserve(self.parts.width());
         while !bytes.is_empty() {
             row.push(take_i64(&mut bytes)?);
         }
         if row.len() != self.parts.width() {
             return Err(damaged("a row of accumulators has another number of them"));
         }
-        if numbers.is_empty() {
-            *numbers = row;
+        if sum.is_empty() {
+            std::mem::swap(sum, row);
         } else {
-            self.parts.add(numbers, &row);
+            self.parts.add(sum, row);
         }
         Ok(stamp)
     }
@@ -143,16 +155,16 @@ impl MergeOperator for AccumulatorMerge {
 
     /// The value has the stamp of the newest operand, as it has its expiry.
     fn merge(&self, base: Option<&[u8]>, operands: &[&[u8]]) -> Result<Vec<u8>> {
-        let (mut buffers, mut numbers, mut stamp) = (UpgradeBuffers::default(), Vec::new(), NEVER_EXPIRES);
+        let (mut adding, mut stamp) = (Adding::default(), NEVER_EXPIRES);
         for bytes in base.iter().chain(operands) {
-            stamp = self.take(bytes, &mut buffers, &mut numbers)?;
+            stamp = self.take(bytes, &mut adding)?;
         }
         let mut out = Vec::new();
         put_tag(self.newest.version(), &mut out);
         if self.stamped {
             put_i64(stamp, &mut out);
         }
-        numbers.iter().for_each(|n| put_i64(*n, &mut out));
+        adding.sum.iter().for_each(|n| put_i64(*n, &mut out));
         Ok(out)
     }
 
