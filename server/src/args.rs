@@ -100,10 +100,11 @@ pub struct MemoryArgs {
     /// Bound of all clean state in memory, rows and blocks together [default: 1/4 of RAM].
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<String>,
-    /// Folder of the SSD tier [default: a temporary one].
+    /// Folder of the SSD tier and of local state [default: a temporary one].
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Size of the SSD tier, 0 switches it off [default: 10GB when the state is remote].
+    /// Size of the SSD tier, and bound of local state; 0 switches both off [default: an SSD tier of 10GB when the state is
+    /// remote, local state without a bound].
     #[arg(long, value_name = "SIZE")]
     pub cache_disk: Option<String>,
     /// The process stays below it: budgets are divided from it [default: none].
@@ -185,12 +186,9 @@ pub struct ClusterArg {
     pub coordinator: Option<String>,
 }
 
-/// How a process of a cluster is reached.
+/// What every process of a cluster takes.
 #[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// The address that others are told to use [default: the one it listens at].
-    #[arg(long, value_name = "ADDR", value_parser = address::host_perhaps_port)]
-    pub advertise: Option<String>,
+pub struct ProcessArgs {
     /// Serve /metrics here (docs/metrics.md); none: not at all.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = address::host_and_port_or_none)]
     pub metrics_listen: String,
@@ -200,6 +198,17 @@ pub struct ServeArgs {
     /// Settings.
     #[command(flatten)]
     pub settings: SettingArgs,
+}
+
+/// How a process of a cluster is reached.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The address that others are told to use [default: the one it listens at].
+    #[arg(long, value_name = "ADDR", value_parser = address::host_perhaps_port)]
+    pub advertise: Option<String>,
+    /// Metrics, addresses, settings.
+    #[command(flatten)]
+    pub process: ProcessArgs,
 }
 
 /// `coordinator`.
@@ -251,15 +260,9 @@ pub struct CompactorArgs {
     /// The process stays below it: budgets are divided from it [default: none].
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<String>,
-    /// Serve /metrics here; none: not at all.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = address::host_and_port_or_none)]
-    pub metrics_listen: String,
-    /// Allow an address that is not loopback, without TLS and authentication.
-    #[arg(long)]
-    pub insecure: bool,
-    /// Settings.
+    /// Metrics, addresses, settings.
     #[command(flatten)]
-    pub settings: SettingArgs,
+    pub process: ProcessArgs,
 }
 
 /// `list`.

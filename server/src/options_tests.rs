@@ -55,8 +55,8 @@ fn a_submitted_job_takes_no_settings_of_processes() {
 
 fn serving(line: &str) -> Result<Settings> {
     match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
-        Command::Worker(worker) => of_server(&worker.serve.settings, &of_memory(&worker.memory)),
-        Command::Coordinator(coordinator) => of_server(&coordinator.serve.settings, &[]),
+        Command::Worker(worker) => of_server(&worker.serve.process.settings, &of_memory(&worker.memory)),
+        Command::Coordinator(coordinator) => of_server(&coordinator.serve.process.settings, &[]),
         other => panic!("{other:?}"),
     }
 }

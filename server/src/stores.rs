@@ -36,8 +36,8 @@ pub struct ProcessStores {
     state: Store,
     caches: Caches,
     plan: MemoryPlan,
-    /// Subtasks run here: caches and budgets are for them.
-    runs_subtasks: bool,
+    /// It reads state of jobs: caches and budgets are in use.
+    has_caches: bool,
     /// Compactions that share the memory for them.
     merges: u64,
     throttle: Throttle,
@@ -98,7 +98,7 @@ impl ProcessStores {
         let caches = Caches::new(&options, env).await?;
         let throttle = Throttle::new(settings.state.compaction_bytes_per_second.unwrap_or(0));
         let local = LocalState::new(settings, env);
-        Ok(Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: true, local, _folder: folder })
+        Ok(Self { state, caches, plan, merges: MERGES, throttle, has_caches: true, local, _folder: folder })
     }
 
     /// For a process that runs so many compactions at a time.
@@ -107,25 +107,25 @@ impl ProcessStores {
         Self { merges: u64::from(merges).max(1), ..self }
     }
 
-    /// For a process that runs no subtask.
+    /// For a process that reads no state of jobs: a coordinator.
     #[must_use]
     pub fn without_caches(state: Store, env: &Env) -> Self {
         let defaults = Settings::defaults();
         let (plan, local) = (MemoryPlan::new(&defaults, 0), LocalState::new(&defaults, env));
         let (caches, throttle) = (Caches::in_memory(1 << 20, 1 << 20), Throttle::default());
-        Self { state, caches, plan, merges: MERGES, throttle, runs_subtasks: false, local, _folder: None }
+        Self { state, caches, plan, merges: MERGES, throttle, has_caches: false, local, _folder: None }
     }
 
-    /// What the caches did; none where no subtask runs.
+    /// What the caches did; none in a coordinator.
     #[must_use]
     pub fn cache_stats(&self) -> Option<CacheStats> {
-        self.runs_subtasks.then(|| self.caches.stats())
+        self.has_caches.then(|| self.caches.stats())
     }
 
-    /// How the memory is divided; none where no subtask runs.
+    /// How the memory is divided; none in a coordinator.
     #[must_use]
     pub fn memory_plan(&self) -> Option<MemoryPlan> {
-        self.runs_subtasks.then_some(self.plan)
+        self.has_caches.then_some(self.plan)
     }
 
     /// Requests for no job: leader records, definitions of jobs.
@@ -145,7 +145,7 @@ impl ProcessStores {
 fn disk_tier(state_url: &str, settings: &Settings) -> Result<(Option<DiskOptions>, Option<tempfile::TempDir>)> {
     let auto = if is_remote(state_url) { DISK_BYTES } else { 0 };
     let bytes = settings.cache.disk_bytes.unwrap_or(auto);
-    // State that is kept elsewhere does not go through it: the disk is for its files then.
+    // Of `run`, whose one job is known here. A worker's jobs say it themselves, and go round the SSD tier then.
     if bytes == 0 || settings.state.residency != settings::Residency::Remote {
         return Ok((None, None));
     }
@@ -256,7 +256,7 @@ mod tests {
             state: open(),
             caches: Caches::in_memory(1, 1),
             plan: MemoryPlan::new(s, 64 << 30),
-            runs_subtasks: true,
+            has_caches: true,
             merges: MERGES,
             throttle: Throttle::default(),
             local: LocalState::new(s, &env),

@@ -26,7 +26,7 @@ use crate::convert::failure_to_proto;
 use crate::dataflow::JobRegistry;
 use crate::graph::JobGraph;
 use crate::transport::{Arrival, ClientCall, CoordinatorLink, Transport};
-use crate::worker::{PROTOCOL, Stores, UsageFn};
+use crate::worker::{PROTOCOL, Role, Stores, UsageFn};
 
 pub mod assignment;
 mod collector;
@@ -82,8 +82,8 @@ struct WorkerSession {
 }
 
 impl WorkerSession {
-    fn is_compactor(&self) -> bool {
-        self.compaction_slots > 0
+    fn role(&self) -> Role {
+        if self.compaction_slots > 0 { Role::Compactor } else { Role::Worker }
     }
 }
 
@@ -563,7 +563,7 @@ impl Coordinator {
         }
         self.workers
             .iter()
-            .filter(|(_, w)| !w.is_compactor())
+            .filter(|(_, w)| w.role() == Role::Worker)
             .map(|(name, w)| {
                 let free = w.slots.saturating_sub(used.get(name).copied().unwrap_or(0));
                 let free = if w.leaving.is_some() { 0 } else { free };
@@ -575,7 +575,7 @@ impl Coordinator {
     /// Compactors, and how many compactions each could begin.
     fn free_compactors(&self) -> BTreeMap<String, u32> {
         let running = |name: &str| self.jobs.values().map(|j| j.master.book.running_at(name)).sum::<u32>();
-        let there = self.workers.iter().filter(|(_, w)| w.is_compactor() && w.leaving.is_none());
+        let there = self.workers.iter().filter(|(_, w)| w.role() == Role::Compactor && w.leaving.is_none());
         there.map(|(name, w)| (name.clone(), w.compaction_slots.saturating_sub(running(name)))).collect()
     }
 
@@ -1111,7 +1111,7 @@ impl Coordinator {
         let compactions = |name: &str| self.jobs.values().map(|j| j.master.book.running_at(name)).sum::<u32>();
         let row = |(name, w): (&String, &WorkerSession)| {
             json!({
-                "worker": name, "role": if w.is_compactor() { "compactor" } else { "worker" },
+                "worker": name, "role": w.role().name(),
                 "pid": self.pids.get(name), "address": w.data_address, "slots": w.slots,
                 "free": facts.get(name).map_or(0, |f| f.free), "leaving": w.leaving.is_some(),
                 "compaction_slots": w.compaction_slots, "compactions": compactions(name),

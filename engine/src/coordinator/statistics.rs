@@ -11,6 +11,7 @@ use millstream_proto::control::{JobCounters, SubtaskCounters};
 use millstream_state_store::Run;
 
 use crate::figures::{OperatorFigures, StoreFigures, reads_from_proto, store_from_proto};
+use crate::worker::Role;
 
 /// Durations that the percentile is taken over.
 const DURATIONS_MAX: usize = 1_000;
@@ -35,8 +36,8 @@ pub(crate) struct CompactionFigures {
     /// Bytes of their outputs.
     pub(crate) bytes_written: u64,
     pub(crate) completed: u64,
-    /// By runner: whether it is a compactor, and how many it ended.
-    pub(crate) by_runner: BTreeMap<String, (bool, u64)>,
+    /// By runner: what it is, and how many it ended.
+    pub(crate) by_runner: BTreeMap<String, (Role, u64)>,
 }
 
 /// Runners that status tells apart; a cluster whose processes come and go all the time has more.
@@ -115,13 +116,13 @@ impl Statistics {
     }
 
     /// A compaction has come to its end.
-    pub(crate) fn compacted(&mut self, runner: &str, is_compactor: bool, bytes_read: u64, outputs: &[Run]) {
+    pub(crate) fn compacted(&mut self, runner: &str, role: Role, bytes_read: u64, outputs: &[Run]) {
         let figures = &mut self.compaction;
         figures.bytes_read += bytes_read;
         figures.bytes_written += outputs.iter().map(|r| r.length).sum::<u64>();
         figures.completed += 1;
         if figures.by_runner.len() < RUNNERS_MAX || figures.by_runner.contains_key(runner) {
-            figures.by_runner.entry(runner.to_owned()).or_insert((is_compactor, 0)).1 += 1;
+            figures.by_runner.entry(runner.to_owned()).or_insert((role, 0)).1 += 1;
         }
     }
 

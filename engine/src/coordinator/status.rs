@@ -16,6 +16,7 @@ use super::master::JobMaster;
 use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
 use crate::figures::{ReadFigures, SHARED, StoreFigures};
 use crate::graph::JobGraph;
+use crate::worker::Role;
 
 /// What the status of a job is made from, besides its master.
 pub(crate) struct StatusFacts<'a> {
@@ -101,11 +102,11 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
 fn compaction(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
     let figures = &master.statistics.compaction;
     let (running, debt) = (master.book.running(), master.book.debt());
-    let done = figures.by_runner.iter().map(|(name, (is_compactor, _))| (name.as_str(), *is_compactor));
-    let runners: BTreeMap<&str, bool> = done.chain(running.iter().map(|(name, r)| (*name, r.0))).collect();
-    let runner = |(name, is_compactor): (&str, bool)| {
+    let done = figures.by_runner.iter().map(|(name, (role, _))| (name.as_str(), *role));
+    let runners: BTreeMap<&str, Role> = done.chain(running.iter().map(|(name, r)| (*name, r.0))).collect();
+    let runner = |(name, role): (&str, Role)| {
         json!({
-            "worker": name, "pid": facts.pids.get(name), "role": if is_compactor { "compactor" } else { "worker" },
+            "worker": name, "pid": facts.pids.get(name), "role": role.name(),
             "completed": figures.by_runner.get(name).map_or(0, |r| r.1),
             "running": running.get(name).map_or(0, |r| r.1),
         })
@@ -122,10 +123,9 @@ fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
 
-/// All requests of the job: sums, by operator and purpose, and how the store takes them.
+/// All requests of the job, the coordinator's among them: sums, by operator and purpose, and how the store takes them.
 fn object_store(facts: &StatusFacts<'_>, store: &StoreFigures) -> Value {
-    let mut all = store.total();
-    all += &facts.own_requests;
+    let all = store.total();
     let r = &store.requests;
     json!({
         "get": all.get, "put": all.put, "list": all.list, "head": all.head, "delete": all.delete, "copy": all.copy,

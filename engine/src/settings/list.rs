@@ -382,7 +382,7 @@ pub static SETTINGS: &[SettingDef] = &[
         cache.dir,
         Process,
         Some("--cache-dir"),
-        "Folder of the SSD tier; nothing in it matters. auto: a temporary one."
+        "Folder of the SSD tier and of local state (state.residency=local); what is lost in it is read from the object store. auto: a temporary one."
     ),
     setting!(
         "cache.disk" = "auto",
@@ -391,7 +391,7 @@ pub static SETTINGS: &[SettingDef] = &[
         cache.disk_bytes,
         Process,
         Some("--cache-disk"),
-        "Size of the SSD tier; 0 switches it off. auto: 10GB when the state is remote (s3, gs, az), else off."
+        "Size of the SSD tier, and bound of the local state of all jobs of the process, each by itself; 0 switches both off. auto: the SSD tier has 10GB when the state is remote (s3, gs, az), else is off; local state has no bound."
     ),
     setting!(
         "memory.limit" = "none",
@@ -448,8 +448,8 @@ pub fn markdown() -> String {
          <!-- Made by `millstream settings --markdown` from the list in engine/src/settings/list.rs; a test compares. -->\n\n\
          Given by `-D key=value`, by `--config FILE.toml` (tables or dotted keys), or by the option that is short for one.\n\
          Options win over `-D`, `-D` wins over the file, the file over the defaults. An unknown key is refused.\n\n\
-         *job*: for `run` and `submit`; travels with the job and may differ when it goes on. *process*: for `run`, `coordinator` and `worker`.\n\n\
-         Where a process serves its metrics is an option of `run`, `coordinator` and `worker` (`--metrics-listen`): [metrics.md](metrics.md).\n\n\
+         *job*: for `run` and `submit`; travels with the job and may differ when it goes on. *process*: for `run`, `coordinator`, `worker` and `compactor`.\n\n\
+         Where a process serves its metrics is an option of `run`, `coordinator`, `worker` and `compactor` (`--metrics-listen`): [metrics.md](metrics.md).\n\n\
          | setting | default | unit | for | meaning |\n|---|---|---|---|---|\n",
     );
     for def in SETTINGS {

@@ -64,6 +64,17 @@ pub enum Role {
     Compactor,
 }
 
+impl Role {
+    /// What such a process is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Compactor => "compactor",
+        }
+    }
+}
+
 /// Settings of a worker, or of a compactor.
 #[derive(Clone)]
 pub struct WorkerOptions {

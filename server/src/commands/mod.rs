@@ -28,6 +28,7 @@ use crate::{out, people};
 mod ask;
 mod compactor;
 mod fork;
+mod offer;
 mod offline;
 mod pins;
 mod run;

@@ -22,7 +22,8 @@ use millstream_proto::control::{Cancel, Submit};
 use serde_json::{Value, json};
 
 use super::ask::{already_finished, submission};
-use super::serve::{Scraped, coordinator_options, worker_options};
+use super::offer::worker_options;
+use super::serve::{Scraped, coordinator_options};
 use crate::args::RunArgs;
 use crate::client::{Client, IN_PROCESS, error_of_job};
 use crate::environment::{self, Environment};

@@ -42,6 +42,9 @@ const OF_STORE: [(&str, &str); 4] = [
     ("millstream_object_store_throttled_total", "throttled"),
 ];
 
+const OF_COMPACTION: [(&str, &str); 2] =
+    [("millstream_compaction_debt_bytes", "debt_bytes"), ("millstream_compactions_running", "running")];
+
 const OF_VERSIONS: [(&str, &str); 4] = [
     ("millstream_versions_checkpoints", "checkpoints"),
     ("millstream_versions_records", "records"),
@@ -93,6 +96,7 @@ pub(super) fn add(families: &mut Families, doc: &Value) {
     }
     families.json("millstream_cache_misses_total", &labels, &doc["cache"]["misses"]);
     families.count("millstream_rescales_total", &labels, items(&doc["rescales"]).count() as u64);
+    fields(families, &OF_COMPACTION, &labels, &doc["compaction"]);
     fields(families, &OF_VERSIONS, &labels, &doc["versions"]);
     add_collected(families, labels, &doc["garbage"]);
     for op in items(&doc["operators"]) {

@@ -61,7 +61,7 @@ pub const METRICS: &[MetricDef] = &[
     def(Process, Counter, "process_cpu_seconds_total", NONE, "User and system time of all threads, seconds."),
     def(Process, Gauge, "process_resident_memory_bytes", NONE, "Resident set, bytes."),
     def(Process, Gauge, "millstream_process_peak_rss_bytes", NONE, "High-water mark of the resident set, bytes."),
-    def(Process, Gauge, "millstream_process_memory_budget_bytes", PART, "What a part may hold, bytes: rows, blocks, metadata, write-buffer, encode, reads, exchange, compaction, baseline (what no part accounts for)."),
+    def(Process, Gauge, "millstream_process_memory_budget_bytes", PART, "What a part may hold, bytes: rows, pinned (residency memory; with a memory.limit a part of rows), blocks, metadata, write-buffer, encode, reads, exchange, compaction, baseline (what no part accounts for)."),
     def(Process, Gauge, "millstream_process_memory_used_bytes", PART, "What a part holds, bytes; parts that nobody measures are absent. rows: clean entries of working sets; write-buffer: changed entries that the object store does not hold yet."),
 
     def(Process, Counter, "millstream_process_object_store_requests_total", REQUEST, "Requests that this process sent, repetitions and second ones included. operator `shared`: for several operators at once, or the job as a whole. Without a job: of the cluster (leader records, definitions)."),
@@ -113,6 +113,7 @@ pub const METRICS: &[MetricDef] = &[
     def(Process, Counter, "millstream_process_ssd_errors_total", NONE, "Look-ups on the SSD that failed or gave damaged bytes, and writes that failed."),
     def(Process, Counter, "millstream_process_ssd_slow_total", NONE, "Look-ups on the SSD that were given up because they took longer than the object store would have."),
     def(Process, Counter, "millstream_process_ssd_dropped_total", NONE, "Blocks that were not written onto the SSD because they came faster than it took them, or while it rested."),
+    def(Process, Counter, "millstream_process_pins_refused_total", NONE, "Blocks and index parts that residency memory had no room for."),
     def(Process, Gauge, "millstream_process_ssd_rests", NONE, "1 while the SSD is left alone because it failed or was slow too often."),
     def(Process, Histogram, "millstream_process_ssd_duration_seconds", NONE, "How long look-ups on the SSD took that came to an end, seconds."),
 
@@ -131,6 +132,8 @@ pub const METRICS: &[MetricDef] = &[
     def(Job, Gauge, "millstream_state_bytes", JOB, "Bytes of the objects that the newest version refers to."),
     def(Job, Gauge, "millstream_state_objects", JOB, "How many these are."),
     def(Job, Counter, "millstream_rescales_total", JOB, "Live rescales and moves."),
+    def(Job, Gauge, "millstream_compaction_debt_bytes", JOB, "Bytes in key groups that have enough runs to be merged."),
+    def(Job, Gauge, "millstream_compactions_running", JOB, "Compactions that run now."),
 
     def(Job, Counter, "millstream_checkpoints_completed_total", JOB, "Checkpoints that were committed."),
     def(Job, Counter, "millstream_checkpoints_failed_total", JOB, "Checkpoints that failed."),
@@ -202,9 +205,8 @@ const INTRODUCTION: &str = "\
 
 <!-- Made by `millstream metrics --markdown` from the list in server/src/metrics/list.rs; a test compares. -->
 
-`coordinator`, `worker` and `run` serve their metrics as Prometheus text at `http://ADDR/metrics`; ADDR is the option
-`--metrics-listen`. `coordinator` and `worker` take a free port of 127.0.0.1 unless told otherwise, and say which in their
-log; `none` switches it off. `run` serves nothing unless asked. An address that is not loopback needs `--insecure`: there is
+`coordinator`, `worker`, `compactor` and `run` serve their metrics as Prometheus text at `http://ADDR/metrics`; ADDR is the
+option `--metrics-listen`. All but `run` take a free port of 127.0.0.1 unless told otherwise, and say which in their log; `none` switches it off. `run` serves nothing unless asked. An address that is not loopback needs `--insecure`: there is
 no TLS and no login.
 
     millstream worker --coordinator 127.0.0.1:6123 --metrics-listen 127.0.0.1:9102 &
@@ -228,9 +230,8 @@ Warm-ups read one operator's runs at a time and count as its `state` GETs.
 **Dollars** are requests times S3 Standard's prices (PUT, LIST and COPY 5 $ a million, GET and HEAD 0.40 $, DELETE 0), whatever
 the store really asks.
 
-**What a request is.** An attempt counts when it is sent. So a second GET that is called off before it has left counts, too: with
-MinIO's own counters beside, 3,880 GETs were counted, 158 second ones among them, where the server saw 3,877. The
-probe at the start of a coordinator (one or two PUTs, docs/object-stores.md) is in no account.
+**What a request is.** An attempt counts when it is sent. So a second GET that is called off before it has left counts,
+too, though the store may never see it (`tests/tests/it/s3.rs` compares with a proxy before the store). The probe at the start of a coordinator (one or two PUTs, docs/object-stores.md) is in no account.
 
 **Cost of measuring.** Counters move once for a batch, a request, a bundle or a compaction, never for a row. `millstream
 metrics` lists all metrics.

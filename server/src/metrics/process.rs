@@ -55,9 +55,9 @@ impl ProcessParts {
 pub struct ProcessFigures {
     /// What its worker did, by job.
     pub jobs: Vec<JobFigures>,
-    /// What its caches did; none where no subtask runs.
+    /// What its caches did; none in a coordinator.
     pub caches: Option<CacheStats>,
-    /// How its memory is divided; none where no subtask runs.
+    /// How its memory is divided; none in a coordinator.
     pub plan: Option<MemoryPlan>,
     /// Requests for no job.
     pub cluster_requests: Metered,
@@ -173,6 +173,7 @@ fn add_memory(families: &mut Families, figures: &ProcessFigures) {
     for (part, bytes) in [
         ("baseline", plan.baseline_bytes),
         ("rows", plan.rows_bytes),
+        ("pinned", plan.pinned_bytes),
         ("blocks", plan.blocks_bytes),
         ("metadata", plan.metadata_bytes),
         ("write-buffer", plan.write_buffer_bytes),
@@ -191,6 +192,7 @@ fn add_memory(families: &mut Families, figures: &ProcessFigures) {
     if let Some(caches) = &figures.caches {
         families.count("millstream_process_memory_used_bytes", &["blocks"], caches.memory_bytes);
         families.count("millstream_process_memory_used_bytes", &["metadata"], caches.metadata_bytes);
+        families.count("millstream_process_memory_used_bytes", &["pinned"], caches.pinned_bytes);
     }
 }
 
@@ -209,6 +211,7 @@ fn add_caches(families: &mut Families, c: &CacheStats) {
         families.count("millstream_process_cache_capacity_bytes", &[tier], capacity);
         families.count("millstream_process_cache_entries", &[tier], entries);
     }
+    families.count("millstream_process_pins_refused_total", &[], c.pins_refused);
     if c.disk_capacity_bytes == 0 {
         return;
     }

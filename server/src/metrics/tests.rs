@@ -27,6 +27,7 @@ fn document() -> Value {
             "coordinator": [by(Value::Null, "state", "put", 5)]},
         "cache": {"memory_hits": 3, "disk_hits": 1, "misses": 1},
         "splits": [{"split": "a", "position": 7, "watermark_ms": 1, "idle": true}],
+        "compaction": {"debt_bytes": 1, "running": 0},
         "versions": {"checkpoints": 1, "records": 2, "objects": 3, "bytes": 4},
         "garbage": {"collections": 1, "failed": 0, "objects_deleted": 2, "bytes_deleted": 3, "records_deleted": 4,
             "orphans_deleted": 5, "orphan_bytes_deleted": 6},

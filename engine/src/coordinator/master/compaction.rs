@@ -29,6 +29,7 @@ use super::{Action, JobMaster, Phase, Turn};
 use crate::convert::{failure_from_proto, ranges_to_proto};
 use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
 use crate::settings::{CompactionPlace, StateSettings};
+use crate::worker::Role;
 
 /// From a compaction that failed to the next one of the same key groups.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -45,6 +46,12 @@ pub(super) struct Given {
     /// The version that it was picked from.
     version: u64,
     pick: Pick,
+}
+
+impl Given {
+    fn role(&self) -> Role {
+        if self.is_owners { Role::Worker } else { Role::Compactor }
+    }
 }
 
 #[cfg(test)]
@@ -99,11 +106,11 @@ impl Book {
         self.given.values().filter(|g| g.runner == runner).count() as u32
     }
 
-    /// By runner: whether it is a compactor, and how many compactions run there.
-    pub(crate) fn running(&self) -> BTreeMap<&str, (bool, u64)> {
+    /// By runner: what it is, and how many compactions run there.
+    pub(crate) fn running(&self) -> BTreeMap<&str, (Role, u64)> {
         let mut running = BTreeMap::new();
         for given in self.given.values() {
-            running.entry(given.runner.as_str()).or_insert((!given.is_owners, 0)).1 += 1;
+            running.entry(given.runner.as_str()).or_insert((given.role(), 0)).1 += 1;
         }
         running
     }
@@ -350,7 +357,7 @@ impl JobMaster {
         };
         self.book.for_owner.remove(&given.unit);
         self.book.shunned.remove(runner);
-        self.statistics.compacted(runner, !given.is_owners, done.bytes_read, &outputs);
+        self.statistics.compacted(runner, given.role(), done.bytes_read, &outputs);
         let Pick { inputs, ranges, bottom } = given.pick;
         let task = TaskId(given.unit.0);
         self.compactions.push((done.number, compaction::CompactionDone { task, inputs, ranges, bottom, outputs }));

@@ -18,6 +18,7 @@ use crate::convert::{assignment_to_proto, failure_to_proto};
 use crate::coordinator::assignment;
 use crate::element::WATERMARK_MIN;
 use crate::settings::{CompactionPlace, Settings};
+use crate::worker::Role;
 
 const MIB: u64 = 1 << 20;
 
@@ -211,7 +212,7 @@ fn what_is_due_goes_to_a_compactor_and_its_outputs_into_the_next_record() {
     assert_eq!(job.tree().runs().len(), 2);
     let figures = &job.master.statistics.compaction;
     assert_eq!((figures.completed, figures.bytes_read, figures.bytes_written), (1, 100, 7));
-    assert_eq!(figures.by_runner["k"], (true, 1));
+    assert_eq!(figures.by_runner["k"], (Role::Compactor, 1));
     assert_eq!(job.master.book.debt().unwrap().1, 2);
 }
 
@@ -225,7 +226,7 @@ fn without_a_free_compactor_the_owner_merges() {
     assert_eq!((to.as_str(), order.subtask), ("w1", 1));
     assert!(order.spec.is_none(), "a worker has it");
     job.reports("w1", &order);
-    assert_eq!(job.master.statistics.compaction.by_runner["w1"], (false, 1));
+    assert_eq!(job.master.statistics.compaction.by_runner["w1"], (Role::Worker, 1));
 }
 
 #[test]
