@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests: units, models, 50 simulation seeds, the binary as a black box, and tests on real servers: MinIO (S3),
-# SeaweedFS (S3 and WebDAV) and Azurite (Azure). The servers are built or fetched once into ~/.cache/millstream and run for
+# SeaweedFS (S3 and WebDAV) and Azurite (Azure); at last a minute of a job with more state than memory on MinIO. The servers are built or fetched once into ~/.cache/millstream and run for
 # the time of the tests; they start while the tests are built. A server that is not to be had here (no Go, Python or
 # Node.js) leaves its tests out, and the last lines say so; with MILLSTREAM_REQUIRE_S3=1 that is a failure.
 set -euo pipefail
@@ -67,6 +67,16 @@ set +a
 
 status=0
 cargo test --workspace --no-fail-fast --locked ${flags[@]+"${flags[@]}"} -- --quiet 2>&1 | tee "$log" || status=$?
+
+# A short form of the long run (docs/benches.md): more state than memory, on a real server; bounds and fsck, not speed.
+case " ${wanted[*]-} " in
+*" millstream-tests/s3 "*)
+    cargo build --locked --quiet -p millstream-server -p millstream-benches --bin millstream --bin bench
+    target=${CARGO_TARGET_DIR:-target}/debug
+    "$target/bench" soak --bin "$target/millstream" --gigabytes 0.3 --memory-limit 200MiB --minutes 6 --minute 10 \
+        --warm-up 2 --any-speed || status=$?
+    ;;
+esac
 
 # One line for all test binaries.
 awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }

@@ -29,6 +29,10 @@ pub enum Command {
     Restore(StateArgs),
     /// Writes per checkpoint, as the S3 server counts them (needs MinIO with public metrics).
     Checkpoint(CheckpointArgs),
+    /// A second job from a version of one that runs: how soon, what is copied, are the outputs right?
+    Fork(ForkArgs),
+    /// A long run of a job whose state is far larger than its memory: does anything grow, or slow down?
+    Soak(SoakArgs),
 }
 
 /// Options of every bench.
@@ -117,6 +121,55 @@ pub struct CheckpointArgs {
     pub keys: u64,
 }
 
+/// `fork`.
+#[derive(Debug, Args)]
+pub struct ForkArgs {
+    /// Size of the state in GB: keys of 1,000 bytes.
+    #[arg(long, default_value_t = 1.0)]
+    pub gigabytes: f64,
+    /// Where state is: file, s3 [default: file, and s3 when AWS_ENDPOINT_URL is set].
+    #[arg(long, value_delimiter = ',')]
+    pub state: Option<Vec<StateKind>>,
+    /// Forks, each of a new parent.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Events a second of the parent and of the fork.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
+}
+
+/// `soak`.
+#[derive(Debug, Args)]
+pub struct SoakArgs {
+    /// Size of the state in GB: keys of 1,000 bytes.
+    #[arg(long, default_value_t = 10.0)]
+    pub gigabytes: f64,
+    /// How long it runs once all keys are there.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub minutes: u32,
+    /// So many of the minutes caches and compactions get to find their level.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub warm_up: u32,
+    /// Seconds of what is called a minute here and in the table.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub minute: u32,
+    /// Where state is: file or s3.
+    #[arg(long, default_value = "s3")]
+    pub state: StateKind,
+    /// --memory-limit of the worker.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub memory_limit: String,
+    /// The share of the state that its SSD tier has room for, in percent; 0: none.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub ssd_share: u32,
+    /// Events a second; 0: as fast as it goes.
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
+    /// Takes the throughput as it comes: for machines that do other things meanwhile.
+    #[arg(long)]
+    pub any_speed: bool,
+}
+
 fn worker_count(text: &str) -> Result<u32, String> {
     match text {
         "1" => Ok(1),
@@ -147,6 +200,7 @@ mod tests {
         assert_eq!(default_of::<ThroughputArgs>().queries.len(), 8);
         assert_eq!(default_of::<StateArgs>().sizes, [0.1, 0.5, 1.0]);
         assert_eq!(default_of::<CheckpointArgs>().parallelism, [2, 4]);
+        assert_eq!(default_of::<SoakArgs>().minutes, 60);
     }
 
     #[test]

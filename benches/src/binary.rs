@@ -116,6 +116,21 @@ impl Running {
         }
     }
 
+    /// Its resident set now and at its greatest, in bytes, as the kernel counts them.
+    pub fn resident_bytes(&self) -> Result<(u64, u64)> {
+        let path = PathBuf::from(format!("/proc/{}/status", self.child.id()));
+        let text = fs::read_to_string(&path).map_err(|e| cannot("read", &path, e))?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+            Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+        };
+        field("VmRSS:").zip(field("VmHWM:")).ok_or_else(|| {
+            Error::unavailable("the kernel does not tell its resident set")
+                .at(path.display().to_string())
+                .next("run the bench on Linux")
+        })
+    }
+
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.status()?.is_some())
@@ -187,6 +202,8 @@ mod tests {
         let forever = Binary::find(Some(Path::new("/bin/sleep"))).unwrap();
         let mut running = forever.start(&words("60"), &log).unwrap();
         running.must_run().unwrap();
+        let (now, most) = running.resident_bytes().unwrap();
+        assert!(now > 0 && most >= now);
         assert!(running.finish(Duration::from_millis(5)).is_err());
         drop(running);
         let mut gone = shell().start(&words("-c exit"), &log).unwrap();

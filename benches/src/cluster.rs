@@ -25,8 +25,8 @@ const HEARTBEAT: &str = "heartbeat.interval=50ms";
 /// From one look at a cluster to the next.
 pub const LOOK: Duration = Duration::from_millis(10);
 
-/// How long anything may take that a cluster is asked for.
-pub const LIMIT: Duration = Duration::from_secs(600);
+/// How long anything may take that a cluster is asked for: to fill many gigabytes, for instance.
+pub const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 /// What a cluster is made of. One plan can start several clusters, one after the other, at the same addresses.
 #[derive(Debug)]
@@ -34,7 +34,8 @@ pub struct Plan<'a> {
     binary: &'a Binary,
     place: &'a Place,
     workers: u32,
-    cache_memory: Option<&'a str>,
+    /// Options of the workers besides.
+    worker_options: Vec<String>,
     address: SocketAddr,
     metrics: SocketAddr,
     /// How often it has been started: each time caches are new.
@@ -46,7 +47,15 @@ impl<'a> Plan<'a> {
     pub fn new(binary: &'a Binary, place: &'a Place, workers: u32, cache_memory: Option<&'a str>) -> Result<Self> {
         let ports = free_ports(2)?;
         let at = |i: usize| SocketAddr::from(([127, 0, 0, 1], ports[i]));
-        Ok(Self { binary, place, workers, cache_memory, address: at(0), metrics: at(1), starts: 0 })
+        let worker_options = cache_memory.map(|size| words(&format!("--cache-memory {size}"))).unwrap_or_default();
+        Ok(Self { binary, place, workers, worker_options, address: at(0), metrics: at(1), starts: 0 })
+    }
+
+    /// With more options for the workers.
+    #[must_use]
+    pub fn with_worker_options(mut self, options: &str) -> Self {
+        self.worker_options.extend(words(options));
+        self
     }
 
     /// Starts fresh processes with empty caches. They may not serve yet: see [`Cluster::wait_until_it_serves`].
@@ -64,9 +73,7 @@ impl<'a> Plan<'a> {
                 words(&format!("worker --coordinator {address} --slots {} -D {HEARTBEAT}", SLOTS / self.workers));
             let cache = folder.join(format!("cache-{}-{i}", self.starts));
             worker.extend(["--cache-dir".to_owned(), cache.display().to_string()]);
-            if let Some(size) = self.cache_memory {
-                worker.extend(["--cache-memory".to_owned(), size.to_owned()]);
-            }
+            worker.extend(self.worker_options.iter().cloned());
             processes.push(self.binary.start(&worker, &folder.join(format!("worker-{i}.log")))?);
         }
         Ok(Cluster { binary: self.binary, address, metrics, log, processes, started })
@@ -103,6 +110,18 @@ impl Cluster<'_> {
             let last = text.rsplit("leading with generation").next().unwrap_or_default();
             Ok((last.matches(" slots at ").count() >= workers).then_some(()))
         })
+    }
+
+    /// The process of a worker.
+    #[must_use]
+    pub fn worker(&self, i: usize) -> &Running {
+        &self.processes[1 + i]
+    }
+
+    /// The process of the coordinator.
+    #[must_use]
+    pub fn coordinator(&self) -> &Running {
+        &self.processes[0]
     }
 
     /// Runs a client's command; gives its stdout. What stands behind `--` stays there.

@@ -38,13 +38,19 @@ impl Load {
         Self { keys: ((gigabytes * 1e9) as u64 / VALUE_BYTES).max(1), rate }
     }
 
+    /// Events by which every key has come, when each comes once first.
+    #[must_use]
+    pub fn filled_at(&self) -> f64 {
+        self.keys as f64 * PASSES_TO_FILL
+    }
+
     /// Fills the state of a place: starts a cluster, lets every key come once as fast as it goes, then so much at its rate
     /// that compactions have given the state its usual shape, and stops the job. No process is left.
     pub fn fill(&self, plan: &mut Plan<'_>) -> Result<()> {
         let mut cluster = plan.start()?;
         cluster.wait_for_workers()?;
         let job = Self { rate: 0, ..*self }.submit(&cluster)?;
-        let enough = self.keys as f64 * PASSES_TO_FILL;
+        let enough = self.filled_at();
         cluster.wait_for_job(&job, "all keys have come", |c| c.events_in >= enough)?;
         cluster.ask(&format!("stop {job}"))?;
         let job = self.submit(&cluster)?;
@@ -58,10 +64,19 @@ impl Load {
 
     /// Starts the job, or lets it go on where it was stopped; gives its id.
     pub fn submit(&self, cluster: &Cluster<'_>) -> Result<String> {
+        self.submit_with(cluster, "")
+    }
+
+    /// Starts the job with keys by zipf's law, each of which comes once before.
+    pub fn submit_zipf(&self, cluster: &Cluster<'_>) -> Result<String> {
+        self.submit_with(cluster, "--distribution zipf --fill")
+    }
+
+    fn submit_with(&self, cluster: &Cluster<'_>, order: &str) -> Result<String> {
         let Self { keys, rate } = self;
         cluster.ask(&format!(
             "submit keyed-count -p {PARALLELISM} --checkpoint-interval 1s -- \
-             --keys {keys} --value-bytes {VALUE_BYTES} --events 0 --rate {rate} --output blackhole"
+             --keys {keys} --value-bytes {VALUE_BYTES} --events 0 --rate {rate} --output blackhole {order}"
         ))
     }
 }

@@ -6,7 +6,9 @@
 //!
 //! - [`throughput`]: Nexmark queries, in units of the [`yardstick`], beside the figures of [`peers`].
 //! - [`rescale`], [`restore`]: how long a job stands still, over the size of its state.
+//! - [`fork`]: how soon a second job from a version of the first has a row, and what that copies.
 //! - [`checkpoint`]: writes per checkpoint as the S3 server counts them.
+//! - [`soak`]: a long run, minute by minute.
 //!
 //! Below them: [`binary`] (processes), [`cluster`] (a coordinator and workers), [`filled`] (a job with much state),
 //! [`place`] (folders and prefixes that go away again), [`counters`] (Prometheus text), [`table`] and [`stats`].
@@ -18,11 +20,13 @@ pub mod checkpoint;
 pub mod cluster;
 pub mod counters;
 pub mod filled;
+pub mod fork;
 pub mod outside;
 pub mod peers;
 pub mod place;
 pub mod rescale;
 pub mod restore;
+pub mod soak;
 pub mod stats;
 pub mod store;
 pub mod table;
@@ -54,7 +58,7 @@ impl Bench {
     }
 }
 
-/// Runs the command; without one all benches, one after the other. Tables go to stdout, progress to stderr.
+/// Runs the command; without one all benches but the long run, one after the other. Tables go to stdout, progress to stderr.
 pub fn run(cli: &Cli) -> Result<()> {
     let bench = Bench::new(&cli.common)?;
     if let Some(load) = outside::load_average().filter(|l| *l > BUSY) {
@@ -65,6 +69,8 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Rescale(args)) => rescale::run(&bench, args),
         Some(Command::Restore(args)) => restore::run(&bench, args),
         Some(Command::Checkpoint(args)) => checkpoint::run(&bench, args),
+        Some(Command::Fork(args)) => fork::run(&bench, args),
+        Some(Command::Soak(args)) => soak::run(&bench, args),
         None => all(&bench),
     }
 }
@@ -73,6 +79,7 @@ fn all(bench: &Bench) -> Result<()> {
     throughput::run(bench, &args::default_of())?;
     rescale::run(bench, &args::default_of())?;
     restore::run(bench, &args::default_of())?;
+    fork::run(bench, &args::default_of())?;
     if bench.places.has_s3() {
         checkpoint::run(bench, &args::default_of())?;
     }

@@ -142,6 +142,15 @@ impl Place {
         self.folder.path()
     }
 
+    /// How many objects there are below a name (empty: all) and their bytes, as the store lists them.
+    pub fn objects(&self, below: &str) -> Result<(u64, u64)> {
+        let runtimes = Runtimes::start(1)?;
+        let variables = self.variables.clone().unwrap_or_default();
+        let store = Store::open(&self.url, &StoreOptions::default(), &variables, &runtimes.env())?;
+        let all = runtimes.block_on(store.list(below, Purpose::Check))?;
+        Ok((all.len() as u64, all.iter().map(|o| o.bytes).sum()))
+    }
+
     fn delete_objects(&self, variables: &BTreeMap<String, String>) -> Result<()> {
         let runtimes = Runtimes::start(1)?;
         let store = Store::open(&self.url, &StoreOptions::default(), variables, &runtimes.env())?;

@@ -57,25 +57,34 @@ pub struct KeyedCountSource {
     pub events: u64,
     /// How often which key comes.
     pub distribution: Distribution,
+    /// Whether each key comes once, in random order, before the first event of `distribution`.
+    pub fill: bool,
     /// How many splits share the events; at least 1. Part of the meaning of positions: never changes for a job.
     pub splits: u32,
 }
 
 /// Seeds orders and ranks.
 const SEED: u64 = 0x6b65_7973;
+/// Seeds the order in which each key comes once.
+const FILL_SEED: u64 = 0x6669_6c6c;
 
 impl KeyedCountSource {
     /// 16 splits.
     #[must_use]
     pub fn new(keys: u64, events: u64, distribution: Distribution) -> Self {
-        Self { keys, events, distribution, splits: 16 }
+        Self { keys, events, distribution, fill: false, splits: 16 }
     }
 
     fn numbered(&self) -> NumberedSplits {
         NumberedSplits { prefix: "keys", splits: self.splits, events: self.events }
     }
 
-    fn order(&self) -> Result<Order> {
+    fn order(&self) -> Result<KeyOrder> {
+        let then = self.order_by_distribution()?;
+        Ok(KeyOrder { filling: self.fill.then(|| (self.keys, Permutation::new(self.keys, FILL_SEED))), then })
+    }
+
+    fn order_by_distribution(&self) -> Result<Order> {
         if self.keys == 0 || self.keys > i64::MAX as u64 {
             return Err(Error::config(format!("{} keys", self.keys)).code(1303).next("give 1 or more"));
         }
@@ -110,6 +119,26 @@ impl Source for KeyedCountSource {
 }
 
 /// Which key an event has, by its number.
+struct KeyOrder {
+    /// How many events have each another key, before all others, and which.
+    filling: Option<(u64, Permutation)>,
+    then: Order,
+}
+
+impl KeyOrder {
+    fn keys(&mut self, run: Run) -> Vec<i64> {
+        let Some((until, order)) = self.filling.as_ref().filter(|(until, _)| run.first < *until) else {
+            return self.then.keys(run);
+        };
+        let filling = (until - run.first).div_ceil(run.step).min(run.count as u64);
+        let mut keys: Vec<i64> = (0..filling).map(|i| order.get(run.first + i * run.step) as i64).collect();
+        let rest = Run { first: run.first + filling * run.step, count: run.count - filling as usize, ..run };
+        keys.extend(self.then.keys(rest));
+        keys
+    }
+}
+
+/// Which key an event has when each has had its own, or need not.
 enum Order {
     /// All events in one random order; number modulo keys.
     Shuffled(Permutation, u64),
@@ -143,7 +172,7 @@ impl Order {
 }
 
 struct KeyReader {
-    order: Order,
+    order: KeyOrder,
     cursor: SplitCursor,
 }
 
@@ -181,6 +210,24 @@ mod tests {
     /// Keys of the first `events` events, by number.
     fn keys(source: &KeyedCountSource, events: u64) -> Vec<i64> {
         source.order().unwrap().keys(Run { first: 0, step: 1, count: events as usize })
+    }
+
+    #[test]
+    fn filling_lets_each_key_come_first() {
+        let zipf = KeyedCountSource::new(1_000, 0, Distribution::Zipf { skew: 0.99 });
+        let filled = KeyedCountSource { fill: true, ..zipf.clone() };
+        let all = keys(&filled, 3_000);
+        assert_eq!(counts(&all[..1_000], 1_000), [1; 1_000]);
+        assert_ne!(all[..1_000], all[1_000..2_000]);
+        assert_eq!(all[1_000..], keys(&zipf, 3_000)[1_000..]);
+        // Whatever the pieces are.
+        let mut order = filled.order().unwrap();
+        let pieces = [(3, 4), (995, 40), (1_001, 5)];
+        for (first, count) in pieces {
+            let run = order.keys(Run { first, step: 16, count });
+            let expected: Vec<i64> = (0..count as u64).map(|i| all[(first + i * 16) as usize]).collect();
+            assert_eq!(run, expected);
+        }
     }
 
     fn counts(keys: &[i64], of: u64) -> Vec<u32> {

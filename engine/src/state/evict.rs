@@ -9,7 +9,7 @@ use super::StateValue;
 use super::slab::{PARTIAL, REFERENCED, Slot, TRASHED};
 use super::working_set::WorkingSet;
 
-/// What a slot takes beside itself: its place in the table (at three quarters, with control bytes) and in the dirty list.
+/// What a slot takes beside itself: its place in the table (when that is half taken, about) and in the dirty list.
 const BESIDE_SLOT: usize = 24;
 /// What a slot takes in the index by time.
 const IN_TIME_INDEX: usize = 16;

@@ -36,6 +36,9 @@ impl EntrySink for SectionWriter {
 /// Bytes that are encoded at a time, about: the entries of a slice may be long.
 const SLICE_BYTES: usize = 1 << 20;
 
+/// So many slots before it is encoded, a slot's memory is asked for.
+const SLOTS_AHEAD: usize = 8;
+
 /// When an operand of a time-ordered state was written, as far as the store asks: all entries of its key expire at the
 /// time in the key, so none can have expired before another one was written.
 const WRITTEN_IN_LIFE: i64 = i64::MIN;
@@ -152,6 +155,9 @@ impl<V: StateValue> WorkingSet<V> {
         while left > 0 && bytes < SLICE_BYTES && oldest.done < oldest.slots.len() {
             let i = oldest.slots[oldest.done];
             oldest.done += 1;
+            if let Some(&soon) = oldest.slots.get(oldest.done + SLOTS_AHEAD) {
+                self.slots.prefetch(soon);
+            }
             left -= 1;
             bytes += self.encode_slot(i, oldest.flush, sink);
         }

@@ -19,6 +19,7 @@ mod model_tests;
 mod partial;
 mod slab;
 mod stored;
+mod table;
 mod timed;
 #[cfg(test)]
 mod ttl_tests;

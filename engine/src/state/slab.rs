@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use millstream_common::KeyGroup;
+use millstream_common::prefetch::prefetch_address;
 use millstream_state_store::schema::NEVER_EXPIRES;
 use smallvec::SmallVec;
 
@@ -67,6 +68,12 @@ impl<V> Slot<V> {
         self.flags & flag != 0
     }
 
+    /// Whether it is the slot of this key.
+    #[inline]
+    pub(super) fn is_of(&self, hash: u64, time: i64, key: &[u8]) -> bool {
+        self.hash == hash && self.time == time && self.key.as_slice() == key
+    }
+
     pub(super) fn group(&self) -> KeyGroup {
         KeyGroup::of_hash(self.hash)
     }
@@ -117,6 +124,19 @@ impl<V> Slab<V> {
     pub(super) fn live_at(&self, i: u32) -> Option<&Slot<V>> {
         let chunk = self.chunks.get((i >> CHUNK_BITS) as usize)?;
         chunk.slots.get(i as usize & (CHUNK - 1)).filter(|s| s.is(LIVE))
+    }
+
+    /// Asks the processor for the memory of slot `i`.
+    #[inline]
+    pub(super) fn prefetch(&self, i: u32) {
+        const LINE: usize = 64;
+        let chunk = self.chunks.get((i >> CHUNK_BITS) as usize);
+        if let Some(slot) = chunk.and_then(|c| c.slots.get(i as usize & (CHUNK - 1))) {
+            let start: *const u8 = std::ptr::from_ref(slot).cast();
+            for at in (0..size_of::<Slot<V>>().min(4 * LINE)).step_by(LINE) {
+                prefetch_address(start.wrapping_add(at));
+            }
+        }
     }
 
     /// The first number behind `i` that may be live: skips chunks that were given back.

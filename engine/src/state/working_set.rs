@@ -15,7 +15,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hashbrown::HashTable;
 use millstream_common::hash::stable_hash;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result, StateId};
@@ -26,6 +25,7 @@ use super::flush::{Frozen, Generation};
 use super::partial::{Aside, MergeFn};
 use super::slab::{PARTIAL, PENDING, REFERENCED, STORED, Slab, SlotKey, TRASHED, UNENCODED};
 use super::stored::Stored;
+use super::table::SlotTable;
 use super::{Rows, SlotId, StateValue};
 
 /// The time of every entry of a point state.
@@ -34,8 +34,7 @@ pub(super) const NO_TIME: i64 = 0;
 /// See the module.
 pub(super) struct WorkingSet<V> {
     pub(super) slots: Slab<V>,
-    /// Part of the hash, and the slot. The part is enough to move entries when the table grows.
-    pub(super) table: HashTable<(u32, u32)>,
+    pub(super) table: SlotTable,
     pub(super) id: StateId,
     pub(super) ranges: KeyGroupRanges,
     /// With an index by time: the slots that have a value.
@@ -97,6 +96,11 @@ pub(super) struct WorkingSet<V> {
     pub(super) stored: Stored,
 }
 
+/// Keys that are looked up together when a batch is named: their slots fit into the nearest cache.
+const GROUP: usize = 64;
+/// No slot has this number: the slab ends before.
+const NO_SLOT: u32 = u32::MAX;
+
 /// What goes into the table for a key.
 #[inline]
 fn tag_of(hash: u64, time: i64) -> u32 {
@@ -105,16 +109,11 @@ fn tag_of(hash: u64, time: i64) -> u32 {
     (mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
 }
 
-#[inline]
-fn spread(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
 impl<V: StateValue> WorkingSet<V> {
     pub(super) fn new(timed: bool) -> Self {
         Self {
             slots: Slab::new(),
-            table: HashTable::new(),
+            table: SlotTable::new(),
             id: StateId(0),
             ranges: KeyGroupRanges::all(),
             timed,
@@ -170,15 +169,7 @@ impl<V: StateValue> WorkingSet<V> {
     /// The slot of a key, resident or not.
     #[inline]
     pub(super) fn find(&self, hash: u64, time: i64, key: &[u8]) -> Option<u32> {
-        let tag = tag_of(hash, time);
-        self.table
-            .find(spread(tag), |&(t, i)| {
-                t == tag && {
-                    let slot = &self.slots[i];
-                    slot.hash == hash && slot.time == time && slot.key.as_slice() == key
-                }
-            })
-            .map(|&(_, i)| i)
+        self.table.find(tag_of(hash, time), |i| self.slots[i].is_of(hash, time, key))
     }
 
     /// Names a key: its slot, pinned until the group is released.
@@ -209,27 +200,55 @@ impl<V: StateValue> WorkingSet<V> {
         i
     }
 
-    /// Names a key for each row; the slots wait for [`WorkingSet::take_rows`].
+    /// Names a key for each row; the slots wait for [`WorkingSet::take_rows`]. Table and slots lie anywhere in gigabytes: keys
+    /// go through the look-up in groups, and each step asks the processor for the memory of the next one.
     pub(super) fn name_batch(&mut self, keys: &KeyBuffer, time: impl Fn(usize) -> i64) {
         self.stamp += 1;
         let mut rows = self.spare.pop().unwrap_or_default();
         rows.slots.reserve(keys.len());
-        for (row, &hash) in keys.hashes().iter().enumerate() {
-            let (time, key) = (time(row), keys.key(row));
-            let i = match self.find(hash, time, key) {
-                Some(i) => i,
-                None => self.name_new(hash, time, key),
-            };
-            let slot = &mut self.slots[i];
-            if slot.named != self.stamp {
-                slot.named = self.stamp;
-                slot.flags |= REFERENCED;
-                rows.distinct.push(SlotId(i));
+        let (mut tags, mut guesses) = ([0; GROUP], [NO_SLOT; GROUP]);
+        for first in (0..keys.len()).step_by(GROUP) {
+            let group = first..(first + GROUP).min(keys.len());
+            for (row, tag) in group.clone().zip(&mut tags) {
+                *tag = tag_of(keys.hashes()[row], time(row));
+                self.table.prefetch(*tag);
             }
-            rows.slots.push(SlotId(i));
+            for (&tag, guess) in tags[..group.len()].iter().zip(&mut guesses) {
+                *guess = self.guess(tag);
+            }
+            for (row, &guess) in group.zip(&guesses) {
+                let i = self.name_guessed(guess, keys.hashes()[row], time(row), keys.key(row));
+                let slot = &mut self.slots[i];
+                if slot.named != self.stamp {
+                    slot.named = self.stamp;
+                    slot.flags |= REFERENCED;
+                    rows.distinct.push(SlotId(i));
+                }
+                rows.slots.push(SlotId(i));
+            }
         }
         self.named += rows.distinct.len() as u64;
         self.rows.push_back(rows);
+    }
+
+    /// The slot that the table has for a tag first, or [`NO_SLOT`]; seldom it is another key's. Its memory is asked for.
+    #[inline]
+    fn guess(&self, tag: u32) -> u32 {
+        let guess = self.table.find(tag, |_| true);
+        guess.inspect(|&i| self.slots.prefetch(i)).unwrap_or(NO_SLOT)
+    }
+
+    /// The slot of a key, made if it has none.
+    #[inline]
+    fn name_guessed(&mut self, guess: u32, hash: u64, time: i64, key: &[u8]) -> u32 {
+        if guess != NO_SLOT && self.slots[guess].is_of(hash, time, key) {
+            return guess;
+        }
+        // Another key of the group may have been given its slot just now.
+        match self.find(hash, time, key) {
+            Some(i) => i,
+            None => self.name_new(hash, time, key),
+        }
     }
 
     /// Keys that were named one by one.
@@ -281,8 +300,7 @@ impl<V: StateValue> WorkingSet<V> {
         (slot.hash, slot.time, slot.named) = (hash, time, 0);
         slot.key = SlotKey::from_slice(key);
         self.heap_bytes += slot.key_heap_bytes();
-        let tag = tag_of(hash, time);
-        self.table.insert_unique(spread(tag), (tag, i), |&(t, _)| spread(t));
+        self.table.insert(tag_of(hash, time), i);
         i
     }
 
@@ -297,9 +315,7 @@ impl<V: StateValue> WorkingSet<V> {
         if slot.is(PENDING) {
             self.pending -= 1;
         }
-        if let Ok(entry) = self.table.find_entry(spread(tag), |&(_, s)| s == i) {
-            entry.remove();
-        }
+        self.table.remove(tag, i);
         self.slots.give_back(i);
     }
 

@@ -34,6 +34,9 @@ pub struct KeyedCountArgs {
     /// The exponent of the zipf distribution [default: 0.99]
     #[arg(long, value_name = "S", value_parser = parse_skew)]
     pub skew: Option<f64>,
+    /// Lets each key come once before the first event of --distribution
+    #[arg(long, num_args = 0..=1, require_equals = true, value_name = "true|false", default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub fill: bool,
     /// Says how many events there are when --events does not: so many for each key
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub passes: u64,
@@ -66,7 +69,8 @@ impl KeyedCountArgs {
             Distribution::Uniform => keyed_count::Distribution::Uniform,
             Distribution::Zipf => keyed_count::Distribution::Zipf { skew: self.skew() },
         };
-        KeyedCountSource::new(self.keys, self.event_count(), distribution)
+        let source = KeyedCountSource::new(self.keys, self.event_count(), distribution);
+        KeyedCountSource { fill: self.fill, ..source }
     }
 
     /// The exponent of the zipf distribution.
@@ -108,6 +112,9 @@ impl JobArgs for KeyedCountArgs {
         ];
         if zipf {
             args.push(JobArg::identity("skew", self.skew()));
+        }
+        if self.fill {
+            args.push(JobArg::identity("fill", true));
         }
         args.push(JobArg::identity("output", &self.output));
         args

@@ -125,7 +125,8 @@ fn paths_are_meant_from_where_the_command_was_typed() {
     }
     // What comes out goes in again and means the same.
     assert_eq!(registry().absolutise("nexmark-q0", &args, Path::new("/elsewhere")).unwrap(), args);
-    let counted = absolute("keyed-count", "--output files:out --keys 7 --passes 2 --distribution zipf --skew 1");
+    let counted = absolute("keyed-count", "--output files:out --keys 7 --passes 2 --distribution zipf --skew 1 --fill");
+    assert!(counted.contains(&"--fill=true".to_owned()), "{counted:?}");
     assert!(counted.contains(&"--output=files:/home/ada/out".to_owned()));
     assert_eq!(registry().absolutise("keyed-count", &counted, Path::new("/elsewhere")).unwrap(), counted);
 }
