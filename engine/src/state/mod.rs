@@ -79,7 +79,7 @@ impl StateDescriptor {
     /// The schema of its entries under a key of these columns.
     #[must_use]
     pub fn schema(&self, key: Vec<KeyColumn>) -> Schema {
-        Schema { key, value: self.form.clone(), ttl: self.ttl }
+        Schema { key, map_key: Vec::new(), value: self.form.clone(), ttl: self.ttl }
     }
 }
 
