@@ -76,7 +76,7 @@ impl KeyRange {
     pub(crate) fn new(from: Bytes, to: Bytes, layouts: &Layouts) -> Self {
         let is_map = |state| layouts.get(state).is_some_and(|l| l.layout == Layout::Map);
         let length = key::state_of(&from).filter(|s| is_map(*s)).and_then(|_| key::map_prefix_len(&from));
-        let prefix = length.map(|n| &from[..n]).filter(|p| to.starts_with(p) || *to == key::map_prefix_end(p));
+        let prefix = length.map(|n| &from[..n]).filter(|p| to.starts_with(p) || key::is_map_prefix_end(&to, p));
         Self { prefix: prefix.map(stable_hash), from, to: Some(to) }
     }
 

@@ -113,7 +113,9 @@ impl<V: StateValue> MapState<V> {
 
     // ---- naming
 
-    /// Names all entries of the key of each row of a batch. The maps come from [`MapState::take_maps`].
+    /// Names all entries of the key of each row of a batch. The maps come from [`MapState::take_maps`]. It costs a step for
+    /// each entry that is resident, and all of them stay until the batch was processed: who wants few of many entries names
+    /// them with [`MapState::name_entries`].
     pub fn name_maps(&mut self, keys: &KeyBuffer) {
         let rows = self.set.name_maps(keys);
         self.rows.push_back(rows);

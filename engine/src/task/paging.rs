@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use futures::future::poll_fn;
+use futures::stream::FuturesOrdered;
 use millstream_common::env::Running;
 use millstream_common::{Env, KeyGroupRanges, Lane, Result, StateId};
 use millstream_state_store::key::{map_prefix_end, split_timed_key, state_of, timed_key};
@@ -22,6 +24,10 @@ use millstream_state_store::{ReadReport, ReadTime, Run, StateStore, Values, View
 use super::TaskMetrics;
 use crate::operator::{Operator, SubtaskTime};
 use crate::state::TimeScan;
+
+#[cfg(test)]
+#[path = "paging_tests.rs"]
+mod tests;
 
 /// Reads on their way at a time.
 const READS_IN_FLIGHT: usize = 4;
@@ -36,6 +42,9 @@ const KEYS_PER_READ_MIN: usize = 512;
 const ENTRY_OVERHEAD_BYTES: u64 = 256;
 /// Entries of a map, about, before any was read.
 const MAP_ENTRIES_FIRST: usize = 8;
+/// Maps that one scan goes through, and such scans of a read at once.
+const MAPS_PER_SCAN: usize = 512;
+const SCANS_AT_ONCE: usize = 4;
 /// Bytes of one piece of a scan.
 const SCAN_PIECE_BYTES: usize = 4 << 20;
 
@@ -317,16 +326,37 @@ pub(crate) fn of_prefix<'a>(entries: &'a [(Bytes, Bytes)], prefix: &Bytes) -> &'
     &entries[start..start + count]
 }
 
-/// All entries under some prefixes, in order.
+/// All entries under some prefixes, in order. A scan reads its blocks some way ahead, and no farther: of many maps, which
+/// lie anywhere, several stretches are scanned at once.
 pub(crate) async fn scan_maps(
     view: &View,
     prefixes: &[Bytes],
     time: &ReadTime,
 ) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
+    let mut ranges: Vec<Range<Bytes>> = prefixes.iter().map(|p| p.clone()..Bytes::from(map_prefix_end(p))).collect();
+    ranges.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+    ranges.dedup();
     let (mut entries, mut report) = (Vec::new(), ReadReport::default());
-    let mut left: Vec<Range<Bytes>> = prefixes.iter().map(|p| p.clone()..Bytes::from(map_prefix_end(p))).collect();
-    left.sort_unstable_by(|a, b| a.start.cmp(&b.start));
-    left.dedup();
+    let (mut waiting, mut scans) = (ranges.chunks(MAPS_PER_SCAN), FuturesOrdered::new());
+    loop {
+        while scans.len() < SCANS_AT_ONCE
+            && let Some(some) = waiting.next()
+        {
+            scans.push_back(scan_ranges(view, some.to_vec(), time));
+        }
+        let Some((found, cost)) = scans.try_next().await? else { return Ok((entries, report)) };
+        entries.extend(found);
+        report += cost;
+    }
+}
+
+/// All entries in some ranges, which are sorted and disjoint.
+async fn scan_ranges(
+    view: &View,
+    mut left: Vec<Range<Bytes>>,
+    time: &ReadTime,
+) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
+    let (mut entries, mut report) = (Vec::new(), ReadReport::default());
     while !left.is_empty() {
         let piece = view.scan_many(&left, SCAN_PIECE_BYTES, time).await?;
         report += piece.report;

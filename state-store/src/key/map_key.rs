@@ -67,6 +67,14 @@ pub fn map_prefix_end(prefix: &[u8]) -> Vec<u8> {
     end
 }
 
+/// Whether `bound` is [`map_prefix_end`] of `prefix`.
+pub(crate) fn is_map_prefix_end(bound: &[u8], prefix: &[u8]) -> bool {
+    match (bound.split_last(), prefix.split_last()) {
+        (Some((end, bound)), Some((last, prefix))) => *end == last.saturating_add(1) && bound == prefix,
+        _ => false,
+    }
+}
+
 /// How many bytes at the start of a store key of a map state are its prefix; `None` when it has none, as the bound of a
 /// scan may have.
 #[inline]

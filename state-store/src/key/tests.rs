@@ -328,7 +328,9 @@ fn keys_of_maps_end_by_themselves_and_sort_as_they_are() {
             assert_eq!(map_prefix_len(&whole), Some(prefix.len()));
             assert_eq!(split_map_key(&whole, &mut back), Some((state, group, &entry[..])));
             assert_eq!(back, *a);
-            assert!(*prefix <= whole && whole < map_prefix_end(prefix) && state_start(state) < whole);
+            let end = map_prefix_end(prefix);
+            assert!(*prefix <= whole && whole < end && state_start(state) < whole);
+            assert!(is_map_prefix_end(&end, prefix) && !is_map_prefix_end(&whole, prefix));
             // What is not whole has no end that could be taken for one.
             for cut in 0..prefix.len() {
                 assert_eq!((map_prefix_len(&prefix[..cut]), split_map_key(&prefix[..cut], &mut back)), (None, None));
