@@ -62,6 +62,9 @@ pub struct GetArgs {
     /// Keys: JSON of the key's columns, as '{"auction":1000}'; a single column's value may stand alone.
     #[arg(value_name = "KEY", required = true, allow_negative_numbers = true)]
     pub keys: Vec<String>,
+    /// Of map states: the entry alone that each key has under this map key, JSON like a key [default: all entries].
+    #[arg(long, value_name = "KEY", allow_negative_numbers = true)]
+    pub map_key: Option<String>,
     /// Of time-ordered states: the time of the entries, as '2026-01-01 00:00:09.999' or in milliseconds since 1970.
     #[arg(long, value_name = "TIME", value_parser = time, allow_negative_numbers = true)]
     pub time: Option<i64>,
@@ -85,6 +88,9 @@ pub struct ScanArgs {
     /// The key to begin at: JSON of the key's columns. Keys are in the order of their key groups.
     #[arg(long, value_name = "KEY", allow_negative_numbers = true)]
     pub from: Option<String>,
+    /// Of map states: the map key to begin at, of the key of --from.
+    #[arg(long, value_name = "KEY", requires = "from", allow_negative_numbers = true)]
+    pub map_key: Option<String>,
     /// Of time-ordered states: the time to begin at.
     #[arg(long, value_name = "TIME", value_parser = time, allow_negative_numbers = true)]
     pub time: Option<i64>,

@@ -2,19 +2,22 @@
 //!
 //! Each run has a cursor that reads its blocks some way ahead. [`Cursors::next_chain`] is synchronous and gives all
 //! entries of the least key, newest first; when a cursor has run dry it says so, and [`Cursors::fill`] reads ahead for
-//! all cursors that need it, at once. Entries outside a cursor's clip are skipped.
+//! all cursors that need it, at once. Entries outside a cursor's clip are skipped. Of a range within one key of a map state
+//! a cursor reads nothing in the parts whose filters deny the key's prefix.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use millstream_common::hash::stable_hash;
 use millstream_common::{KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Purpose;
 
-use crate::Layouts;
 use crate::fetch::{BlockMode, BlockWish, PartOf};
+use crate::key;
 use crate::report::ReadReport;
-use crate::section::{Block, PartInfo, SharedBlock};
+use crate::section::{Block, Part, PartInfo, SharedBlock};
 use crate::store::StateStore;
+use crate::{Layout, Layouts};
 
 /// What [`Cursors::next_chain`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +63,21 @@ impl Chain {
 pub(crate) struct KeyRange {
     pub(crate) from: Bytes,
     pub(crate) to: Option<Bytes>,
+    /// The hash of the prefix that all of them have: filters hold it.
+    prefix: Option<u64>,
 }
 
 impl KeyRange {
     pub(crate) fn all() -> Self {
-        Self { from: Bytes::new(), to: None }
+        Self { from: Bytes::new(), to: None, prefix: None }
+    }
+
+    /// Keys of states with these layouts. A range within one key of a map state is looked for by the filters first.
+    pub(crate) fn new(from: Bytes, to: Bytes, layouts: &Layouts) -> Self {
+        let is_map = |state| layouts.get(state).is_some_and(|l| l.layout == Layout::Map);
+        let length = key::state_of(&from).filter(|s| is_map(*s)).and_then(|_| key::map_prefix_len(&from));
+        let prefix = length.map(|n| &from[..n]).filter(|p| to.starts_with(p) || key::is_map_prefix_end(&to, p));
+        Self { prefix: prefix.map(stable_hash), from, to: Some(to) }
     }
 
     /// Whether a part may hold any of them.
@@ -91,6 +104,8 @@ pub(crate) struct Cursors<'a> {
     /// Newest run first.
     cursors: Vec<Cursor>,
     mode: ReadMode,
+    /// Looks of a range into a part that the filter spared.
+    filtered: u64,
 }
 
 struct Cursor {
@@ -103,7 +118,9 @@ struct Cursor {
     at: usize,
     /// Where the entries of the first loaded block end that lie in the range.
     until: usize,
-    /// The range that the walk is in.
+    /// The ranges of which the run may hold anything, by their filters; in order.
+    ranges: Vec<u32>,
+    /// Which of them the walk is in.
     range: usize,
     /// All entries of the first loaded block lie in the clip.
     inside: bool,
@@ -131,18 +148,23 @@ impl<'a> Cursors<'a> {
                 loaded_bytes: 0,
                 at: 0,
                 until: 0,
+                ranges: Vec::new(),
                 range: 0,
                 inside: false,
                 key: Vec::new(),
             })
             .collect();
+        let mut asked = Asked::new(ranges);
         for (part, of) in parts.iter().enumerate() {
             let cursor = &mut cursors[of.run_index];
             let infos = of.part.blocks();
             // The first block that is not among the wishes yet, and where the search for a range begins.
             let (mut next, mut start) = (0, 0);
-            let first = ranges.partition_point(|r| r.to.as_ref().is_some_and(|to| to.as_ref() <= of.part.first_key()));
-            for range in ranges[first..].iter().take_while(|r| r.from.as_ref() <= of.part.last_key()) {
+            for &r in asked.in_part(&of.part) {
+                if cursor.ranges.last().is_none_or(|last| *last < r) {
+                    cursor.ranges.push(r);
+                }
+                let range = &ranges[r as usize];
                 start = of.part.seek(start, &range.from);
                 let ends = |b: &usize| range.to.as_ref().is_none_or(|to| of.part.compare_first(*b, to).is_lt());
                 for block in (start.max(next)..infos.len()).take_while(ends) {
@@ -153,7 +175,12 @@ impl<'a> Cursors<'a> {
                 }
             }
         }
-        Self { store, layouts, parts, ranges, cursors, mode }
+        Self { store, layouts, parts, ranges, cursors, mode, filtered: asked.filtered }
+    }
+
+    /// How many looks of a range into a part the filters spared.
+    pub(crate) fn filtered(&self) -> u64 {
+        self.filtered
     }
 
     /// Reads ahead for every cursor that has less than half of its share.
@@ -249,6 +276,56 @@ impl<'a> Cursors<'a> {
     }
 }
 
+/// Ranges whose prefixes go through the filter of a part together: their lines fit into the nearest cache.
+const GROUP: usize = 64;
+
+/// Which ranges are looked for in which part; kept from part to part for its memory.
+struct Asked<'a> {
+    ranges: &'a [KeyRange],
+    /// By range: the hash of its prefix; empty when no range has one.
+    hashes: Vec<u64>,
+    prefixed: Vec<u32>,
+    /// What came out of the last part.
+    found: Vec<u32>,
+    filtered: u64,
+}
+
+impl<'a> Asked<'a> {
+    fn new(ranges: &'a [KeyRange]) -> Self {
+        let mut hashes = Vec::new();
+        if ranges.iter().any(|r| r.prefix.is_some()) {
+            hashes.extend(ranges.iter().map(|r| r.prefix.unwrap_or_default()));
+        }
+        Self { ranges, hashes, prefixed: Vec::new(), found: Vec::new(), filtered: 0 }
+    }
+
+    /// The ranges that meet the part, in order, but for those whose prefix its filter denies.
+    fn in_part(&mut self, part: &Part) -> &[u32] {
+        let first = self.ranges.partition_point(|r| r.to.as_ref().is_some_and(|to| to.as_ref() <= part.first_key()));
+        let end = self.ranges.partition_point(|r| r.from.as_ref() <= part.last_key()).max(first);
+        let meets = first as u32..end as u32;
+        self.found.clear();
+        if self.hashes.is_empty() {
+            self.found.extend(meets);
+            return &self.found;
+        }
+        self.prefixed.clear();
+        for r in meets {
+            let one = if self.ranges[r as usize].prefix.is_some() { &mut self.prefixed } else { &mut self.found };
+            one.push(r);
+        }
+        let others = self.found.len();
+        for group in self.prefixed.chunks(GROUP) {
+            part.filter().select(&self.hashes, group, &mut self.found);
+        }
+        self.filtered += (self.prefixed.len() - (self.found.len() - others)) as u64;
+        if others > 0 {
+            self.found.sort_unstable();
+        }
+        &self.found
+    }
+}
+
 impl Cursor {
     /// Whether this cursor's key is below the other's.
     #[inline]
@@ -277,7 +354,7 @@ impl Cursor {
                 continue;
             }
             if self.at >= self.until {
-                let Some(range) = ranges.get(self.range) else {
+                let Some(range) = self.ranges.get(self.range).and_then(|&r| ranges.get(r as usize)) else {
                     self.loaded.clear();
                     self.loaded_bytes = 0;
                     self.blocks.clear();

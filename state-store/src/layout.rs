@@ -16,6 +16,9 @@ pub enum Layout {
     Point,
     /// `[state][time][key group][key]`
     TimeOrdered,
+    /// `[state][key group][key, ended][map key]`: many entries under one key ([`key::map_key`]), read by their whole keys
+    /// or all together.
+    Map,
 }
 
 /// One state, as far as the store cares.

@@ -27,6 +27,8 @@ pub mod heat;
 pub mod key;
 mod layout;
 #[cfg(test)]
+mod map_tests;
+#[cfg(test)]
 mod model_tests;
 mod plan;
 mod report;

@@ -17,6 +17,9 @@ use crate::testing::*;
 use crate::tree::{check_successor, segments};
 use crate::*;
 
+/// The keys of the map state: no one's entries are another's, however alike they are.
+const MAP_KEYS: [&[u8]; 5] = [b"", b"\0", b"\0\0", b"key", b"key\0"];
+
 /// What a key is worth: the value and until when it counts, as of the last write.
 type Reference = BTreeMap<Bytes, (Vec<u8>, Expiry)>;
 
@@ -67,6 +70,7 @@ struct Stats {
     expired: u64,
     scanned: u64,
     pieces: u64,
+    filtered: u64,
 }
 
 impl Model {
@@ -107,6 +111,8 @@ impl Model {
             keys.extend(sub_keys.iter().map(|s| (state, Bytes::from([&parent[..], s].concat()))));
         }
         keys.extend((0..9).map(|i| (TIMED, timed(i % 3 * 10, format!("key {}", i / 3).as_bytes()))));
+        let of_key = |key: &'static [u8]| [&b""[..], b"\0", b"x", b"\xff"].map(|entry| (MAP, mapped(key, entry)));
+        keys.extend(MAP_KEYS.into_iter().flat_map(of_key));
         let mut model = Self {
             rng,
             store,
@@ -357,6 +363,20 @@ impl Model {
         self.scan_many(index, &expected).await;
     }
 
+    /// The maps of some keys, and perhaps stretches of others: what filters spare changes no answer.
+    async fn scan_maps(&mut self, owner: usize) {
+        let mut ranges: Vec<_> = MAP_KEYS.into_iter().map(map_of).collect();
+        // Keys that nobody has.
+        ranges.extend((0..6_u8).map(|i| map_of(&[b'n', i])));
+        ranges.shuffle(&mut self.rng);
+        ranges.truncate(self.rng.random_range(1..8));
+        if self.rng.random_bool(0.2) {
+            ranges.push(Bytes::from(key::state_start(POINT))..Bytes::from(key::state_end(POINT)));
+        }
+        ranges.sort_by(|a, b| a.start.cmp(&b.start));
+        self.scan_ranges(owner, ranges).await;
+    }
+
     /// Stretches of what a scan has found, and gaps between them.
     async fn scan_many(&mut self, owner: usize, all: &BTreeMap<Bytes, Vec<u8>>) {
         let mut bounds: Vec<Bytes> = all.keys().cloned().collect();
@@ -365,12 +385,18 @@ impl Model {
         bounds.truncate(self.rng.random_range(0..8));
         bounds.sort();
         let ranges: Vec<_> = bounds.chunks_exact(2).map(|w| w[0].clone()..w[1].clone()).collect();
+        self.scan_ranges(owner, ranges).await;
+    }
+
+    /// `ranges` are sorted and disjoint.
+    async fn scan_ranges(&mut self, owner: usize, ranges: Vec<std::ops::Range<Bytes>>) {
         let max_bytes = *[1, 30, 1 << 20].choose(&mut self.rng).unwrap();
         let owner = &self.owners[owner];
         let view = self.view(owner);
         let (mut found, mut left) = (BTreeMap::new(), ranges.clone());
         loop {
             let piece = view.scan_many(&left, max_bytes, &self.now).await.unwrap();
+            self.stats.filtered += piece.report.filtered;
             found.extend(piece.entries.into_iter().map(|(k, v)| (k, v.to_vec())));
             let Some(next) = piece.next else { break };
             left.retain(|r| r.end > next);
@@ -411,7 +437,8 @@ impl Model {
                 self.assign();
             }
             88..90 => self.restart(),
-            90..96 => self.read(owner).await,
+            90..95 => self.read(owner).await,
+            95..97 => self.scan_maps(owner).await,
             _ => self.scan(owner).await,
         }
     }
@@ -427,6 +454,7 @@ async fn sequence(seed: u64) -> Stats {
         model.flush(owner).await;
         model.read(owner).await;
         model.scan(owner).await;
+        model.scan_maps(owner).await;
     }
     model.stats
 }
@@ -457,9 +485,11 @@ fn run(seeds: std::ops::Range<u64>) {
         all.expired += s.expired;
         all.scanned += s.scanned;
         all.pieces += s.pieces;
+        all.filtered += s.filtered;
     }
     // The sequences do what they are for.
     assert!(all.compactions > 1000 && all.stale > 50 && all.bottom > 500 && all.above > 500, "{all:?}");
+    assert!(all.filtered > 10_000, "{all:?}");
     assert!(all.present > 1000 && all.expired > 500 && all.scanned > 1000 && all.pieces > all.scanned / 10, "{all:?}");
 }
 

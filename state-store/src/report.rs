@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct ReadReport {
     /// Distinct keys that were looked up.
     pub keys: u64,
-    /// Look-ups of a key in a run that its filter spared.
+    /// Look-ups of a key in a run, and of a range of a scan in a part of one, that a filter spared.
     pub filtered: u64,
     /// Blocks found in memory.
     pub memory_hits: u64,

@@ -40,13 +40,16 @@ impl View {
         if from >= to {
             return Ok(ScanPiece::default());
         }
-        let range = KeyRange { from: Bytes::copy_from_slice(from), to: Some(Bytes::copy_from_slice(to)) };
+        let range = KeyRange::new(Bytes::copy_from_slice(from), Bytes::copy_from_slice(to), self.layouts());
         self.scan_ranges(&[range], max_bytes, time).await
     }
 
     /// The same for thousands of ranges at once, in one forward pass with one plan: its cost is the smaller of entries and
     /// ranges. `ranges` are sorted and disjoint, else it is an error. A piece ends once it holds `max_bytes`; go on at `next`:
     /// what lies below it is done.
+    ///
+    /// A range within one key of a map state ([`key::map_prefix`]) is asked of the filters first: a part of a run whose filter
+    /// denies the prefix reads no block for it, and the report counts it as filtered.
     pub async fn scan_many(&self, ranges: &[Range<Bytes>], max_bytes: usize, time: &ReadTime) -> Result<ScanPiece> {
         if !ranges.is_sorted_by(|a, b| a.end <= b.start) || ranges.iter().any(|r| r.start > r.end) {
             return Err(Error::internal("the ranges of a scan are not sorted or not disjoint").code(9212));
@@ -54,7 +57,7 @@ impl View {
         let ranges: Vec<KeyRange> = ranges
             .iter()
             .filter(|r| r.start < r.end)
-            .map(|r| KeyRange { from: r.start.clone(), to: Some(r.end.clone()) })
+            .map(|r| KeyRange::new(r.start.clone(), r.end.clone(), self.layouts()))
             .collect();
         self.scan_ranges(&ranges, max_bytes, time).await
     }
@@ -99,6 +102,7 @@ impl View {
         let ahead_bytes = (max_bytes as u64).max(LEAST_AHEAD_BYTES).min(self.store.options().read_ahead_bytes);
         let mode = ReadMode { purpose: Purpose::State, ahead_bytes };
         let mut cursors = Cursors::new(&self.store, self.layouts(), clips, &parts, ranges, mode);
+        piece.report.filtered += cursors.filtered();
         let mut chain = Chain::default();
         // Keys and values, one after the other, and where each ends: one allocation for the whole piece.
         let mut arena = Vec::new();

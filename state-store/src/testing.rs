@@ -9,7 +9,7 @@ use millstream_common::{Env, Execution, Generation, KeyGroup, StateId, TaskId};
 use millstream_objects::object_store::memory::InMemory;
 use millstream_objects::{Store, StoreOptions};
 
-use crate::key::{point_key, timed_key};
+use crate::key::{map_key, map_prefix, map_prefix_end, point_key, timed_key};
 use crate::*;
 
 pub(crate) const TASK: TaskId = TaskId(0);
@@ -18,6 +18,7 @@ pub(crate) const POINT: StateId = StateId(0);
 pub(crate) const TIMED: StateId = StateId(1);
 pub(crate) const SUMS: StateId = StateId(2);
 pub(crate) const LISTS: StateId = StateId(3);
+pub(crate) const MAP: StateId = StateId(4);
 
 pub(crate) fn layouts() -> Layouts {
     tree().layouts()
@@ -35,6 +36,7 @@ pub(crate) fn tree() -> Tree {
     assert_eq!(add("timed", Layout::TimeOrdered, ""), TIMED);
     assert_eq!(add("sums", Layout::Point, "add-i64"), SUMS);
     assert_eq!(add("lists", Layout::Point, "append"), LISTS);
+    assert_eq!(add("map", Layout::Map, ""), MAP);
     tree
 }
 
@@ -52,6 +54,20 @@ pub(crate) fn timed(time_ms: i64, key: &[u8]) -> Bytes {
     let mut out = Vec::new();
     timed_key(TIMED, time_ms, group_of(key), key, &mut out);
     out.into()
+}
+
+pub(crate) fn mapped(key: &[u8], entry: &[u8]) -> Bytes {
+    let mut out = Vec::new();
+    map_key(MAP, group_of(key), key, entry, &mut out);
+    out.into()
+}
+
+/// All entries of a key of the map state.
+pub(crate) fn map_of(key: &[u8]) -> std::ops::Range<Bytes> {
+    let mut prefix = Vec::new();
+    map_prefix(MAP, group_of(key), key, &mut prefix);
+    let end = map_prefix_end(&prefix);
+    Bytes::from(prefix)..Bytes::from(end)
 }
 
 pub(crate) fn memory_store(env: &Env) -> Store {

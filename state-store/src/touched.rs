@@ -22,7 +22,7 @@ impl View {
     /// those that have expired, too. A piece ends once it holds `max_bytes` of keys; go on at `next`.
     pub async fn touched_keys(&self, state: StateId, from: &[u8], max_bytes: usize) -> Result<KeyPiece> {
         let mut report = crate::ReadReport::default();
-        let range = KeyRange { from: Bytes::copy_from_slice(from), to: Some(key::state_end(state).into()) };
+        let range = KeyRange::new(Bytes::copy_from_slice(from), key::state_end(state).into(), self.layouts());
         let ranges = [range];
         let (parts, clips) = self.parts_in(&ranges, &mut report).await?;
         let mode = ReadMode { purpose: Purpose::State, ahead_bytes: self.store.options().read_ahead_bytes };

@@ -192,6 +192,7 @@ impl Tree {
         let layout = |l| match l {
             Layout::Point => proto::state_entry::Layout::Point,
             Layout::TimeOrdered => proto::state_entry::Layout::TimeOrdered,
+            Layout::Map => proto::state_entry::Layout::Map,
         };
         let state = |s: &StateEntry| proto::StateEntry {
             state_id: s.id.0.into(),
@@ -350,6 +351,7 @@ fn state_from_proto(s: &proto::StateEntry) -> Result<StateEntry> {
     let layout = match s.layout() {
         proto::state_entry::Layout::Point => Layout::Point,
         proto::state_entry::Layout::TimeOrdered => Layout::TimeOrdered,
+        proto::state_entry::Layout::Map => Layout::Map,
         proto::state_entry::Layout::Unknown => return Err(bad_record("the layout of a state is unknown")),
     };
     Ok(StateEntry {

@@ -125,6 +125,7 @@ pub fn take_over(
             let layout = match d.layout {
                 StateLayout::Point => millstream_state_store::Layout::Point,
                 StateLayout::TimeOrdered => millstream_state_store::Layout::TimeOrdered,
+                StateLayout::Map => millstream_state_store::Layout::Map,
             };
             let layout = millstream_state_store::StateLayout { layout, merge_operator: d.merge_operator.clone() };
             let values = (&*d.value_schema, Some(d.schema(key.clone())));

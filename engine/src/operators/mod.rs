@@ -22,6 +22,8 @@ mod evolution_tests;
 pub mod join;
 mod keys;
 pub mod map;
+#[cfg(test)]
+mod map_state_tests;
 mod pane;
 mod row;
 pub mod running;

@@ -32,6 +32,7 @@ use super::EMIT_ROWS;
 use crate::element::{TimestampMs, WATERMARK_MAX, WATERMARK_MIN};
 use crate::operator::{Collector, KeyedBatch, Operator, Progress, SubtaskTime};
 use crate::state::{StateLayout, TimeScan};
+use crate::task::paging::{of_prefix, scan_maps};
 
 /// A value of a row, for comparison.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,6 +116,8 @@ struct Read {
 
 enum Asked {
     Keys(Vec<Bytes>),
+    /// All entries under these prefixes.
+    Maps(Vec<Bytes>),
     Scan(usize, TimeScan),
 }
 
@@ -249,6 +252,7 @@ impl<'a> Cluster<'a> {
             let layout = match d.layout {
                 StateLayout::Point => Layout::Point,
                 StateLayout::TimeOrdered => Layout::TimeOrdered,
+                StateLayout::Map => Layout::Map,
             };
             let layout = StoredLayout { layout, merge_operator: d.merge_operator.clone() };
             let values = (&*d.value_schema, Some(d.schema(Vec::new())));
@@ -378,6 +382,13 @@ impl<'a> Cluster<'a> {
                 for (key, value) in keys.iter().zip(values.iter()) {
                     let state = usize::from(u16::from_be_bytes([key[0], key[1]])) - 3;
                     states[state].install(key, value).unwrap();
+                }
+            }
+            Asked::Maps(prefixes) => {
+                let (entries, _) = self.runtime.block_on(scan_maps(&view, &prefixes, &time)).unwrap();
+                for prefix in &prefixes {
+                    let state = usize::from(u16::from_be_bytes([prefix[0], prefix[1]])) - 3;
+                    states[state].install_map(prefix, of_prefix(&entries, prefix)).unwrap();
                 }
             }
             Asked::Scan(state, scan) => {
@@ -583,6 +594,11 @@ impl Subtask {
         self.operator.states().into_iter().for_each(|state| state.take_missing(&mut missing));
         if !missing.is_empty() {
             self.read(Asked::Keys(missing), wall);
+        }
+        let mut prefixes = Vec::new();
+        self.operator.states().into_iter().for_each(|state| state.take_missing_maps(&mut prefixes));
+        if !prefixes.is_empty() {
+            self.read(Asked::Maps(prefixes), wall);
         }
     }
 

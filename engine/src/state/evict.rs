@@ -33,11 +33,16 @@ impl<V: StateValue> WorkingSet<V> {
 
     /// Free slots are not counted: they were once taken, within the budget, and are taken again first.
     pub(super) fn memory_bytes(&self) -> u64 {
-        (self.slots.live() * self.fixed_bytes() + self.heap_bytes + self.side_bytes()) as u64
+        let slots = self.slots.live() * self.fixed_bytes() + self.heap_bytes;
+        (slots + self.side_bytes() + self.maps.memory_bytes()) as u64
     }
 
     pub(super) fn evict(&mut self, target_bytes: u64) {
-        if self.memory_bytes() <= target_bytes || self.slots.end() == 0 {
+        if self.memory_bytes() <= target_bytes {
+            return;
+        }
+        self.maps.sweep(self.released, EVICT_SLICE);
+        if self.slots.end() == 0 {
             return;
         }
         if self.stuck.is_some_and(|(flushed, released)| flushed == self.flushed && self.released < released + PATIENCE)
@@ -68,6 +73,9 @@ impl<V: StateValue> WorkingSet<V> {
             if slot.value.is_some() && !slot.is(PARTIAL) {
                 // The store knows more than is resident, from now on.
                 self.known_until = self.known_until.min(slot.time.saturating_sub(1));
+                if self.mapped {
+                    self.maps.lose(slot.time);
+                }
             }
             self.drop_slot(i);
             clean -= 1;
@@ -115,6 +123,7 @@ impl<V: StateValue> WorkingSet<V> {
             }
             i = self.slots.next(i);
         }
+        self.maps.retain(ranges);
         self.retain_missing();
         if gained {
             self.known_until = i64::MIN;

@@ -4,7 +4,7 @@
 //! freezes and encodes what changed, evicts what is clean. The typed states that operators use implement it.
 
 use bytes::Bytes;
-use millstream_common::{KeyGroupRanges, Result, StateId};
+use millstream_common::{Error, KeyGroupRanges, Result, StateId};
 use millstream_state_store::schema::{Form, KeyColumn, Schema, Ttl};
 use millstream_state_store::section::SectionWriter;
 
@@ -14,6 +14,10 @@ use crate::operator::SubtaskTime;
 mod evict;
 mod flush;
 mod keyed;
+mod map;
+#[cfg(test)]
+mod map_tests;
+mod maps;
 #[cfg(test)]
 mod model_tests;
 mod partial;
@@ -27,6 +31,7 @@ pub mod value;
 mod working_set;
 
 pub use keyed::KeyedState;
+pub use map::{MapId, MapRows, MapState};
 pub use partial::MergeFn;
 pub use timed::TimedState;
 pub use value::StateValue;
@@ -54,6 +59,8 @@ pub struct StateDescriptor {
     pub layout: StateLayout,
     /// How values are encoded, in words, for example `i64 count, i64 sum`.
     pub value_schema: String,
+    /// Of a map state: the columns of its map keys; empty when nobody says.
+    pub map_key: Vec<KeyColumn>,
     /// What values are made of. [`Form::Opaque`] when only the words tell: then other words are refused.
     pub form: Form,
     /// How long values count after they were last written; `None`: for ever, or as long as their time says.
@@ -71,6 +78,7 @@ impl StateDescriptor {
             name: name.to_owned(),
             layout,
             value_schema: value_schema.to_owned(),
+            map_key: Vec::new(),
             form,
             ttl: None,
             merge_operator: String::new(),
@@ -80,7 +88,7 @@ impl StateDescriptor {
     /// The schema of its entries under a key of these columns.
     #[must_use]
     pub fn schema(&self, key: Vec<KeyColumn>) -> Schema {
-        Schema { key, value: self.form.clone(), ttl: self.ttl }
+        Schema { key, map_key: self.map_key.clone(), value: self.form.clone(), ttl: self.ttl }
     }
 }
 
@@ -91,6 +99,8 @@ pub enum StateLayout {
     Point,
     /// `[state][time][key group][key]`: read by key and time, and scanned by time ("everything due").
     TimeOrdered,
+    /// `[state][key group][key, ended][map key]`: read by key and map key, or all entries of a key.
+    Map,
 }
 
 /// A state that the runtime drives. All keys are whole store keys (`millstream_state_store::key`), state id included.
@@ -125,6 +135,14 @@ pub trait StateSet: Send {
     fn take_missing(&mut self, into: &mut Vec<Bytes>);
     /// What the store answered for a key of `take_missing`. Ignored when the key was written meanwhile.
     fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()>;
+    /// Moves out the prefixes of keys all of whose entries were named, are not all resident and were not asked for before.
+    /// Only of map states.
+    fn take_missing_maps(&mut self, _into: &mut Vec<Bytes>) {}
+    /// What the store holds under a prefix of `take_missing_maps`: whole store keys and values, all of them. Entries that
+    /// are resident, or were written meanwhile, are ignored.
+    fn install_map(&mut self, _prefix: &[u8], _entries: &[(Bytes, Bytes)]) -> Result<()> {
+        Err(Error::internal("a state that has no maps was handed one").code(9112))
+    }
     /// A time range that `advance` needs in whole; `None` when it needs none. Only for time-ordered states.
     fn take_scan(&mut self) -> Option<TimeScan>;
     /// What the store holds in that range, piece by piece; `last` with the final piece. Entries that are resident are

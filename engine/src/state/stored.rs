@@ -124,7 +124,7 @@ mod tests {
 
     fn schema(fields: &[(&str, DataType)]) -> Schema {
         let fields = fields.iter().map(|(n, t)| Field::column(&ArrowField::new(*n, t.clone(), true))).collect();
-        Schema { key: Vec::new(), value: Form::Record { kind: "row".into(), fields }, ttl: None }
+        Schema { key: Vec::new(), map_key: Vec::new(), value: Form::Record { kind: "row".into(), fields }, ttl: None }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use millstream_state_store::key::{KeyBuffer, point_key, split_point_key, split_t
 use smallvec::SmallVec;
 
 use super::flush::{Frozen, Generation};
+use super::maps::Maps;
 use super::partial::{Aside, MergeFn};
 use super::slab::{PARTIAL, PENDING, REFERENCED, STORED, Slab, SlotKey, TRASHED, UNENCODED};
 use super::stored::Stored;
@@ -37,6 +38,9 @@ pub(super) struct WorkingSet<V> {
     pub(super) table: SlotTable,
     pub(super) id: StateId,
     pub(super) ranges: KeyGroupRanges,
+    /// Entries of maps: then a slot's time is the number of its map.
+    pub(super) mapped: bool,
+    pub(super) maps: Maps,
     /// With an index by time: the slots that have a value.
     pub(super) timed: bool,
     pub(super) times: BTreeMap<i64, SmallVec<[u32; 4]>>,
@@ -56,20 +60,20 @@ pub(super) struct WorkingSet<V> {
     pub(super) hold_until: i64,
 
     /// Stamp of what is being named.
-    stamp: u64,
+    pub(super) stamp: u64,
     /// The last stamps of the groups that were ended and not released.
     groups: VecDeque<u64>,
     /// Slots with a greater stamp are pinned.
     pub(super) released: u64,
     /// Slots to be asked of the store.
-    missing: Vec<u32>,
+    pub(super) missing: Vec<u32>,
     /// Distinct keys of batches that were named since somebody asked.
-    named: u64,
+    pub(super) named: u64,
     /// Slots whose value is not known yet.
     pub(super) pending: usize,
     /// The slots of the batches that were named and not taken yet.
-    rows: VecDeque<Rows>,
-    spare: Vec<Rows>,
+    pub(super) rows: VecDeque<Rows>,
+    pub(super) spare: Vec<Rows>,
 
     /// The flush that writes go to.
     pub(super) open_flush: u32,
@@ -116,6 +120,8 @@ impl<V: StateValue> WorkingSet<V> {
             table: SlotTable::new(),
             id: StateId(0),
             ranges: KeyGroupRanges::all(),
+            mapped: false,
+            maps: Maps::default(),
             timed,
             times: BTreeMap::new(),
             known_until: i64::MIN,
@@ -316,6 +322,9 @@ impl<V: StateValue> WorkingSet<V> {
             self.pending -= 1;
         }
         self.table.remove(tag, i);
+        if self.mapped {
+            self.maps.drop_slot(self.slots[i].time, self.released);
+        }
         self.slots.give_back(i);
     }
 
@@ -344,6 +353,8 @@ impl<V: StateValue> WorkingSet<V> {
             let wrong = || self.ranges.as_slice().first().map_or(slot.group(), |r| KeyGroup(r.start as u16));
             let group = if bug_is_planted(12) { wrong() } else { slot.group() };
             timed_key(self.id, slot.time, group, &slot.key, into);
+        } else if self.mapped {
+            self.entry_store_key(i, into);
         } else {
             point_key(self.id, slot.group(), &slot.key, into);
         }
@@ -358,11 +369,18 @@ impl<V: StateValue> WorkingSet<V> {
         };
         match parts {
             Some((id, time, group, key)) if id == self.id => Ok((time, group, key)),
-            _ => Err(Error::internal(format!("state {} was handed an entry that is not its own", self.id)).code(9112)),
+            _ => Err(self.not_own()),
         }
     }
 
+    pub(super) fn not_own(&self) -> Error {
+        Error::internal(format!("state {} was handed an entry that is not its own", self.id)).code(9112)
+    }
+
     pub(super) fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        if self.mapped {
+            return self.install_entry(key, value);
+        }
         let (time, _, key) = self.split(key)?;
         match self.find(stable_hash(key), time, key) {
             Some(i) if self.slots[i].is(PENDING) => self.resolve(i, value),
@@ -371,7 +389,7 @@ impl<V: StateValue> WorkingSet<V> {
     }
 
     /// The store's answer for a slot that waits for it.
-    fn resolve(&mut self, i: u32, value: Option<&[u8]>) -> Result<()> {
+    pub(super) fn resolve(&mut self, i: u32, value: Option<&[u8]>) -> Result<()> {
         let value = value.map(|v| self.stored.decode(v)).transpose()?;
         self.pending -= 1;
         self.slots[i].flags &= !PENDING;
@@ -586,6 +604,9 @@ impl<V: StateValue> WorkingSet<V> {
             let list = self.times.entry(slot.time).or_default();
             slot.position = list.len() as u32;
             list.push(i);
+        } else if self.mapped {
+            let (position, pinned) = self.maps.attach(slot.time, i);
+            (slot.position, slot.named) = (position, slot.named.max(pinned));
         }
     }
 
@@ -604,12 +625,18 @@ impl<V: StateValue> WorkingSet<V> {
                     self.times.remove(&time);
                 }
             }
+        } else if self.mapped {
+            let (map, position) = (slot.time, slot.position);
+            if let Some(moved) = self.maps.detach(map, position) {
+                self.slots[moved].position = position;
+            }
         }
         Some(old)
     }
 
     pub(super) fn is_scanning(&self, time: i64) -> bool {
         self.scanning.is_some_and(|(after, until)| after < time && time <= until)
+            || (self.mapped && self.maps.is_loading(time))
     }
 
     /// Whether a slot may go: live, resident, encoded, in the store, not pinned, not held.

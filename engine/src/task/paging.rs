@@ -1,26 +1,33 @@
 //! The reads of a keyed subtask: what batches named is asked of the store in few large requests, while earlier batches
 //! are processed.
 //!
-//! Missing keys gather while as many reads as allowed are on their way; each read has a number, and a batch is ready
+//! Missing keys, and keys whose maps are missing, gather while as many reads as allowed are on their way; each read has a number, and a batch is ready
 //! when the read that asked for its last key has come back. A read carries its view: everything this subtask had
 //! flushed when the keys were named. Keys stay pinned from then on, so nothing younger can be lost (see
 //! [`crate::state::StateSet`]).
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use futures::future::poll_fn;
+use futures::stream::FuturesOrdered;
 use millstream_common::env::Running;
 use millstream_common::{Env, KeyGroupRanges, Lane, Result, StateId};
-use millstream_state_store::key::{split_timed_key, timed_key};
+use millstream_state_store::key::{map_prefix_end, split_timed_key, state_of, timed_key};
 use millstream_state_store::{ReadReport, ReadTime, Run, StateStore, Values, View};
 
 use super::TaskMetrics;
 use crate::operator::{Operator, SubtaskTime};
 use crate::state::TimeScan;
+
+#[cfg(test)]
+#[path = "paging_tests.rs"]
+mod tests;
 
 /// Reads on their way at a time.
 const READS_IN_FLIGHT: usize = 4;
@@ -33,12 +40,36 @@ const READS_IN_FLIGHT_TIGHT: usize = 2;
 const KEYS_PER_READ_MIN: usize = 512;
 /// What a key that is on its way takes beside its value, about: its slot, its store key, its places in the read.
 const ENTRY_OVERHEAD_BYTES: u64 = 256;
+/// Entries of a map, about, before any was read.
+const MAP_ENTRIES_FIRST: usize = 8;
+/// Maps that one scan goes through, and such scans of a read at once.
+const MAPS_PER_SCAN: usize = 512;
+const SCANS_AT_ONCE: usize = 4;
 /// Bytes of one piece of a scan.
 const SCAN_PIECE_BYTES: usize = 4 << 20;
 
+/// What one read asks for.
+#[derive(Default)]
+struct Wanted {
+    keys: Vec<Bytes>,
+    /// Prefixes of which all entries are wanted.
+    maps: Vec<Bytes>,
+}
+
+impl Wanted {
+    /// How many keys that is, when a map is worth so many.
+    fn keys(&self, a_map: usize) -> usize {
+        self.keys.len() + self.maps.len() * a_map
+    }
+}
+
 enum Answer {
-    Keys(Vec<Bytes>, Values),
-    Scan { state: usize, entries: Vec<(Bytes, Bytes)> },
+    /// What was wanted, its values, and the entries of its maps in order.
+    Keys(Wanted, Values, Vec<(Bytes, Bytes)>),
+    Scan {
+        state: usize,
+        entries: Vec<(Bytes, Bytes)>,
+    },
 }
 
 struct Reading {
@@ -54,8 +85,11 @@ pub(crate) struct Paging {
     ids: Vec<StateId>,
     view: View,
     /// Keys that wait for their turn, by the number of the read that will carry them.
-    gathered: VecDeque<(u64, Vec<Bytes>)>,
+    gathered: VecDeque<(u64, Wanted)>,
     missing: Vec<Bytes>,
+    missing_maps: Vec<Bytes>,
+    /// Entries of a map, about: as the last read that brought maps had them.
+    map_entries: usize,
     reading: VecDeque<Reading>,
     next_number: u64,
     /// What may be on its way, bytes.
@@ -79,7 +113,7 @@ impl Paging {
     ) -> Self {
         let (gathered, reading) = (VecDeque::new(), VecDeque::new());
         let entry_bytes = entry_bytes(&view);
-        let missing = Vec::new();
+        let (missing, missing_maps) = (Vec::new(), Vec::new());
         Self {
             env,
             store,
@@ -87,6 +121,8 @@ impl Paging {
             view,
             gathered,
             missing,
+            missing_maps,
+            map_entries: MAP_ENTRIES_FIRST,
             reading,
             next_number: 1,
             reads_bytes,
@@ -114,7 +150,7 @@ impl Paging {
 
     /// Whether as much was asked for as may be on its way.
     pub(crate) fn is_over_memory(&self) -> bool {
-        let gathered: usize = self.gathered.iter().map(|g| g.1.len()).sum();
+        let gathered: usize = self.gathered.iter().map(|g| g.1.keys(self.map_entries)).sum();
         let reading: usize = self.reading.iter().map(|r| r.keys).sum();
         (gathered + reading) as u64 * self.entry_bytes > self.reads_bytes
     }
@@ -140,25 +176,31 @@ impl Paging {
         for state in operator.states() {
             named += state.take_named();
             state.take_missing(&mut self.missing);
+            state.take_missing_maps(&mut self.missing_maps);
         }
         TaskMetrics::add(&self.metrics.keys_named, named);
-        TaskMetrics::add(&self.metrics.keys_asked, self.missing.len() as u64);
-        if self.missing.is_empty() {
+        TaskMetrics::add(&self.metrics.keys_asked, (self.missing.len() + self.missing_maps.len()) as u64);
+        if self.missing.is_empty() && self.missing_maps.is_empty() {
             return None;
         }
-        let (_, most) = self.limits();
-        for key in self.missing.drain(..) {
-            match self.gathered.back_mut() {
-                Some((_, keys)) if keys.len() < most => keys.push(key),
-                _ => {
-                    self.gathered.push_back((self.next_number, vec![key]));
-                    self.next_number += 1;
-                }
-            }
-        }
+        let (mut keys, mut maps) = (std::mem::take(&mut self.missing), std::mem::take(&mut self.missing_maps));
+        keys.drain(..).for_each(|key| self.room().keys.push(key));
+        maps.drain(..).for_each(|prefix| self.room().maps.push(prefix));
+        (self.missing, self.missing_maps) = (keys, maps);
         let number = self.gathered.back().map(|g| g.0);
         self.launch(time);
         number
+    }
+
+    /// The youngest read that has room for one more.
+    fn room(&mut self) -> &mut Wanted {
+        let (_, most) = self.limits();
+        if self.gathered.back().is_none_or(|(_, wanted)| wanted.keys(self.map_entries) >= most) {
+            self.gathered.push_back((self.next_number, Wanted::default()));
+            self.next_number += 1;
+        }
+        let last = self.gathered.len() - 1;
+        &mut self.gathered[last].1
     }
 
     /// Whether the read with this number has come back.
@@ -180,13 +222,17 @@ impl Paging {
     /// Starts reads of what has gathered, as many as are allowed.
     pub(crate) fn launch(&mut self, time: &SubtaskTime) {
         while self.reading.len() < self.limits().0 {
-            let Some((number, keys)) = self.gathered.pop_front() else { return };
-            let (view, time, count) = (self.view.clone(), self.read_time(time), keys.len());
+            let Some((number, wanted)) = self.gathered.pop_front() else { return };
+            let (view, time, keys) = (self.view.clone(), self.read_time(time), wanted.keys(self.map_entries));
             let running = self.env.run(Lane::Background, "read", async move {
-                let (values, report) = view.multi_get(&keys, &time).await?;
-                Ok((Answer::Keys(keys, values), report))
+                // Both at once: their blocks may lie side by side, and the slower one counts.
+                let keys = view.multi_get(&wanted.keys, &time);
+                let ((values, mut report), (entries, of_maps)) =
+                    futures::try_join!(keys, scan_maps(&view, &wanted.maps, &time))?;
+                report += of_maps;
+                Ok((Answer::Keys(wanted, values, entries), report))
             });
-            self.reading.push_back(Reading { number, keys: count, running });
+            self.reading.push_back(Reading { number, keys, running });
         }
     }
 
@@ -233,11 +279,19 @@ impl Paging {
     fn install(&mut self, operator: &mut dyn Operator, answer: Answer) -> Result<()> {
         let mut states = operator.states();
         match answer {
-            Answer::Keys(keys, values) => {
+            Answer::Keys(Wanted { keys, maps }, values, entries) => {
+                let place = |key: &[u8]| state_of(key).and_then(|id| self.ids.iter().position(|s| *s == id));
                 for (key, value) in keys.iter().zip(values.iter()) {
-                    let id = u16::from_be_bytes([key[0], key[1]]);
-                    if let Some(i) = self.ids.iter().position(|s| s.0 == id) {
+                    if let Some(i) = place(key) {
                         states[i].install(key, value)?;
+                    }
+                }
+                if !maps.is_empty() {
+                    self.map_entries = (entries.len() / maps.len()).max(1);
+                }
+                for prefix in &maps {
+                    if let Some(i) = place(prefix) {
+                        states[i].install_map(prefix, of_prefix(&entries, prefix))?;
                     }
                 }
             }
@@ -263,6 +317,57 @@ fn entry_bytes(view: &View) -> u64 {
     // It stands in the read's answer and, when that is installed, in its row; few are in both at a time.
     let value = bytes.checked_div(entries).unwrap_or_default();
     value + value / 2 + ENTRY_OVERHEAD_BYTES
+}
+
+/// Those of some sorted entries that stand under a prefix.
+pub(crate) fn of_prefix<'a>(entries: &'a [(Bytes, Bytes)], prefix: &Bytes) -> &'a [(Bytes, Bytes)] {
+    let start = entries.partition_point(|(key, _)| key < prefix);
+    let count = entries[start..].partition_point(|(key, _)| key.starts_with(prefix));
+    &entries[start..start + count]
+}
+
+/// All entries under some prefixes, in order. A scan reads its blocks some way ahead, and no farther: of many maps, which
+/// lie anywhere, several stretches are scanned at once.
+pub(crate) async fn scan_maps(
+    view: &View,
+    prefixes: &[Bytes],
+    time: &ReadTime,
+) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
+    let mut ranges: Vec<Range<Bytes>> = prefixes.iter().map(|p| p.clone()..Bytes::from(map_prefix_end(p))).collect();
+    ranges.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+    ranges.dedup();
+    let (mut entries, mut report) = (Vec::new(), ReadReport::default());
+    let (mut waiting, mut scans) = (ranges.chunks(MAPS_PER_SCAN), FuturesOrdered::new());
+    loop {
+        while scans.len() < SCANS_AT_ONCE
+            && let Some(some) = waiting.next()
+        {
+            scans.push_back(scan_ranges(view, some.to_vec(), time));
+        }
+        let Some((found, cost)) = scans.try_next().await? else { return Ok((entries, report)) };
+        entries.extend(found);
+        report += cost;
+    }
+}
+
+/// All entries in some ranges, which are sorted and disjoint.
+async fn scan_ranges(
+    view: &View,
+    mut left: Vec<Range<Bytes>>,
+    time: &ReadTime,
+) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
+    let (mut entries, mut report) = (Vec::new(), ReadReport::default());
+    while !left.is_empty() {
+        let piece = view.scan_many(&left, SCAN_PIECE_BYTES, time).await?;
+        report += piece.report;
+        entries.extend(piece.entries);
+        let Some(next) = piece.next else { break };
+        left.drain(..left.partition_point(|r| r.end <= next));
+        if let Some(first) = left.first_mut() {
+            first.start = first.start.clone().max(next);
+        }
+    }
+    Ok((entries, report))
 }
 
 async fn scan_all(

@@ -108,16 +108,20 @@ fn get(args: &GetArgs, environment: Environment) -> Result<()> {
     let lines = place.process.block_on(async {
         let version = place.version(args.at).await?;
         let mut reader = of(&version, &args.which, &KeyGroupRanges::all(), args.raw)?;
-        let keys = args.keys.iter().map(|text| store_key(&reader, text, args.time)).collect::<Result<Vec<_>>>()?;
+        let of_map = args.map_key.as_deref();
+        let store_key = |text: &String| store_key(&reader, text, args.time, of_map);
+        let keys = args.keys.iter().map(store_key).collect::<Result<Vec<_>>>()?;
         let mut lines = Vec::new();
+        if reader.is_map() && of_map.is_none() {
+            for prefix in &keys {
+                push_map(&mut reader, prefix, &mut lines).await?;
+            }
+            return Ok(lines);
+        }
         for (key, entry) in std::iter::zip(&keys, reader.get(&keys).await?) {
             match entry {
                 Some(entry) => reader.push_line(&entry, &mut lines)?,
-                None => {
-                    lines.push(b'{');
-                    reader.push_place(key, &mut lines)?;
-                    lines.extend_from_slice(b",\"value\":null}\n");
-                }
+                None => push_nothing(&reader, key, &mut lines)?,
             }
         }
         Ok(lines)
@@ -125,13 +129,35 @@ fn get(args: &GetArgs, environment: Environment) -> Result<()> {
     out::lines(&lines).map(drop)
 }
 
+/// All entries of a key of a map state.
+async fn push_map(reader: &mut StateReader, prefix: &[u8], lines: &mut Vec<u8>) -> Result<()> {
+    let (mut from, mut found) = (Some(Bytes::copy_from_slice(prefix)), false);
+    while let Some(start) = from {
+        let page = reader.page_of_map(prefix, &start).await?;
+        found |= !page.entries.is_empty();
+        page.entries.iter().try_for_each(|entry| reader.push_line(entry, lines))?;
+        from = page.next;
+    }
+    if found { Ok(()) } else { push_nothing(reader, prefix, lines) }
+}
+
+fn push_nothing(reader: &StateReader, key: &[u8], lines: &mut Vec<u8>) -> Result<()> {
+    lines.push(b'{');
+    reader.push_place(key, lines)?;
+    lines.extend_from_slice(b",\"value\":null}\n");
+    Ok(())
+}
+
 fn of(version: &OpenVersion, which: &str, ranges: &KeyGroupRanges, raw: bool) -> Result<StateReader> {
     StateReader::new(version, version, version.state(which)?, ranges, raw)
 }
 
-fn store_key(reader: &StateReader, text: &str, time: Option<i64>) -> Result<Bytes> {
+fn store_key(reader: &StateReader, text: &str, time: Option<i64>, of_map: Option<&str>) -> Result<Bytes> {
     let key = key::parse(text, reader.key_columns())?;
-    reader.store_key(key.hash(0), key.key(0), time)
+    // Of a state that is no map, it is refused whatever it says.
+    let parse = |text| if reader.is_map() { key::parse(text, reader.map_key_columns()) } else { Ok(key.clone()) };
+    let of_map = of_map.map(parse).transpose()?;
+    reader.store_key(key.hash(0), key.key(0), time, of_map.as_ref().map(|k| k.key(0)))
 }
 
 fn scan(args: &ScanArgs, environment: Environment) -> Result<()> {
@@ -141,7 +167,7 @@ fn scan(args: &ScanArgs, environment: Environment) -> Result<()> {
         let ranges = ranges(args.key_groups);
         let mut reader = of(&version, &args.which, &ranges, args.raw)?;
         let mut from = match (&args.from, args.time) {
-            (Some(text), time) => Some(store_key(&reader, text, time)?),
+            (Some(text), time) => Some(store_key(&reader, text, time, args.map_key.as_deref())?),
             (None, Some(time)) => Some(reader.start_at(time)?),
             (None, None) => Some(reader.start()),
         };

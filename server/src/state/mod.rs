@@ -13,5 +13,7 @@
 pub mod diff;
 pub mod key;
 pub mod reader;
+#[cfg(test)]
+mod reader_tests;
 pub mod text;
 pub mod version;

@@ -1,9 +1,14 @@
 //! The entries of one state of a version, as they were then: values of the newest schema that the version knows, what
 //! had expired or fired left out.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result};
-use millstream_state_store::key::{point_key, split_point_key, split_timed_key, state_end, state_start, timed_key};
+use millstream_state_store::key::{
+    map_key, map_prefix, map_prefix_end, point_key, split_map_key, split_point_key, split_timed_key, state_end,
+    state_start, timed_key,
+};
 use millstream_state_store::schema::{
     Form, KeyColumn, NEVER_EXPIRES, Newest, Schema, TtlClock, UpgradeBuffers, take_i64,
 };
@@ -63,7 +68,8 @@ impl StateReader {
         ranges: &KeyGroupRanges,
         raw: bool,
     ) -> Result<Self> {
-        if !raw && entry.schemas.last().is_none_or(|s| s.key.is_empty()) {
+        let unknown = |s: &Schema| s.key.is_empty() || (entry.layout == Layout::Map && s.map_key.is_empty());
+        if !raw && entry.schemas.last().is_none_or(unknown) {
             return Err(Error::config(format!(
                 "state '{}/{}' has no schema: the release that wrote it did not describe its keys and values",
                 entry.operator_uid, entry.name
@@ -94,6 +100,18 @@ impl StateReader {
         self.schema().map_or(&[], |s| &s.key)
     }
 
+    /// The columns of its map key, in a map state.
+    #[must_use]
+    pub fn map_key_columns(&self) -> &[KeyColumn] {
+        self.schema().map_or(&[], |s| &s.map_key)
+    }
+
+    /// Whether many entries stand under one key.
+    #[must_use]
+    pub fn is_map(&self) -> bool {
+        self.entry.layout == Layout::Map
+    }
+
     /// Whether entries go without being deleted.
     #[must_use]
     pub fn expires(&self) -> bool {
@@ -114,7 +132,7 @@ impl StateReader {
 
     /// Where the entries of a time-ordered state begin that have this time or a later one.
     pub fn start_at(&self, time_ms: i64) -> Result<Bytes> {
-        if self.entry.layout == Layout::Point {
+        if self.entry.layout != Layout::TimeOrdered {
             return Err(Error::config("this state has no times").code(BAD_LOOK).next("leave --time away"));
         }
         let mut key = Vec::new();
@@ -122,14 +140,22 @@ impl StateReader {
         Ok(key.into())
     }
 
-    /// The whole key of an entry; a time is wanted of time-ordered states alone.
-    pub fn store_key(&self, hash: u64, key: &[u8], time_ms: Option<i64>) -> Result<Bytes> {
+    /// The whole key of an entry; a time is wanted of time-ordered states alone, a map key of map states: without one, what all
+    /// entries of the key begin with.
+    pub fn store_key(&self, hash: u64, key: &[u8], time_ms: Option<i64>, of_map: Option<&[u8]>) -> Result<Bytes> {
         let (group, mut out) = (KeyGroup::of_hash(hash), Vec::new());
         let refuse = |what: &str, next: &str| Err(Error::config(what).code(BAD_LOOK).next(next));
+        if of_map.is_some() && !self.is_map() {
+            return refuse("this state has one entry a key, no map", "leave --map-key away");
+        }
         match (self.entry.layout, time_ms) {
             (Layout::Point, None) => point_key(self.entry.id, group, key, &mut out),
+            (Layout::Map, None) => match of_map {
+                Some(entry) => map_key(self.entry.id, group, key, entry, &mut out),
+                None => map_prefix(self.entry.id, group, key, &mut out),
+            },
             (Layout::TimeOrdered, Some(time)) => timed_key(self.entry.id, time, group, key, &mut out),
-            (Layout::Point, Some(_)) => return refuse("this state has no times", "leave --time away"),
+            (Layout::Point | Layout::Map, Some(_)) => return refuse("this state has no times", "leave --time away"),
             (Layout::TimeOrdered, None) => {
                 let next = "give --time: the end of the window, less a millisecond, or the time of the timer";
                 return refuse("the entries of this state have a time beside their key", next);
@@ -146,8 +172,16 @@ impl StateReader {
 
     /// The entries from `from` on.
     pub async fn page(&mut self, from: &[u8]) -> Result<Page> {
-        let end = state_end(self.entry.id);
-        let piece = self.view.scan(from, &end, PAGE_BYTES, &self.time).await?;
+        self.page_to(from, &state_end(self.entry.id)).await
+    }
+
+    /// The entries of one key of a map state, from `from` on; `prefix` is what all of them begin with.
+    pub async fn page_of_map(&mut self, prefix: &[u8], from: &[u8]) -> Result<Page> {
+        self.page_to(from, &map_prefix_end(prefix)).await
+    }
+
+    async fn page_to(&mut self, from: &[u8], end: &[u8]) -> Result<Page> {
+        let piece = self.view.scan(from, end, PAGE_BYTES, &self.time).await?;
         let mut entries = Vec::with_capacity(piece.entries.len());
         for (key, value) in &piece.entries {
             entries.extend(self.entry(key, value)?);
@@ -157,7 +191,7 @@ impl StateReader {
 
     /// An entry, unless it had fired or expired in its own key group.
     fn entry(&mut self, store_key: &Bytes, value: &[u8]) -> Result<Option<Entry>> {
-        let Some((time, group, _)) = split(self.entry.layout, store_key) else { return Ok(None) };
+        let Some(Parts { time, group, .. }) = split(self.entry.layout, store_key) else { return Ok(None) };
         if time.is_some_and(|t| t <= self.fired.of(group)) {
             return Ok(None);
         }
@@ -173,16 +207,17 @@ impl StateReader {
         Ok(Some(Entry { store_key: store_key.clone(), value, expires_ms }))
     }
 
-    /// Appends `"key":{..},"time":".."`: what an entry stands under.
+    /// Appends `"key":{..},"time":".."` or `"key":{..},"map_key":{..}`: what an entry stands under.
     pub fn push_place(&self, store_key: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        let Some((time, _, key)) = split(self.entry.layout, store_key) else { return Ok(()) };
+        let Some(parts) = split(self.entry.layout, store_key) else { return Ok(()) };
         push_label("key", 0, out);
-        if self.key_columns().is_empty() {
-            out.extend_from_slice(format!("\"{}\"", hex(key)).as_bytes());
-        } else {
-            push_key(key, self.key_columns(), out)?;
+        push_columns(&parts.key, self.key_columns(), out)?;
+        // The prefix of a key stands for all of its entries.
+        if let Some(map_key) = parts.map_key.filter(|m| !m.is_empty()) {
+            push_label("map_key", 1, out);
+            push_columns(map_key, self.map_key_columns(), out)?;
         }
-        if let Some(time) = time {
+        if let Some(time) = parts.time {
             push_label("time", 1, out);
             push_time(time, out);
         }
@@ -214,10 +249,39 @@ impl StateReader {
     }
 }
 
-/// Time (of time-ordered states), key group and key of a store key.
-fn split(layout: Layout, store_key: &[u8]) -> Option<(Option<i64>, KeyGroup, &[u8])> {
+/// What a store key is made of.
+struct Parts<'k> {
+    /// Of time-ordered states.
+    time: Option<i64>,
+    group: KeyGroup,
+    key: Cow<'k, [u8]>,
+    /// Of map states.
+    map_key: Option<&'k [u8]>,
+}
+
+fn split(layout: Layout, store_key: &[u8]) -> Option<Parts<'_>> {
     match layout {
-        Layout::Point => split_point_key(store_key).map(|(_, group, key)| (None, group, key)),
-        Layout::TimeOrdered => split_timed_key(store_key).map(|(_, time, group, key)| (Some(time), group, key)),
+        Layout::Point => {
+            let (_, group, key) = split_point_key(store_key)?;
+            Some(Parts { time: None, group, key: key.into(), map_key: None })
+        }
+        Layout::TimeOrdered => {
+            let (_, time, group, key) = split_timed_key(store_key)?;
+            Some(Parts { time: Some(time), group, key: key.into(), map_key: None })
+        }
+        Layout::Map => {
+            let mut key = Vec::new();
+            let (_, group, map_key) = split_map_key(store_key, &mut key)?;
+            Some(Parts { time: None, group, key: key.into(), map_key: Some(map_key) })
+        }
     }
+}
+
+/// Appends a key, or its bytes when its columns are not known.
+fn push_columns(key: &[u8], columns: &[KeyColumn], out: &mut Vec<u8>) -> Result<()> {
+    if columns.is_empty() {
+        out.extend_from_slice(format!("\"{}\"", hex(key)).as_bytes());
+        return Ok(());
+    }
+    push_key(key, columns, out)
 }

@@ -169,6 +169,7 @@ impl OpenVersion {
             "layout": match state.layout {
                 Layout::Point => "point",
                 Layout::TimeOrdered => "time-ordered",
+                Layout::Map => "map",
             },
             "schema": schema.map_or_else(|| state.value_schema.clone(), ToString::to_string),
             "schema_version": state.schemas.len(),

@@ -21,6 +21,7 @@
 
 mod decode;
 mod encode;
+mod map_key;
 mod store_key;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ use millstream_common::hash::stable_hash;
 
 pub use decode::{decode_key, decode_keys, encoded_len};
 pub use encode::{check_key_type, encode_keys};
+pub(crate) use map_key::is_map_prefix_end;
+pub use map_key::{map_key, map_prefix, map_prefix_end, map_prefix_len, split_map_key};
 pub use store_key::{
     POINT_KEY_AT, TIMED_KEY_AT, key_group, point_key, split_point_key, split_timed_key, state_end, state_of,
     state_start, time_of, timed_key, timed_start,

@@ -90,7 +90,7 @@ pub fn split_timed_key(store_key: &[u8]) -> Option<(StateId, i64, KeyGroup, &[u8
 #[must_use]
 pub fn key_group(store_key: &[u8], layout: Layout) -> Option<(KeyGroup, Option<i64>)> {
     match layout {
-        Layout::Point => split_point_key(store_key).map(|(_, group, _)| (group, None)),
+        Layout::Point | Layout::Map => split_point_key(store_key).map(|(_, group, _)| (group, None)),
         Layout::TimeOrdered => split_timed_key(store_key).map(|(_, time, group, _)| (group, Some(time))),
     }
 }

@@ -109,6 +109,16 @@ fn bytes_hashes_and_key_groups_are_as_released() {
     golden.bytes("point_key", &key);
     timed_key(StateId(3), -2, KeyGroup(0x1234), b"key", &mut key);
     golden.bytes("timed_key", &key);
+    for (name, of) in [("text", &b"\x01ab\0\0"[..]), ("number", &[1, 0x80, 0, 0, 0, 0, 0, 0, 5]), ("nothing", b"")] {
+        map_key(StateId(3), KeyGroup(0x1234), of, b"\x01entry", &mut key);
+        golden.bytes(&format!("map_key of a {name}"), &key);
+    }
+    for zeros in [126, 127, 128, 300] {
+        map_key(StateId(3), KeyGroup(0x1234), &[&vec![0; zeros][..], b"k"].concat(), b"", &mut key);
+        golden.bytes(&format!("map_key of {zeros} zeros and a letter"), &key);
+        map_key(StateId(3), KeyGroup(0x1234), &vec![0; zeros], b"", &mut key);
+        golden.bytes(&format!("map_key of {zeros} zeros"), &key);
+    }
     golden.compare("key-codec-1.txt");
 }
 
@@ -275,6 +285,93 @@ fn store_keys_split_and_sort() {
     timed_start(StateId(1), -6, &mut bound);
     assert!(a < bound && bound < b);
     assert_eq!((split_point_key(&[0; 3]), split_timed_key(&[0; 11])), (None, None));
+}
+
+/// Keys with many zeros, alike as far as can be.
+fn keys_with_zeros(rng: &mut SmallRng) -> Vec<Vec<u8>> {
+    let mut keys = vec![Vec::new()];
+    for _ in 0..60 {
+        let mut key: Vec<u8> = keys[rng.random_range(0..keys.len())].clone();
+        key.truncate(rng.random_range(0..=key.len()));
+        for _ in 0..rng.random_range(0..4) {
+            match rng.random_range(0..4) {
+                0 => key.extend(vec![0; rng.random_range(1..4)]),
+                1 => key.extend(vec![0; rng.random_range(120..270)]),
+                _ => key.push([0, 1, 2, 0x7e, 0x7f, 0x80, 0xfe, 0xff][rng.random_range(0..8)]),
+            }
+        }
+        keys.push(key);
+    }
+    keys
+}
+
+#[test]
+fn keys_of_maps_end_by_themselves_and_sort_as_they_are() {
+    let mut rng = SmallRng::seed_from_u64(3);
+    let (state, group) = (StateId(9), KeyGroup(7));
+    for _ in 0..60 {
+        let keys = keys_with_zeros(&mut rng);
+        let prefix_of = |key: &[u8]| {
+            let mut prefix = Vec::new();
+            map_prefix(state, group, key, &mut prefix);
+            prefix
+        };
+        let prefixes: Vec<Vec<u8>> = keys.iter().map(|k| prefix_of(k)).collect();
+        for (a, prefix) in keys.iter().zip(&prefixes) {
+            for (b, other) in keys.iter().zip(&prefixes) {
+                assert_eq!(prefix.cmp(other), a.cmp(b), "{a:?} {b:?}");
+                assert_eq!(other.starts_with(prefix), a == b);
+            }
+            let (mut whole, mut back) = (Vec::new(), vec![9; 3]);
+            let entry: Vec<u8> = (0..rng.random_range(0..4)).map(|_| [0, 1, 0xff][rng.random_range(0..3)]).collect();
+            map_key(state, group, a, &entry, &mut whole);
+            assert_eq!(map_prefix_len(&whole), Some(prefix.len()));
+            assert_eq!(split_map_key(&whole, &mut back), Some((state, group, &entry[..])));
+            assert_eq!(back, *a);
+            let end = map_prefix_end(prefix);
+            assert!(*prefix <= whole && whole < end && state_start(state) < whole);
+            assert!(is_map_prefix_end(&end, prefix) && !is_map_prefix_end(&whole, prefix));
+            // What is not whole has no end that could be taken for one.
+            for cut in 0..prefix.len() {
+                assert_eq!((map_prefix_len(&prefix[..cut]), split_map_key(&prefix[..cut], &mut back)), (None, None));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_key_of_a_map_is_refused_and_a_key_has_one_form() {
+    let mut rng = SmallRng::seed_from_u64(4);
+    let (mut read, mut refused, mut key) = (0, 0, Vec::new());
+    for _ in 0..200_000 {
+        let length = rng.random_range(0..12);
+        let some = |rng: &mut SmallRng| [0, 0, 0, 1, 2, 126, 127, 128, 129, 254, 255][rng.random_range(0..11)];
+        let bytes: Vec<u8> = (0..length).map(|_| some(&mut rng)).collect();
+        match split_map_key(&bytes, &mut key) {
+            Some((state, group, entry)) => {
+                let mut again = Vec::new();
+                map_key(state, group, &key, entry, &mut again);
+                assert_eq!(again, bytes);
+                assert_eq!(map_prefix_len(&bytes), Some(bytes.len() - entry.len()));
+                read += 1;
+            }
+            None => refused += 1,
+        }
+    }
+    assert!(read > 20_000 && refused > 20_000, "{read} {refused}");
+}
+
+#[test]
+fn numbers_become_shorter_in_a_map_and_texts_keep_their_length() {
+    let mut prefix = Vec::new();
+    let mut escaped = |key: &[u8]| {
+        map_prefix(StateId(0), KeyGroup(0), key, &mut prefix);
+        prefix.len() - POINT_KEY_AT
+    };
+    let number = one(Int64Array::from(vec![77]));
+    assert_eq!((number.len(), escaped(&number)), (9, 7));
+    let text = one(StringArray::from(vec!["a text"]));
+    assert_eq!(escaped(&text), text.len());
 }
 
 #[test]

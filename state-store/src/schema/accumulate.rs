@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn schema(fields: Vec<Field>, ttl: Option<Ttl>) -> Schema {
-        Schema { key: Vec::new(), value: Form::Record { kind: "panes".into(), fields }, ttl }
+        Schema { key: Vec::new(), map_key: Vec::new(), value: Form::Record { kind: "panes".into(), fields }, ttl }
     }
 
     fn all() -> Vec<Field> {
@@ -252,7 +252,7 @@ mod tests {
             Form::Record { kind: "panes".into(), fields: vec![numbers("a", "median")] },
             Form::Record { kind: "panes".into(), fields: vec![Field::new("a", Form::Integer).with_default(vec![2])] },
         ] {
-            let schema = Schema { key: Vec::new(), value: bad, ttl: None };
+            let schema = Schema { key: Vec::new(), map_key: Vec::new(), value: bad, ttl: None };
             assert_eq!(AccumulatorMerge::new(&[schema]).unwrap_err().number(), 1208);
         }
         let merge = AccumulatorMerge::new(&[schema(all(), None)]).unwrap();

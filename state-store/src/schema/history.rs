@@ -47,6 +47,7 @@ impl StateEntry {
             && self.schemas.len() == 1
             && old.ttl == new.ttl
             && (old.key.is_empty() || !new.key.is_empty())
+            && (old.map_key.is_empty() || !new.map_key.is_empty())
         {
             // The same words: the program only says more of the same bytes.
             self.schemas = vec![new.clone()];
@@ -54,14 +55,16 @@ impl StateEntry {
         }
         let upgrade = Upgrade::new(&old, new).map_err(|why| self.refuse(wanted, &why))?;
         let key = if new.key.is_empty() { old.key.clone() } else { new.key.clone() };
+        let map_key = if new.map_key.is_empty() { old.map_key.clone() } else { new.map_key.clone() };
+        let known = Schema { key, map_key, ..new.clone() };
         if !upgrade.is_same() {
-            self.schemas.push(Schema { key, ..new.clone() });
+            self.schemas.push(known);
             // A program that knows of no tags compares the words: it must not take this state for the one it knew.
             self.value_schema = format!("{} @{}", wanted.value_schema, self.schemas.len());
             return Ok(());
         }
         // Only names differ, or the length of the TTL. What was added before has the default that it had then.
-        let mut renamed = Schema { key, ..new.clone() };
+        let mut renamed = known;
         keep_defaults(&old.value, &mut renamed.value);
         if let Some(last) = self.schemas.last_mut() {
             *last = renamed;

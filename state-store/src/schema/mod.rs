@@ -165,6 +165,8 @@ pub struct Ttl {
 pub struct Schema {
     /// The columns of the key; empty when they are not known.
     pub key: Vec<KeyColumn>,
+    /// Of a map state: the columns of the map key, which follows the key; empty when they are not known.
+    pub map_key: Vec<KeyColumn>,
     /// The value. With a TTL it stands behind its stamp: when it expires, as [`put_i64`] writes it.
     pub value: Form,
     /// How long values count.
@@ -176,7 +178,7 @@ impl Schema {
     /// one id, a TTL of nothing.
     pub fn check(&self) -> Result<()> {
         let bad = |what: String| Err(Error::config(what).code(1208).next("describe the state otherwise"));
-        if let Some(column) = self.key.iter().find(|c| type_name(&c.ty).is_none()) {
+        if let Some(column) = self.key.iter().chain(&self.map_key).find(|c| type_name(&c.ty).is_none()) {
             return bad(format!(
                 "the key column '{}' of a state is {}: this cannot be described",
                 column.name, column.ty
@@ -247,14 +249,20 @@ impl fmt::Display for Ttl {
 
 impl fmt::Display for Schema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.key.is_empty() {
-            f.write_str("key (")?;
-            for (i, column) in self.key.iter().enumerate() {
+        for (what, columns) in [("key", &self.key), ("map key", &self.map_key)] {
+            if columns.is_empty() {
+                continue;
+            }
+            write!(f, "{what} (")?;
+            for (i, column) in columns.iter().enumerate() {
                 let (comma, null) = (if i == 0 { "" } else { ", " }, if column.nullable { "?" } else { "" });
                 let ty = type_name(&column.ty).unwrap_or_else(|| column.ty.to_string());
                 write!(f, "{comma}{}: {ty}{null}", column.name)?;
             }
-            f.write_str("), value ")?;
+            f.write_str("), ")?;
+        }
+        if !(self.key.is_empty() && self.map_key.is_empty()) {
+            f.write_str("value ")?;
         }
         self.value.fmt(f)?;
         self.ttl.map_or(Ok(()), |ttl| write!(f, ", expires after {ttl}"))

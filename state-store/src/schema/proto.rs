@@ -19,6 +19,7 @@ pub(crate) fn schema_to_proto(schema: &Schema) -> proto::StateSchema {
     };
     proto::StateSchema {
         key: schema.key.iter().map(column).collect(),
+        map_key: schema.map_key.iter().map(column).collect(),
         value: Some(form_to_proto(&schema.value)),
         ttl_ms: schema.ttl.map_or(0, |t| t.duration_ms.unsigned_abs()),
         ttl_clock: schema.ttl.map_or(0, |t| clock(t.clock).into()),
@@ -74,8 +75,9 @@ pub(crate) fn schema_from_proto(schema: &proto::StateSchema) -> Result<Schema> {
             Some(Ttl { duration_ms, clock })
         }
     };
-    let key = schema.key.iter().map(column).collect::<Result<_>>()?;
-    Ok(Schema { key, value: form_from_proto(value)?, ttl })
+    let columns = |columns: &[proto::KeyColumn]| columns.iter().map(column).collect::<Result<_>>();
+    let (key, map_key) = (columns(&schema.key)?, columns(&schema.map_key)?);
+    Ok(Schema { key, map_key, value: form_from_proto(value)?, ttl })
 }
 
 fn form_from_proto(form: &proto::ValueForm) -> Result<Form> {

@@ -21,7 +21,7 @@ fn record(fields: Vec<Field>) -> Form {
 }
 
 fn schema(value: Form) -> Schema {
-    Schema { key: Vec::new(), value, ttl: None }
+    Schema { key: Vec::new(), map_key: Vec::new(), value, ttl: None }
 }
 
 fn all_types() -> Vec<DataType> {
@@ -211,7 +211,10 @@ fn a_stamp_comes_with_the_ttl_and_stays() {
 fn what_cannot_be_is_refused_in_words() {
     use DataType::*;
     let key = |ty| Schema { key: vec![KeyColumn { name: "k".into(), ty, nullable: false }], ..schema(Form::Integer) };
-    assert!(Upgrade::new(&key(Int64), &key(Utf8)).unwrap_err().contains("key"));
+    assert!(Upgrade::new(&key(Int64), &key(Utf8)).unwrap_err().contains("the key"));
+    let map = |ty| Schema { map_key: key(ty).key, ..key(Int64) };
+    assert!(Upgrade::new(&map(Int64), &map(Utf8)).unwrap_err().contains("map key"));
+    assert!(Upgrade::new(&map(Int64), &key(Int64)).unwrap().is_same(), "not known is no other one");
     let one = |ty, nullable| record(vec![column("a", ty, nullable)]);
     let refused = |old: Form, new: Form, words: &str| {
         let why = Upgrade::new(&schema(old), &schema(new)).unwrap_err();
@@ -273,6 +276,13 @@ fn what_cannot_be_stored_is_refused() {
                 ..schema(Form::Integer)
             },
             "'k'",
+        ),
+        (
+            Schema {
+                map_key: vec![KeyColumn { name: "entry".into(), ty: DataType::Null, nullable: true }],
+                ..schema(Form::Integer)
+            },
+            "'entry'",
         ),
     ] {
         let error = open(&mut Tree::default(), "words", Some(bad)).unwrap_err();
@@ -351,9 +361,14 @@ fn schemas_and_tags_are_the_released_bytes() {
     };
     let key = KeyColumn { name: "k".into(), ty: DataType::Decimal128(23, 3), nullable: true };
     let ttl = Some(Ttl { duration_ms: 3_600_000, clock: TtlClock::ProcessingTime });
-    let all = Schema { key: vec![key], value, ttl };
+    let all = Schema { key: vec![key], map_key: Vec::new(), value, ttl };
+    let map_key = vec![KeyColumn { name: "entry".into(), ty: DataType::Utf8, nullable: false }];
+    let map = Schema { map_key, ..all.clone() };
     golden.bytes("schema", &schema_to_proto(&all).encode_to_vec());
+    golden.bytes("schema of a map", &schema_to_proto(&map).encode_to_vec());
     golden.compare(FILE);
-    let read = proto::StateSchema::decode(&Golden::read(FILE, "schema")[..]).unwrap();
-    assert_eq!(schema_from_proto(&read).unwrap(), all);
+    for (name, schema) in [("schema", all), ("schema of a map", map)] {
+        let read = proto::StateSchema::decode(&Golden::read(FILE, name)[..]).unwrap();
+        assert_eq!(schema_from_proto(&read).unwrap(), schema);
+    }
 }

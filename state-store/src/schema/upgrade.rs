@@ -12,7 +12,7 @@ use millstream_common::Result;
 
 use super::codec::{damaged, put_bytes, put_i64, put_u64, take_bytes, take_i64, take_u64};
 use super::types::{ColumnWidth, column_width, type_name};
-use super::{COLUMN_NULL, COLUMN_VALUE, DISTINCT_ROW, Field, Form, NEVER_EXPIRES, Schema};
+use super::{COLUMN_NULL, COLUMN_VALUE, DISTINCT_ROW, Field, Form, KeyColumn, NEVER_EXPIRES, Schema};
 
 /// How values of one schema become values of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,9 +63,11 @@ enum Widening {
 impl Upgrade {
     /// How values of `old` become values of `new`; why not, when they cannot.
     pub fn new(old: &Schema, new: &Schema) -> Result<Self, String> {
-        let types = |s: &Schema| s.key.iter().map(|c| (c.ty.clone(), c.nullable)).collect::<Vec<_>>();
-        if !old.key.is_empty() && !new.key.is_empty() && types(old) != types(new) {
-            return Err("the key has other columns".to_owned());
+        let types = |key: &[KeyColumn]| key.iter().map(|c| (c.ty.clone(), c.nullable)).collect::<Vec<_>>();
+        for (what, old, new) in [("key", &old.key, &new.key), ("map key", &old.map_key, &new.map_key)] {
+            if !old.is_empty() && !new.is_empty() && types(old) != types(new) {
+                return Err(format!("the {what} has other columns"));
+            }
         }
         match (old.ttl, new.ttl) {
             (Some(old), Some(new)) if old.clock != new.clock => {

@@ -53,6 +53,8 @@ struct OpenPart {
     blocks: Vec<BlockInfo>,
     keys: Vec<u8>,
     hashes: Vec<u64>,
+    /// In a map state: the prefix of the key before.
+    prefix: Vec<u8>,
     entries: u64,
     groups: Option<(u16, u16)>,
     last_key: Vec<u8>,
@@ -67,6 +69,29 @@ struct Bounds {
 
 fn widen<T: Ord + Copy>(old: Option<(T, T)>, least: T, greatest: T) -> Option<(T, T)> {
     Some(old.map_or((least, greatest), |(a, b)| (a.min(least), b.max(greatest))))
+}
+
+impl OpenPart {
+    /// What the filter is to hold of a key that differs from the one before.
+    fn add_hashes(&mut self, key: &[u8], layout: Layout) -> Result<()> {
+        self.hashes.push(stable_hash(key));
+        // No prefix begins another one's keys.
+        if layout != Layout::Map || (!self.prefix.is_empty() && key.starts_with(&self.prefix)) {
+            return Ok(());
+        }
+        let length = key::map_prefix_len(key).ok_or_else(|| endless_key(key))?;
+        self.prefix.clear();
+        self.prefix.extend_from_slice(&key[..length]);
+        // With an empty map key the whole key is the prefix.
+        if length < key.len() {
+            self.hashes.push(stable_hash(&self.prefix));
+        }
+        Ok(())
+    }
+}
+
+fn endless_key(key: &[u8]) -> Error {
+    Error::internal(format!("{key:02x?} is a store key of a map state in which the key does not end")).code(9204)
 }
 
 impl Output {
@@ -137,12 +162,12 @@ impl SectionBuilder {
         }
         let (state, layout) = self.enter_state(key)?;
         let (group, time) = key::key_group(key, layout).ok_or_else(|| crate::layout::bad_key(key))?;
-        self.block.add(key, entry)?;
         if !same_key {
+            self.part.add_hashes(key, layout)?;
             self.last_key.clear();
             self.last_key.extend_from_slice(key);
-            self.part.hashes.push(stable_hash(key));
         }
+        self.block.add(key, entry)?;
         self.entries += 1;
         self.bounds.groups = widen(self.bounds.groups, group.0, group.0);
         let stats = &mut self.states[state];

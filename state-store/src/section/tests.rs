@@ -57,6 +57,11 @@ fn read_back(stored: &[u8], place: Place) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
                 assert!(part.compare_first(i, &key).is_le() && of.first_key <= key && key <= of.last_key);
                 let hash = millstream_common::hash::stable_hash(&key);
                 assert!(part.filter().may_hold(hash));
+                if state_of(&key) == Some(MAP) {
+                    // The part's own filter, also of a key whose entries began in the part before.
+                    let prefix = &key[..crate::key::map_prefix_len(&key).unwrap()];
+                    assert!(part.filter().may_hold(millstream_common::hash::stable_hash(prefix)));
+                }
                 assert_eq!(part.seek(0, &key), i);
                 let first = block.lower_bound(0, &key);
                 assert!(block.is_key(first, &key));
@@ -85,9 +90,10 @@ fn random_section(seed: u64, keys: usize) -> (EncodedSection, BTreeMap<Vec<u8>, 
     let mut expected: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
     for _ in 0..keys * 2 {
         let name = format!("key {}", rng.random_range(0..keys)).into_bytes();
-        let key = match rng.random_range(0..3) {
+        let key = match rng.random_range(0..4) {
             0 => point(POINT, &name),
             1 => timed(rng.random_range(-3..3), &name),
+            2 => mapped([&b"\0"[..], b"a", b"a\0"][rng.random_range(0..3)], &name[4..]),
             _ => point(SUMS, &name),
         };
         let value = vec![7; rng.random_range(0..60)];
@@ -183,6 +189,31 @@ fn entries_out_of_order_are_refused() {
     assert!(builder.add(&point(crate::testing::LISTS, b"a"), &[2]).is_ok());
     assert!(builder.add(&point(POINT, b"a"), &[2]).is_err());
     assert!(builder.add(&point(millstream_common::StateId(77), b"a"), &[2]).is_err(), "a state without a layout");
+}
+
+#[test]
+fn a_filter_holds_the_prefix_of_a_key_of_a_map_once() {
+    for (keys, entries, hashes) in [(1, 5000, 5001), (100, 50, 5100), (5000, 1, 10_000)] {
+        let mut writer = SectionWriter::new(TASK);
+        for i in 0..keys * entries {
+            writer.put(
+                &mapped(&[1, ((i / entries) >> 8) as u8, (i / entries) as u8], &[i as u8, (i >> 8) as u8, 1]),
+                b"",
+                Expiry::Never,
+            );
+        }
+        let section =
+            writer.encode(&SectionOptions::default(), &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
+        let [part] = &section.parts[..] else { panic!("{}", section.parts.len()) };
+        // 10 bits each, in lines of 512.
+        assert_eq!(part.filter().memory_bytes(), (hashes * 10_usize).div_ceil(512) * 64, "{keys} {entries}");
+    }
+}
+
+#[test]
+fn a_key_of_a_map_without_end_is_refused() {
+    let mut builder = SectionBuilder::new(TASK, &SectionOptions::default(), &layouts());
+    assert_eq!(builder.add(&[0, 4, 0, 9, 7, 7], &[2]).unwrap_err().number(), 9204);
 }
 
 #[test]
@@ -319,10 +350,21 @@ fn sections_of_format_2_can_be_read() {
             expected.insert(key.to_vec(), vec![entry]);
         }
     }
+    // What map states brought: their keys, and what filters hold of them.
+    let (mut maps, mut expected_of_maps) = (SectionWriter::new(TASK), BTreeMap::new());
+    for i in 0..40_u8 {
+        let key = mapped(&[1, 0x80, 0, 0, i % 3], &[1, i]);
+        maps.put(&key, &[i; 12], Expiry::Never);
+        let mut entry = Vec::new();
+        EntryRef::Put { value: &[i; 12], expiry: Expiry::Never }.encode(&mut entry);
+        expected_of_maps.insert(key.to_vec(), vec![entry]);
+    }
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/section-2.txt");
     let options = SectionOptions { block_bytes: 500, part_bytes: 1500, ..SectionOptions::default() };
     let mut golden = Golden::default();
-    for (name, options) in [("section", options.clone()), ("bottom section", options.bottom())] {
+    let written = [("section", &writer, options.clone()), ("bottom section", &writer, options.bottom())];
+    let of_maps = [("section of maps", &maps, options.clone()), ("bottom section of maps", &maps, options.bottom())];
+    for (name, writer, options) in written.into_iter().chain(of_maps) {
         let section = writer.clone().encode(&options, &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
         golden.bytes(name, &bytes_of(&section));
         let place = [section.meta_offset, section.directory_length.into(), section.checksum.into()];
@@ -334,12 +376,14 @@ fn sections_of_format_2_can_be_read() {
     if !std::path::Path::new(file).exists() {
         golden.compare("section-2.txt");
     }
-    for name in ["section", "bottom section"] {
+    let expected = [("section", &expected), ("bottom section", &expected)];
+    let expected_of_maps = [("section of maps", &expected_of_maps), ("bottom section of maps", &expected_of_maps)];
+    for (name, expected) in expected.into_iter().chain(expected_of_maps) {
         let numbers =
             Golden::read("section-2.txt", &format!("{name}: offset of the index, length of the directory, checksum"));
         let number = |at: usize| u64::from_le_bytes(numbers[at * 8..at * 8 + 8].try_into().unwrap());
         let place =
             Place { meta_offset: number(0) as usize, directory_length: number(1) as usize, checksum: number(2) as u32 };
-        assert_eq!(read_back(&Golden::read("section-2.txt", name), place), expected);
+        assert_eq!(read_back(&Golden::read("section-2.txt", name), place), *expected);
     }
 }

@@ -1,6 +1,6 @@
 //! What each job must come to, computed over the whole input at once, without any of the engine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::data::{Dataset, Event};
 use super::jobs::{GAP_MS, SLIDE_MS, SLIDING_MS, TUMBLING_MS};
@@ -19,8 +19,9 @@ pub fn rows(data: &Dataset, sink: &str) -> Vec<Row> {
         "join" => join(data),
         "busiest" => busiest(data),
         "reminders" => {
-            let due: BTreeSet<_> = data.events().map(|e| (e.key, reminders::due(e.time))).collect();
-            due.into_iter().map(|(key, due)| row(&[key, due])).collect()
+            let mut due: BTreeMap<_, i64> = BTreeMap::new();
+            data.events().for_each(|e| *due.entry((e.key, reminders::due(e.time))).or_default() += 1);
+            due.into_iter().map(|((key, due), rows)| row(&[key, due, rows])).collect()
         }
         _ => Vec::new(),
     };
