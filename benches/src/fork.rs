@@ -8,7 +8,7 @@
 //! started again from the version of the fork. And the first one with that of a job of the same arguments that was never forked.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use millstream_common::{Error, Result};
 use serde_json::Value;
@@ -80,7 +80,9 @@ pub fn run(bench: &Bench, args: &ForkArgs) -> Result<()> {
         ]);
     }
     println!("{table}");
-    println!("The outputs of parent, fork, restart from the fork's version and of a job that was never forked are equal.\n");
+    println!(
+        "The outputs of parent, fork, restart from the fork's version and of a job that was never forked are equal.\n"
+    );
     Ok(())
 }
 
@@ -119,14 +121,7 @@ fn measure(bench: &Bench, args: &ForkArgs, place: &Place) -> Result<(Forked, usi
     Ok((forked, first.len()))
 }
 
-fn submit(
-    cluster: &Cluster<'_>,
-    load: &Load,
-    name: &str,
-    rate: u64,
-    output: &Path,
-    options: &str,
-) -> Result<String> {
+fn submit(cluster: &Cluster<'_>, load: &Load, name: &str, rate: u64, output: &Path, options: &str) -> Result<String> {
     let (keys, events) = (load.keys, 2 * load.keys);
     cluster.ask(&format!(
         "submit keyed-count --name {name} -p 2 --checkpoint-interval 1s {options} -- --keys {keys} --value-bytes 1000 \
@@ -195,8 +190,11 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']))
 }
 
-fn unreadable(path: &PathBuf, e: std::io::Error) -> Error {
-    Error::unavailable("an output cannot be read").at(path.display().to_string()).next("see whether it is there").source(e)
+fn unreadable(path: &Path, e: std::io::Error) -> Error {
+    Error::unavailable("an output cannot be read")
+        .at(path.display().to_string())
+        .next("see whether it is there")
+        .source(e)
 }
 
 fn too_short(why: &str) -> Error {

@@ -83,6 +83,9 @@ pub(crate) enum Timer {
     CheckpointTimeout {
         epoch: u64,
     },
+    LateCheckpoint {
+        epoch: u64,
+    },
     Restart {
         execution: u64,
     },
@@ -145,6 +148,9 @@ const LIVE_SPLITS_PAUSE: Duration = Duration::from_millis(50);
 
 /// Checkpoints that come so often take compactions along.
 const NEAR: Duration = Duration::from_secs(10);
+
+/// A checkpoint that takes longer than this takes no compactions along that are done before it.
+const LATE: Duration = Duration::from_secs(3);
 
 /// From one attempt to write a record, which has itself tried for long, to the next.
 const RECOMMIT_PAUSE: Duration = Duration::from_secs(1);
@@ -633,6 +639,7 @@ impl JobMaster {
             t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::InjectBarrier(inject))));
         }
         t.out.push(Action::Timer(Timer::CheckpointTimeout { epoch }, self.settings.checkpoint.timeout));
+        t.out.push(Action::Timer(Timer::LateCheckpoint { epoch }, LATE + Duration::from_millis(1)));
         let tokens = std::mem::take(&mut self.wanted_checkpoints);
         self.checkpoint = Some(Checkpoint { epoch, kind, started: t.now, missing, reports: Vec::new(), tokens });
     }
@@ -704,7 +711,7 @@ impl JobMaster {
             let record = record::confirmation(&self.record, &self.confirmed, status);
             return self.commit(Committing::Confirmation, record, t);
         }
-        let waits = self.checkpoint_is_near() || self.rescale_is_near();
+        let waits = self.checkpoint_is_near(t.now) || self.rescale_is_near();
         if !self.compactions.is_empty() && self.phase == Phase::Running && !waits {
             let done = std::mem::take(&mut self.compactions);
             match record::compactions(&self.record, &done) {
@@ -718,9 +725,14 @@ impl JobMaster {
         }
     }
 
-    /// Whether a checkpoint's record comes soon, and takes along what needs no record of its own.
-    fn checkpoint_is_near(&self) -> bool {
+    /// Whether a checkpoint's record comes soon, and takes along what needs no record of its own. One that takes long is
+    /// not near: what keeps it may be reads that look into many runs, which a compaction has merged.
+    fn checkpoint_is_near(&self, now: Moment) -> bool {
         let interval = self.settings.checkpoint.interval;
+        let late = |c: &Checkpoint| c.kind == Kind::Checkpoint && now.since(c.started) > LATE;
+        if self.checkpoint.as_ref().is_some_and(late) {
+            return false;
+        }
         let periodic = !interval.is_zero() && interval <= NEAR && self.ending.is_none() && self.rescale.is_none();
         periodic || self.checkpoint.is_some()
     }
@@ -914,6 +926,11 @@ impl JobMaster {
                 let due = turn == self.checkpoint_turn && self.phase == Phase::Running && self.ending.is_none();
                 if due && self.checkpoint.is_none() && !self.rescale_is_near() {
                     self.trigger(Kind::Checkpoint, t);
+                }
+            }
+            Timer::LateCheckpoint { epoch } => {
+                if self.checkpoint.as_ref().is_some_and(|c| c.epoch == epoch) {
+                    self.pump(t);
                 }
             }
             Timer::CheckpointTimeout { epoch } => {

@@ -91,7 +91,9 @@ impl Chain {
         self.rows_out += batch.num_rows() as u64;
         let start = self.env.now();
         for e in self.edges.iter_mut().filter(|e| e.edge() == edge) {
-            e.push(batch.clone(), start).await?;
+            let begin = self.env.now();
+            e.push(batch.clone(), begin).await?;
+            e.learn(batch.num_rows(), begin, self.env.now());
         }
         self.back_pressured_ns += self.env.now().since(start).as_nanos() as u64;
         Ok(())

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 use super::chain::Chain;
 use super::gate::{GateEvent, InputChannel, InputGate};
 use super::output::TimeSignal;
+use super::pace::Pace;
 use super::paging::Paging;
 use super::{
     EpochClosed, PUBLISH_INTERVAL, PendingSection, Preparation, SubtaskId, TaskControl, TaskEvent, TaskMetrics,
@@ -39,8 +40,10 @@ use super::{
 use crate::element::{Barrier, BarrierKind, TimestampMs, WATERMARK_MIN};
 use crate::operator::{KeyedBatch, Progress, SubtaskTime};
 
-/// Rows that may wait in the queue of a subtask.
+/// Rows that may wait in the queue of a subtask, however fast it is.
 const QUEUE_ROWS: usize = 65_536;
+/// Rows that may wait there, however slow it is: a batch or two, so that their reads are on their way together.
+const QUEUE_ROWS_MIN: usize = 4_096;
 /// Batches that may wait in the queue of a subtask.
 const QUEUE_ITEMS: usize = 256;
 /// Frozen entries that are encoded between two batches.
@@ -127,6 +130,7 @@ pub(crate) struct KeyedTask {
     metrics: Arc<TaskMetrics>,
     queue: VecDeque<Item>,
     queued_rows: usize,
+    pace: Pace,
     /// Whether a state has a TTL: then states are told what time it is.
     keeps_time: bool,
     epoch: Epoch,
@@ -155,8 +159,8 @@ pub(crate) struct KeyedTask {
     opened: Option<Opened>,
     last_rows: Moment,
     compacting: bool,
-    /// A read is to see no more runs: a subtask with more waits for the compaction that its worker runs.
-    runs_max: usize,
+    /// With so many runs it waits for the compactions that its worker runs.
+    runs_stop: usize,
     ended: bool,
     published: Moment,
 }
@@ -174,7 +178,7 @@ pub(crate) async fn run(parts: KeyedTaskParts) {
 impl KeyedTask {
     fn new(mut p: KeyedTaskParts) -> Self {
         let keeps_time = p.chain.head().operator.states().into_iter().any(|s| s.descriptor().ttl.is_some());
-        let runs_max = p.store.options().compaction.runs_max();
+        let runs_stop = p.store.options().compaction.runs_stop();
         let view = p.store.view(Vec::new(), KeyGroupRanges::empty(), Layouts::default());
         let waiting = match &p.start {
             Start::When(id) => Some(*id),
@@ -202,6 +206,7 @@ impl KeyedTask {
             metrics: p.metrics,
             queue: VecDeque::new(),
             queued_rows: 0,
+            pace: Pace::default(),
             keeps_time,
             epoch: p.epoch,
             flush: 0,
@@ -222,7 +227,7 @@ impl KeyedTask {
             opened: None,
             last_rows: Moment::default(),
             compacting: false,
-            runs_max,
+            runs_stop,
             ended: false,
             published: Moment::default(),
         };
@@ -305,7 +310,7 @@ impl KeyedTask {
         !self.ended
             && self.waiting.is_none()
             && self.queue.len() < QUEUE_ITEMS
-            && self.queued_rows < QUEUE_ROWS
+            && self.queued_rows < self.pace.room(QUEUE_ROWS_MIN, QUEUE_ROWS)
             && (self.queue.is_empty() || !(self.is_over_memory() || self.paging.is_over_memory()))
             // What follows a barrier that changes the ranges is named under the new ones.
             && !matches!(self.queue.back(), Some(Item::Barrier(b)) if !matches!(b.kind, BarrierKind::Checkpoint))
@@ -349,6 +354,7 @@ impl KeyedTask {
         encode_keys(&columns, &mut keys)?;
         let batch = KeyedBatch { records, keys };
         self.queued_rows += batch.records.num_rows();
+        self.pace.begin(self.env.now());
         TaskMetrics::add(&self.metrics.rows_in, batch.records.num_rows() as u64);
         let operator = self.chain.nodes[0].operator.as_mut();
         operator.name_reads(input, &batch)?;
@@ -371,7 +377,7 @@ impl KeyedTask {
         for _ in 0..self.encodings.len() {
             worked |= self.encode_slice(ENCODE_SLICE).await?;
         }
-        if self.waiting.is_none() && !self.must_wait_for_memory() {
+        if self.waiting.is_none() && !self.must_wait() {
             worked |= self.process_head().await?;
         }
         if worked {
@@ -384,13 +390,13 @@ impl KeyedTask {
     }
 
     /// With too much that waits to be written, or too many runs while they are being merged, processing waits. Never
-    /// when nothing is under way that would end the wait.
-    fn must_wait_for_memory(&self) -> bool {
+    /// when nothing is under way that would end the wait: merges end by themselves, and need no barrier for it.
+    fn must_wait(&self) -> bool {
         let under_way = !self.handed_over.is_empty();
         let unwritten = self.metrics.memory_bytes.load(Ordering::Relaxed)
             > self.memory.rows_bytes + 2 * self.memory.write_buffer_bytes;
         (unwritten && (under_way || !self.encodings.is_empty()))
-            || (under_way && self.compacting && self.runs_seen >= self.runs_max)
+            || (self.compacting && self.runs_seen >= self.runs_stop)
     }
 
     async fn process_head(&mut self) -> Result<bool> {
@@ -425,7 +431,8 @@ impl KeyedTask {
 
     async fn process_batch(&mut self) -> Result<()> {
         let Some(Item::Batch { input, batch, .. }) = self.queue.pop_front() else { return Ok(()) };
-        self.queued_rows -= batch.records.num_rows();
+        let rows = batch.records.num_rows();
+        self.queued_rows -= rows;
         self.tell_time();
         let node = self.chain.head();
         node.operator.process(input, &batch, &mut node.collector)?;
@@ -434,6 +441,7 @@ impl KeyedTask {
         }
         self.chain.deliver_head().await?;
         self.last_rows = self.env.now();
+        self.pace.passed(rows, self.queued_rows > 0, self.last_rows);
         self.say_serving(true).await?;
         self.tend_memory().await
     }

@@ -23,6 +23,7 @@ pub(crate) mod chain;
 pub mod gate;
 pub(crate) mod keyed;
 pub(crate) mod output;
+pub(crate) mod pace;
 pub(crate) mod paging;
 pub(crate) mod source;
 

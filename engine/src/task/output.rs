@@ -13,10 +13,16 @@ use millstream_state_store::key::{KeyBuffer, encode_keys};
 use tokio::sync::mpsc;
 
 use super::NewOutputs;
+use super::pace::Pace;
 use crate::element::{Assignment, Barrier, BarrierKind, StreamElement, TimestampMs};
+use crate::transport::DATA_QUEUE;
 
 /// A batch leaves when it has so many rows.
 const COALESCE_ROWS: usize = 1_024;
+/// A full channel is given pieces of so many rows at least.
+const PIECE_ROWS_MIN: usize = 128;
+/// Channels that take longer than this for what they are given are full.
+const STOOD: Duration = Duration::from_millis(2);
 /// Or when its first row has waited so long.
 pub(crate) const LINGER: Duration = Duration::from_millis(5);
 
@@ -43,6 +49,10 @@ pub(crate) struct EdgeOutput {
     keys: KeyBuffer,
     rows_of: Vec<Vec<u32>>,
     waiting_since: Option<Moment>,
+    /// Rows of a piece at most: a channel has a fixed number of places.
+    piece_rows: usize,
+    /// While channels are full: how fast they empty.
+    pace: Pace,
     time: Option<TimeSignal>,
     announced: Option<TimeSignal>,
 }
@@ -73,6 +83,8 @@ impl EdgeOutput {
             keys: KeyBuffer::default(),
             rows_of: vec![Vec::new(); n],
             waiting_since: None,
+            piece_rows: usize::MAX,
+            pace: Pace::default(),
             time: None,
             announced: None,
         }
@@ -145,7 +157,26 @@ impl EdgeOutput {
             _ => concat_batches(&self.schema, &s.batches)
                 .map_err(|e| Error::internal("cannot join batches of an exchange").source(e))?,
         };
-        self.send(target, StreamElement::Batch(batch)).await
+        let mut from = 0;
+        while from < batch.num_rows() {
+            let rows = self.piece_rows.min(batch.num_rows() - from);
+            self.send(target, StreamElement::Batch(batch.slice(from, rows))).await?;
+            from += rows;
+        }
+        Ok(())
+    }
+
+    /// Rows were taken from `start` to `end`. While channels are full, pieces become so small that what fills the channels is
+    /// processed in [`WAITING`](super::pace::WAITING); else they grow again.
+    pub(crate) fn learn(&mut self, rows: usize, start: Moment, end: Moment) {
+        if end.since(start) < STOOD {
+            self.piece_rows = self.piece_rows.saturating_mul(2);
+            return;
+        }
+        self.pace.begin(start);
+        self.pace.passed(rows, false, end);
+        let places = DATA_QUEUE * self.channels.len().max(1);
+        self.piece_rows = (self.pace.room(0, usize::MAX) / places).max(PIECE_ROWS_MIN);
     }
 
     async fn send(&self, target: usize, element: StreamElement) -> Result<()> {

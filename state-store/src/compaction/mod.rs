@@ -43,12 +43,17 @@ impl Default for CompactionOptions {
 }
 
 impl CompactionOptions {
-    /// A read is to see no more runs than this: half as many again as start a compaction. Whoever has more waits for
-    /// the merge that his own process runs.
+    /// A read is to see no more runs than this: half as many again as start a compaction.
     #[must_use]
     pub fn runs_max(&self) -> usize {
         let trigger = self.trigger_runs.max(2);
         trigger + trigger / 2
+    }
+
+    /// Whoever sees so many runs, twice those that start a compaction, waits for the merges that his own process runs.
+    #[must_use]
+    pub fn runs_stop(&self) -> usize {
+        2 * self.trigger_runs.max(2)
     }
 
     /// Refuses what cannot be.

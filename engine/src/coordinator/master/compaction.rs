@@ -5,8 +5,9 @@
 //! it reports; the outputs go into the next record, where they are checked against the newest one and dropped when they no
 //! longer fit (`record.rs`). One whose runner goes away or gives up is picked anew for somebody else.
 //!
-//! Nothing ever waits for a compaction that runs elsewhere. A subtask that sees [`CompactionOptions::runs_max`] runs waits
-//! for the merge of its own worker, so that is who merges then, around what a compactor is merging. Nobody but who was
+//! Nothing ever waits for a compaction that runs elsewhere. A subtask that sees [`CompactionOptions::runs_stop`] runs waits
+//! for the merges of its own worker. From [`CompactionOptions::runs_max`] on it is the owner who merges, around what a
+//! compactor is merging, and around a long merge of its own: the young runs that come meanwhile are merged beside it. Nobody but who was
 //! given a number of this book may report it; what others report is dropped, and deleted.
 //!
 //! As long as a compaction is in the book, the collector keeps the version that it was picked from.
@@ -33,6 +34,9 @@ use crate::worker::Role;
 
 /// From a compaction that failed to the next one of the same key groups.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Compactions of one subtask that its worker runs at a time: a long one, and one of what came meanwhile.
+const OWN_AT_ONCE: usize = 2;
 
 /// The key groups of a subtask: its task's id in the tree, and its index.
 type Unit = (u16, u32);
@@ -219,8 +223,9 @@ pub(super) fn next_pick(
         return None;
     }
     let at_bound = most >= options.runs_max();
-    // What takes long elsewhere must not let runs pile up: the owner merges those that came since.
-    if !running.is_empty() && (!at_bound || running.iter().any(|g| g.is_owners)) {
+    // What takes long must not let runs pile up: the owner merges those that came since.
+    let by_owner = running.iter().filter(|g| g.is_owners).count();
+    if !running.is_empty() && (!at_bound || by_owner >= OWN_AT_ONCE) {
         return None;
     }
     let busy: Vec<Arc<Run>> = running.iter().flat_map(|g| &g.pick.inputs).cloned().collect();

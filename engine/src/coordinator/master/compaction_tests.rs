@@ -186,8 +186,15 @@ fn at_the_bound_the_owner_merges_around_what_a_compactor_merges() {
     runs.extend((9..=12).map(|e| Arc::new(run(&tree, &format!("r{e}"), (e, e), MIB, all.clone()))));
     let (around, at_bound) = next_pick(&runs, &all, &options, None, &[&elsewhere]).unwrap();
     assert!(at_bound && around.inputs.len() == 4 && !around.bottom);
-    let own = Given::of((0, 0), "w", true, 1, around);
+    let own = Given::of((0, 0), "w", true, 1, around.clone());
+    // All that is left is one run.
+    runs.push(Arc::new(run(&tree, "r13", (13, 13), MIB, all.clone())));
     assert!(next_pick(&runs, &all, &options, None, &[&elsewhere, &own]).is_none());
+    runs.push(Arc::new(run(&tree, "r14", (14, 14), MIB, all.clone())));
+    let (beside, _) = next_pick(&runs, &all, &options, None, &[&elsewhere, &own]).unwrap();
+    assert_eq!(beside.inputs.len(), 2);
+    let again = Given::of((0, 0), "w", true, 1, around);
+    assert!(next_pick(&runs, &all, &options, None, &[&elsewhere, &own, &again]).is_none(), "two at a time");
     // Other key groups have nothing to do with it.
     let half: KeyGroupRanges = [KeyGroupRange::new(0, 100)].into_iter().collect();
     let few: Vec<_> = runs.iter().map(|r| Arc::new(r.with_clip(half.clone()))).collect();

@@ -1,0 +1,79 @@
+//! How much may wait before a subtask: as much as it gets through in a moment.
+//!
+//! Rows that stand before a barrier are processed before it. A subtask whose state is on its way from the object store may
+//! be a hundred times slower than one whose state is resident, and a bound in rows that keeps the latter busy would hold the
+//! former's barriers up for minutes. So queues are bounded in time: by the rate at which rows went through lately (Flink
+//! calls this buffer debloating, FLIP-183).
+
+use std::time::Duration;
+
+use millstream_common::env::Moment;
+
+/// Rows may wait for about so long in the queue of a subtask, and again in the channels to it.
+pub(crate) const WAITING: Duration = Duration::from_millis(500);
+/// A rate is measured over so much time at least.
+const WINDOW: Duration = Duration::from_millis(200);
+
+/// The rate at which rows go through while there are some.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Rows a second; the mean of the last windows, younger ones weigh more.
+    rate: Option<f64>,
+    rows: usize,
+    busy: Duration,
+    /// Since when something has waited that was not counted yet.
+    since: Option<Moment>,
+}
+
+impl Pace {
+    /// Something waits, from now on.
+    pub(crate) fn begin(&mut self, now: Moment) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Rows have gone through; whether others wait.
+    pub(crate) fn passed(&mut self, rows: usize, more: bool, now: Moment) {
+        let Some(since) = self.since else { return };
+        self.busy += now.since(since);
+        self.rows += rows;
+        self.since = more.then_some(now);
+        if self.busy >= WINDOW {
+            let rate = self.rows as f64 / self.busy.as_secs_f64();
+            self.rate = Some(self.rate.map_or(rate, |before| (before + rate) / 2.0));
+            (self.rows, self.busy) = (0, Duration::ZERO);
+        }
+    }
+
+    /// How many rows may wait: at least `least`, at most `most`. As long as no rate is known: `most`.
+    pub(crate) fn room(&self, least: usize, most: usize) -> usize {
+        let room = |rate: f64| (rate * WAITING.as_secs_f64()) as usize;
+        self.rate.map_or(most, |rate| room(rate).clamp(least, most))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn room_follows_the_rate_of_the_time_in_which_something_waits() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.room(10, 1_000), 1_000);
+        // Nothing waited for the first 10 s: that says nothing.
+        pace.begin(at(10_000));
+        pace.passed(20, true, at(10_100));
+        assert_eq!(pace.room(10, 1_000), 1_000);
+        pace.passed(20, false, at(10_200));
+        assert_eq!(pace.room(10, 1_000), 100, "200 rows a second");
+        pace.begin(at(60_000));
+        pace.passed(400, false, at(60_200));
+        assert_eq!(pace.room(10, 1_000), 550);
+        pace.begin(at(70_000));
+        (1..=20).for_each(|i| pace.passed(1, true, at(70_000 + i * 1_000)));
+        assert_eq!(pace.room(10, 1_000), 10);
+    }
+}
