@@ -74,7 +74,7 @@ case " ${wanted[*]-} " in
     cargo build --locked --quiet -p millstream-server -p millstream-benches --bin millstream --bin bench
     target=${CARGO_TARGET_DIR:-target}/debug
     "$target/bench" soak --bin "$target/millstream" --gigabytes 0.3 --memory-limit 200MiB --minutes 6 --minute 10 \
-        --warm-up 2 --any-speed || status=$?
+        --warm-up 2 --rate 2000 --any-speed || status=$?
     ;;
 esac
 

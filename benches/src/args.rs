@@ -162,7 +162,7 @@ pub struct SoakArgs {
     /// The share of the state that its SSD tier has room for, in percent; 0: none.
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub ssd_share: u32,
-    /// Events a second; 0: as fast as it goes.
+    /// Events a second once all keys are there; 0: as fast as it goes.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
     /// Takes the throughput as it comes: for machines that do other things meanwhile.

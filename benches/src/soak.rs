@@ -47,10 +47,18 @@ pub fn run(bench: &Bench, args: &SoakArgs) -> Result<()> {
     let mut cluster = Plan::new(&bench.binary, &place, 1, None)?.with_worker_options(&options).start()?;
     cluster.wait_for_workers()?;
     let load = Load::of_size(args.gigabytes, args.rate);
-    let job = load.submit_zipf(&cluster)?;
+    let filling = Load { rate: 0, ..load }.submit_zipf(&cluster)?;
     note(&format!("soak: {} keys come once each", load.keys));
-    cluster.wait_for_job(&job, "all keys have come", |c| c.events_in >= load.filled_at())?;
+    cluster.wait_for_job(&filling, "all keys have come", |c| c.events_in >= load.filled_at())?;
     note(&format!("soak: they have after {:.0} s", cluster.started.elapsed().as_secs_f64()));
+    // The same job goes on, at its rate.
+    let job = if args.rate == 0 {
+        filling
+    } else {
+        cluster.ask(&format!("stop {filling}"))?;
+        load.submit_zipf(&cluster)?
+    };
+    cluster.wait_for_job(&job, "it runs", |c| c.checkpoints > 0.0)?;
     let minutes = watch(&mut cluster, &place, &job, args)?;
     let status = cluster.document(&format!("status {job} --json"))?;
     cluster.ask(&format!("stop {job}"))?;

@@ -1,12 +1,14 @@
 //! Memory of a working set: what it holds, what may go, and what a rescale takes away.
 //!
-//! Eviction is a clock: a hand goes round the slots, takes the mark of those that were named since it last passed, and
-//! drops the others if they are clean and not pinned. Slots without a value go at once.
+//! Eviction is a clock that counts (Smith 1978 calls it generalized): a hand goes round the slots, takes one from the uses of
+//! each that it passes, and drops those that have at most one, the naming that brought them, if they are clean and not
+//! pinned. So what was named once goes at the hand's next turn, and what is named often outlives turns without. Slots
+//! without a value go at once.
 
 use millstream_common::KeyGroupRanges;
 
 use super::StateValue;
-use super::slab::{PARTIAL, REFERENCED, Slot, TRASHED};
+use super::slab::{PARTIAL, Slot, TRASHED, USES_MAX};
 use super::working_set::WorkingSet;
 
 /// What a slot takes beside itself: its place in the table (when that is half taken, about) and in the dirty list.
@@ -52,8 +54,8 @@ impl<V: StateValue> WorkingSet<V> {
         self.stuck = None;
         let dirty: usize = self.generations.iter().map(|g| g.slots).sum();
         let mut clean = self.slots.live() - (dirty + self.pending).min(self.slots.live());
-        // Twice round: once to take the marks.
-        let mut left = 2 * u64::from(self.slots.end());
+        // As often round as may be needed to come to the last use of all.
+        let mut left = u64::from(USES_MAX) * u64::from(self.slots.end());
         let mut dropped = 0;
         while clean > 0 && left > 0 && dropped < EVICT_SLICE && self.memory_bytes() > target_bytes {
             if self.hand >= self.slots.end() {
@@ -66,8 +68,8 @@ impl<V: StateValue> WorkingSet<V> {
                 continue;
             }
             let slot = &mut self.slots[i];
-            if slot.is(REFERENCED) && slot.value.is_some() {
-                slot.flags &= !REFERENCED;
+            if slot.uses > 1 && slot.value.is_some() {
+                slot.uses -= 1;
                 continue;
             }
             if slot.value.is_some() && !slot.is(PARTIAL) {

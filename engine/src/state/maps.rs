@@ -19,7 +19,7 @@ use millstream_common::hash::stable_hash;
 use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result};
 use millstream_state_store::key::{KeyBuffer, map_key, map_prefix, split_map_key};
 
-use super::slab::{PENDING, REFERENCED, STORED, SlotKey};
+use super::slab::{PENDING, STORED, SlotKey};
 use super::working_set::WorkingSet;
 use super::{MapId, MapRows, SlotId, StateValue};
 
@@ -233,8 +233,7 @@ impl<V: StateValue> WorkingSet<V> {
         if head.named_whole != self.stamp {
             head.named_whole = self.stamp;
             for &i in &head.entries {
-                self.slots[i].named = self.stamp;
-                self.slots[i].flags |= REFERENCED;
+                self.slots[i].name(self.stamp);
             }
         }
         if !head.whole && !head.loading {
@@ -272,9 +271,7 @@ impl<V: StateValue> WorkingSet<V> {
             }
             i
         });
-        let slot = &mut self.slots[i];
-        slot.named = self.stamp;
-        slot.flags |= REFERENCED;
+        self.slots[i].name(self.stamp);
         SlotId(i)
     }
 
@@ -345,7 +342,7 @@ impl<V: StateValue> WorkingSet<V> {
                 Some(_) => {}
                 None => {
                     let i = self.add_entry(h, entry, map_key);
-                    self.slots[i].flags |= REFERENCED;
+                    self.slots[i].use_once();
                     self.resolve(i, Some(value))?;
                 }
             }

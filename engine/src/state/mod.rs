@@ -12,6 +12,8 @@ use crate::element::TimestampMs;
 use crate::operator::SubtaskTime;
 
 mod evict;
+#[cfg(test)]
+mod evict_tests;
 mod flush;
 mod keyed;
 mod map;

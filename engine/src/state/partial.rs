@@ -18,7 +18,7 @@
 use millstream_common::collections::HashMap;
 
 use super::StateValue;
-use super::slab::{ASIDE, PARTIAL, REFERENCED};
+use super::slab::{ASIDE, PARTIAL};
 use super::working_set::WorkingSet;
 
 /// Adds the second value to the first one: associative, the first is the older.
@@ -102,7 +102,8 @@ impl<V: StateValue> WorkingSet<V> {
             self.set_value(i, value);
         }
         let slot = &mut self.slots[i];
-        slot.flags = slot.flags & !(PARTIAL | ASIDE) | REFERENCED;
+        slot.flags &= !(PARTIAL | ASIDE);
+        slot.use_once();
         let after = self.slot_bytes(i);
         if written > self.flushed
             && let Some(generation) = self.generations.get_mut((written - self.flushed - 1) as usize)

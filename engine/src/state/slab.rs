@@ -18,14 +18,15 @@ pub(super) const PENDING: u8 = 2;
 pub(super) const UNENCODED: u8 = 4;
 /// The store may hold a value for it: to delete it needs a tombstone.
 pub(super) const STORED: u8 = 8;
-/// Named since the eviction's hand last passed.
-pub(super) const REFERENCED: u8 = 16;
 /// On the list of slots that are dropped as soon as that is possible.
 pub(super) const TRASHED: u8 = 32;
 /// Its value is only what was added since the flush before: the store's is not known.
 pub(super) const PARTIAL: u8 = 64;
 /// More of a partial value may be aside.
 pub(super) const ASIDE: u8 = 128;
+
+/// Namings that count: one that was named more often since the eviction's hand last passed stays no longer for it.
+pub(super) const USES_MAX: u8 = 3;
 
 /// One entry of a working set.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub(super) struct Slot<V> {
     /// Position in the list of its time; in a free slot: the next free one.
     pub(super) position: u32,
     pub(super) flags: u8,
+    /// Batches that named it, less one for each time that the eviction's hand has passed; at most [`USES_MAX`].
+    pub(super) uses: u8,
     /// When the value expires, by the clock of the state's TTL.
     pub(super) stamp: i64,
     /// `None`: absent, deleted, or not known yet.
@@ -58,6 +61,7 @@ impl<V> Slot<V> {
             written: 0,
             position: next,
             flags: 0,
+            uses: 0,
             stamp: NEVER_EXPIRES,
             value: None,
         }
@@ -72,6 +76,23 @@ impl<V> Slot<V> {
     #[inline]
     pub(super) fn is_of(&self, hash: u64, time: i64, key: &[u8]) -> bool {
         self.hash == hash && self.time == time && self.key.as_slice() == key
+    }
+
+    /// Names it; whether this stamp has not before.
+    #[inline]
+    pub(super) fn name(&mut self, stamp: u64) -> bool {
+        if self.named == stamp {
+            return false;
+        }
+        self.named = stamp;
+        self.use_once();
+        true
+    }
+
+    /// It is named, or came because somebody will name it.
+    #[inline]
+    pub(super) fn use_once(&mut self) {
+        self.uses = (self.uses + 1).min(USES_MAX);
     }
 
     pub(super) fn group(&self) -> KeyGroup {

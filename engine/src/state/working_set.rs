@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 use super::flush::{Frozen, Generation};
 use super::maps::Maps;
 use super::partial::{Aside, MergeFn};
-use super::slab::{PARTIAL, PENDING, REFERENCED, STORED, Slab, SlotKey, TRASHED, UNENCODED};
+use super::slab::{PARTIAL, PENDING, STORED, Slab, SlotKey, TRASHED, UNENCODED};
 use super::stored::Stored;
 use super::table::SlotTable;
 use super::{Rows, SlotId, StateValue};
@@ -185,9 +185,7 @@ impl<V: StateValue> WorkingSet<V> {
             Some(i) => i,
             None => self.name_new(hash, time, key),
         };
-        let slot = &mut self.slots[i];
-        slot.named = self.stamp;
-        slot.flags |= REFERENCED;
+        self.slots[i].name(self.stamp);
         SlotId(i)
     }
 
@@ -224,10 +222,7 @@ impl<V: StateValue> WorkingSet<V> {
             }
             for (row, &guess) in group.zip(&guesses) {
                 let i = self.name_guessed(guess, keys.hashes()[row], time(row), keys.key(row));
-                let slot = &mut self.slots[i];
-                if slot.named != self.stamp {
-                    slot.named = self.stamp;
-                    slot.flags |= REFERENCED;
+                if self.slots[i].name(self.stamp) {
                     rows.distinct.push(SlotId(i));
                 }
                 rows.slots.push(SlotId(i));
@@ -421,7 +416,8 @@ impl<V: StateValue> WorkingSet<V> {
             None => {
                 let (value, stamp) = self.stored.decode(value)?;
                 let i = self.add(hash, time, key);
-                self.slots[i].flags |= STORED | REFERENCED;
+                self.slots[i].flags |= STORED;
+                self.slots[i].use_once();
                 self.slots[i].stamp = stamp;
                 self.set_value(i, value);
                 Ok(())
