@@ -14,18 +14,18 @@
 //! wanted. Nothing here reads or writes the store.
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 use millstream_common::hash::stable_hash;
 use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result};
 use millstream_state_store::key::{KeyBuffer, map_key, map_prefix, split_map_key};
 
 use super::slab::{PENDING, STORED, SlotKey};
-use super::working_set::WorkingSet;
+use super::table::SlotTable;
+use super::working_set::{NO_TIME, WorkingSet, tag_of};
 use super::{MapId, MapRows, SlotId, StateValue};
 
 /// The bits of a hash that say the key group.
 const GROUP_BITS: u64 = 0xffff << 48;
-/// What a head takes beside itself: its place in the table, at three quarters, with control bytes.
+/// What a head takes beside itself: its place in the table, when that is half taken.
 const BESIDE_HEAD: usize = 16;
 
 /// A key, and what is resident of its entries.
@@ -64,8 +64,7 @@ impl Head {
 pub(super) struct Maps {
     heads: Vec<Head>,
     free: Vec<u32>,
-    /// Part of the hash, and the head.
-    table: HashTable<(u32, u32)>,
+    table: SlotTable,
     live: usize,
     heap_bytes: usize,
     /// Heads whose scan is to be asked for.
@@ -74,26 +73,12 @@ pub(super) struct Maps {
     hand: usize,
 }
 
-#[inline]
-fn tag_of(hash: u64) -> u32 {
-    (hash.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
-}
-
-#[inline]
-fn spread(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
 impl Maps {
     fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
-        let tag = tag_of(hash);
-        let is = |&(t, h): &(u32, u32)| {
-            t == tag && {
-                let head = &self.heads[h as usize];
-                head.hash == hash && head.key.as_slice() == key
-            }
-        };
-        self.table.find(spread(tag), is).map(|&(_, h)| h)
+        self.table.find(tag_of(hash, NO_TIME), |h| {
+            let head = &self.heads[h as usize];
+            head.hash == hash && head.key.as_slice() == key
+        })
     }
 
     fn add(&mut self, hash: u64, key: &[u8], whole: bool) -> u32 {
@@ -110,8 +95,7 @@ impl Maps {
                 (self.heads.len() - 1) as u32
             }
         };
-        let tag = tag_of(hash);
-        self.table.insert_unique(spread(tag), (tag, h), |&(t, _)| spread(t));
+        self.table.insert(tag_of(hash, NO_TIME), h);
         h
     }
 
@@ -119,9 +103,7 @@ impl Maps {
         let head = std::mem::take(&mut self.heads[h as usize]);
         self.heap_bytes -= head.heap_bytes();
         self.live -= 1;
-        if let Ok(entry) = self.table.find_entry(spread(tag_of(head.hash)), |&(_, n)| n == h) {
-            entry.remove();
-        }
+        self.table.remove(tag_of(head.hash, NO_TIME), h);
         self.free.push(h);
     }
 

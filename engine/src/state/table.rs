@@ -1,4 +1,4 @@
-//! Where the slots of keys are: an index from 32 bits of a key's hash to slot numbers.
+//! Where the slots of keys are, and the heads of maps: an index from 32 bits of a key's hash to their numbers.
 //!
 //! The table knows no keys: whoever asks says which of the slots with the same 32 bits is meant. It exists because the
 //! working set looks up whole batches: a place is one word, so that one line of memory, which can be asked for beforehand,
@@ -36,11 +36,13 @@ fn slot_of(entry: u64) -> u32 {
     (entry as u32).wrapping_sub(1)
 }
 
-impl SlotTable {
-    pub(super) fn new() -> Self {
+impl Default for SlotTable {
+    fn default() -> Self {
         Self { places: vec![FREE; LEAST_PLACES], entries: 0 }
     }
+}
 
+impl SlotTable {
     /// How many entries it has.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
@@ -149,7 +151,7 @@ mod tests {
             // Few tags, so that many entries share one and runs of them wrap round the end.
             let (spread, tags) = (rng.random::<u32>() | 1, rng.random_range(1..40u32));
             let tag = |n: u32| n.wrapping_mul(spread);
-            let (mut table, mut model) = (SlotTable::new(), BTreeSet::new());
+            let (mut table, mut model) = (SlotTable::default(), BTreeSet::new());
             for _ in 0..rng.random_range(0..800) {
                 let (n, slot) = (rng.random_range(0..tags), rng.random_range(0..30));
                 if rng.random_bool(0.5) {
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn it_shrinks() {
-        let mut table = SlotTable::new();
+        let mut table = SlotTable::default();
         (0..10_000).for_each(|i| table.insert(i, i));
         assert!(table.places.len() > 10_000);
         (0..10_000).for_each(|i| table.remove(i, i));

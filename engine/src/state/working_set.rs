@@ -107,7 +107,7 @@ const NO_SLOT: u32 = u32::MAX;
 
 /// What goes into the table for a key.
 #[inline]
-fn tag_of(hash: u64, time: i64) -> u32 {
+pub(super) fn tag_of(hash: u64, time: i64) -> u32 {
     // The top bits of a stable hash are alike in a subtask with few key groups: the product spreads the others.
     let mixed = hash.wrapping_add((time as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29));
     (mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32
@@ -117,7 +117,7 @@ impl<V: StateValue> WorkingSet<V> {
     pub(super) fn new(timed: bool) -> Self {
         Self {
             slots: Slab::new(),
-            table: SlotTable::new(),
+            table: SlotTable::default(),
             id: StateId(0),
             ranges: KeyGroupRanges::all(),
             mapped: false,

@@ -90,12 +90,14 @@ impl Chain {
     async fn push_edge(&mut self, edge: usize, batch: RecordBatch) -> Result<()> {
         self.rows_out += batch.num_rows() as u64;
         let start = self.env.now();
+        let mut end = start;
         for e in self.edges.iter_mut().filter(|e| e.edge() == edge) {
-            let begin = self.env.now();
+            let begin = end;
             e.push(batch.clone(), begin).await?;
-            e.learn(batch.num_rows(), begin, self.env.now());
+            end = self.env.now();
+            e.learn(batch.num_rows(), begin, end);
         }
-        self.back_pressured_ns += self.env.now().since(start).as_nanos() as u64;
+        self.back_pressured_ns += end.since(start).as_nanos() as u64;
         Ok(())
     }
 
