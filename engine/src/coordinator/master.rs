@@ -149,7 +149,7 @@ const LIVE_SPLITS_PAUSE: Duration = Duration::from_millis(50);
 /// Checkpoints that come so often take compactions along.
 const NEAR: Duration = Duration::from_secs(10);
 
-/// A checkpoint that takes longer than this takes no compactions along that are done before it.
+/// A checkpoint that has taken so long is not waited for any more by compactions that are done.
 const LATE: Duration = Duration::from_secs(3);
 
 /// From one attempt to write a record, which has itself tried for long, to the next.
@@ -639,7 +639,7 @@ impl JobMaster {
             t.out.push(Action::Send(w.clone(), Box::new(to_worker::Message::InjectBarrier(inject))));
         }
         t.out.push(Action::Timer(Timer::CheckpointTimeout { epoch }, self.settings.checkpoint.timeout));
-        t.out.push(Action::Timer(Timer::LateCheckpoint { epoch }, LATE + Duration::from_millis(1)));
+        t.out.push(Action::Timer(Timer::LateCheckpoint { epoch }, LATE));
         let tokens = std::mem::take(&mut self.wanted_checkpoints);
         self.checkpoint = Some(Checkpoint { epoch, kind, started: t.now, missing, reports: Vec::new(), tokens });
     }
@@ -729,7 +729,7 @@ impl JobMaster {
     /// not near: what keeps it may be reads that look into many runs, which a compaction has merged.
     fn checkpoint_is_near(&self, now: Moment) -> bool {
         let interval = self.settings.checkpoint.interval;
-        let late = |c: &Checkpoint| c.kind == Kind::Checkpoint && now.since(c.started) > LATE;
+        let late = |c: &Checkpoint| c.kind == Kind::Checkpoint && now.since(c.started) >= LATE;
         if self.checkpoint.as_ref().is_some_and(late) {
             return false;
         }

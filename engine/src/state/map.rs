@@ -8,14 +8,12 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result, StateId};
+use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result};
 use millstream_state_store::key::KeyBuffer;
-use millstream_state_store::schema::{Form, KeyColumn, Schema, Ttl};
-use millstream_state_store::section::SectionWriter;
+use millstream_state_store::schema::{Form, KeyColumn, Ttl};
 
 use super::working_set::WorkingSet;
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
-use crate::operator::SubtaskTime;
 
 /// Where the map of a key stands in a state. Valid while it, or an entry of it, is pinned: from naming until the group is
 /// released.
@@ -286,42 +284,7 @@ impl<V: StateValue> MapState<V> {
 }
 
 impl<V: StateValue> StateSet for MapState<V> {
-    fn descriptor(&self) -> &StateDescriptor {
-        &self.descriptor
-    }
-
-    fn set_history(&mut self, history: &[Schema]) -> Result<()> {
-        self.set.stored.set_history(history)
-    }
-
-    fn set_clock(&mut self, time: &SubtaskTime, processing_ms: i64) {
-        self.set.stored.set_clock(time, processing_ms);
-    }
-
-    fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool) {
-        self.set.open(id, ranges, complete, !self.opened);
-        self.opened = true;
-    }
-
-    fn end_group(&mut self) {
-        self.set.end_group();
-    }
-
-    fn release_group(&mut self) {
-        self.set.release_group();
-    }
-
-    fn take_named(&mut self) -> u64 {
-        self.set.take_named()
-    }
-
-    fn take_missing(&mut self, into: &mut Vec<Bytes>) {
-        self.set.take_missing(into);
-    }
-
-    fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        self.set.install(key, value)
-    }
+    by_working_set!();
 
     fn take_missing_maps(&mut self, into: &mut Vec<Bytes>) {
         self.set.take_maps(into);
@@ -337,30 +300,6 @@ impl<V: StateValue> StateSet for MapState<V> {
 
     fn install_scan(&mut self, _entries: &[(Bytes, Bytes)], _last: bool) -> Result<()> {
         Err(Error::internal("a map state was handed a stretch of time").code(9112))
-    }
-
-    fn freeze(&mut self) -> usize {
-        self.set.freeze()
-    }
-
-    fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool> {
-        Ok(self.set.encode_frozen(max_entries, section))
-    }
-
-    fn flushed(&mut self) {
-        self.set.flushed();
-    }
-
-    fn dirty_bytes(&self) -> u64 {
-        self.set.dirty_bytes()
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        self.set.memory_bytes()
-    }
-
-    fn evict(&mut self, target_bytes: u64) {
-        self.set.evict(target_bytes);
     }
 
     fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool) {

@@ -11,6 +11,76 @@ use millstream_state_store::section::SectionWriter;
 use crate::element::TimestampMs;
 use crate::operator::SubtaskTime;
 
+/// The part of [`StateSet`] that is alike for every state with a descriptor and a working set.
+macro_rules! by_working_set {
+    () => {
+        fn descriptor(&self) -> &$crate::state::StateDescriptor {
+            &self.descriptor
+        }
+
+        fn set_history(&mut self, history: &[millstream_state_store::schema::Schema]) -> millstream_common::Result<()> {
+            self.set.stored.set_history(history)
+        }
+
+        fn set_clock(&mut self, time: &$crate::operator::SubtaskTime, processing_ms: i64) {
+            self.set.stored.set_clock(time, processing_ms);
+        }
+
+        fn open(&mut self, id: millstream_common::StateId, ranges: millstream_common::KeyGroupRanges, complete: bool) {
+            self.set.open(id, ranges, complete, !self.opened);
+            self.opened = true;
+        }
+
+        fn end_group(&mut self) {
+            self.set.end_group();
+        }
+
+        fn release_group(&mut self) {
+            self.set.release_group();
+        }
+
+        fn take_named(&mut self) -> u64 {
+            self.set.take_named()
+        }
+
+        fn take_missing(&mut self, into: &mut Vec<bytes::Bytes>) {
+            self.set.take_missing(into);
+        }
+
+        fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> millstream_common::Result<()> {
+            self.set.install(key, value)
+        }
+
+        fn freeze(&mut self) -> usize {
+            self.set.freeze()
+        }
+
+        fn encode_frozen(
+            &mut self,
+            max_entries: usize,
+            section: &mut millstream_state_store::section::SectionWriter,
+        ) -> millstream_common::Result<bool> {
+            Ok(self.set.encode_frozen(max_entries, section))
+        }
+
+        fn flushed(&mut self) {
+            self.set.flushed();
+        }
+
+        fn dirty_bytes(&self) -> u64 {
+            self.set.dirty_bytes()
+        }
+
+        fn memory_bytes(&self) -> u64 {
+            self.set.memory_bytes()
+        }
+
+        fn evict(&mut self, target_bytes: u64) {
+            self.set.evict(target_bytes);
+        }
+    };
+}
+
 mod evict;
 #[cfg(test)]
 mod evict_tests;

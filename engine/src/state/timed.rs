@@ -16,17 +16,15 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use millstream_common::{KeyGroup, KeyGroupRanges, Result, StateId};
+use millstream_common::{KeyGroup, KeyGroupRanges, Result};
 use millstream_state_store::key::KeyBuffer;
-use millstream_state_store::schema::{Form, Schema};
-use millstream_state_store::section::SectionWriter;
+use millstream_state_store::schema::Form;
 
 use super::partial::MergeFn;
 use super::slab::{PENDING, STORED};
 use super::working_set::WorkingSet;
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
 use crate::element::TimestampMs;
-use crate::operator::SubtaskTime;
 
 /// How far a scan goes when the one before it brought nothing: this much farther each time.
 const STEP_GROWTH: i64 = 4;
@@ -325,42 +323,7 @@ impl<V: StateValue> WorkingSet<V> {
 }
 
 impl<V: StateValue> StateSet for TimedState<V> {
-    fn descriptor(&self) -> &StateDescriptor {
-        &self.descriptor
-    }
-
-    fn set_history(&mut self, history: &[Schema]) -> Result<()> {
-        self.set.stored.set_history(history)
-    }
-
-    fn set_clock(&mut self, time: &SubtaskTime, processing_ms: i64) {
-        self.set.stored.set_clock(time, processing_ms);
-    }
-
-    fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool) {
-        self.set.open(id, ranges, complete, !self.opened);
-        self.opened = true;
-    }
-
-    fn end_group(&mut self) {
-        self.set.end_group();
-    }
-
-    fn release_group(&mut self) {
-        self.set.release_group();
-    }
-
-    fn take_named(&mut self) -> u64 {
-        self.set.take_named()
-    }
-
-    fn take_missing(&mut self, into: &mut Vec<Bytes>) {
-        self.set.take_missing(into);
-    }
-
-    fn install(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        self.set.install(key, value)
-    }
+    by_working_set!();
 
     fn take_scan(&mut self) -> Option<TimeScan> {
         let scan = self.wanted.take()?;
@@ -384,30 +347,6 @@ impl<V: StateValue> StateSet for TimedState<V> {
             self.step_ms = if self.brought == 0 { self.step_ms.saturating_mul(STEP_GROWTH) } else { self.ahead_ms };
         }
         Ok(())
-    }
-
-    fn freeze(&mut self) -> usize {
-        self.set.freeze()
-    }
-
-    fn encode_frozen(&mut self, max_entries: usize, section: &mut SectionWriter) -> Result<bool> {
-        Ok(self.set.encode_frozen(max_entries, section))
-    }
-
-    fn flushed(&mut self) {
-        self.set.flushed();
-    }
-
-    fn dirty_bytes(&self) -> u64 {
-        self.set.dirty_bytes()
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        self.set.memory_bytes()
-    }
-
-    fn evict(&mut self, target_bytes: u64) {
-        self.set.evict(target_bytes);
     }
 
     fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool) {

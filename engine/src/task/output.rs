@@ -19,12 +19,12 @@ use crate::transport::DATA_QUEUE;
 
 /// A batch leaves when it has so many rows.
 const COALESCE_ROWS: usize = 1_024;
+/// Or when its first row has waited so long.
+pub(crate) const LINGER: Duration = Duration::from_millis(5);
 /// A full channel is given pieces of so many rows at least.
 const PIECE_ROWS_MIN: usize = 128;
 /// Channels that take longer than this for what they are given are full.
 const STOOD: Duration = Duration::from_millis(2);
-/// Or when its first row has waited so long.
-pub(crate) const LINGER: Duration = Duration::from_millis(5);
 
 /// The sending ends of an edge, by receiving subtask.
 pub type OutputChannels = Vec<mpsc::Sender<StreamElement>>;
