@@ -151,13 +151,33 @@ impl KeyGroupRanges {
     /// Whether they share a key group.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        !self.intersect(other).is_empty()
+        self.meetings(other).next().is_some()
     }
 
     /// What both hold.
     #[must_use]
     pub fn intersect(&self, other: &Self) -> Self {
-        Self::new(self.0.iter().flat_map(|a| other.0.iter().map(move |b| a.intersect(b))))
+        // Pieces of disjoint ranges that do not touch neither meet nor touch each other.
+        Self(self.meetings(other).collect())
+    }
+
+    /// The pieces that both hold, in order, in one walk through both.
+    fn meetings<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = KeyGroupRange> + 'a {
+        let (mut mine, mut theirs) = (self.0.as_slice(), other.0.as_slice());
+        std::iter::from_fn(move || {
+            while let ([a, ..], [b, ..]) = (mine, theirs) {
+                let both = a.intersect(b);
+                if a.end <= b.end {
+                    mine = &mine[1..];
+                } else {
+                    theirs = &theirs[1..];
+                }
+                if !both.is_empty() {
+                    return Some(both);
+                }
+            }
+            None
+        })
     }
 
     /// What either holds.
@@ -169,20 +189,19 @@ impl KeyGroupRanges {
     /// What it holds and `other` does not.
     #[must_use]
     pub fn subtract(&self, other: &Self) -> Self {
-        let mut left = self.0.clone();
-        for cut in &other.0 {
-            left = left
-                .into_iter()
-                .flat_map(|r| {
-                    let hit = r.intersect(cut);
-                    if hit.is_empty() {
-                        [r, KeyGroupRange { start: 0, end: 0 }]
-                    } else {
-                        [KeyGroupRange { start: r.start, end: hit.start }, KeyGroupRange { start: hit.end, end: r.end }]
-                    }
-                })
-                .filter(|r| !r.is_empty())
-                .collect();
+        let mut left = Vec::with_capacity(self.0.len());
+        for r in &self.0 {
+            let mut start = r.start;
+            let from = other.0.partition_point(|cut| cut.end <= r.start);
+            for cut in other.0[from..].iter().take_while(|cut| cut.start < r.end) {
+                if start < cut.start {
+                    left.push(KeyGroupRange { start, end: cut.start });
+                }
+                start = cut.end;
+            }
+            if start < r.end {
+                left.push(KeyGroupRange { start, end: r.end });
+            }
         }
         Self(left)
     }

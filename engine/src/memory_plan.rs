@@ -4,12 +4,12 @@
 //! |---|---|---|---|
 //! | baseline | max(60 MiB, 8 MiB + 3/10 L) | - | program, stacks, connections, what the allocator holds and nobody uses |
 //! | cache | `cache.memory`, else L / 4 | `cache.memory`, else RAM / 4 | all clean state: rows of working sets and blocks together |
-//! | metadata | L / 32, at least 4 MiB | RAM / 32, at most 1 GiB | filters and indexes of state objects |
+//! | metadata | L / 8 | RAM / 32, at most 1 GiB | filters and indexes of state objects |
 //! | write buffer | `memory.write-buffer`, else a quarter of the rest | half the cache, 64 MiB to RAM / 8 | dirty and frozen entries of working sets |
 //! | encode | as the write buffer | as the write buffer | sections being encoded, bundles being uploaded |
-//! | reads | five sixteenths of the rest | RAM / 16 | prefetched batches and the blocks of their GETs |
+//! | reads | a quarter of the rest | RAM / 16 | prefetched batches and the blocks of their GETs |
 //! | exchange | three of 32 parts of the rest | RAM / 32 | batches in channels |
-//! | compaction | three of 32 parts of the rest | RAM / 32 | blocks being merged and written |
+//! | compaction | five of 32 parts of the rest | RAM / 32 | blocks being merged and written |
 //!
 //! "The rest" is L without baseline, cache and metadata. With a limit the sum of all parts is at most L. The cache is
 //! split between rows and blocks, see [`MemoryPlan::rows_bytes`]; jobs that keep their state in memory pin it in the
@@ -76,7 +76,9 @@ impl MemoryPlan {
 
     fn within(limit: u64, settings: &Settings) -> Self {
         let baseline_bytes = (8 * MIB + limit / 10 * 3).max(60 * MIB).min(limit);
-        let metadata_bytes = (limit / 32).max(4 * MIB);
+        // Of a state ten times as large with values of 1,000 bytes, this holds all of it. Without it every read costs a
+        // request more.
+        let metadata_bytes = limit / 8;
         let left = limit.saturating_sub(baseline_bytes + metadata_bytes);
         let cache = settings.cache.memory_bytes.unwrap_or(limit / 4).min(left / 2);
         let rest = left - cache;
@@ -88,9 +90,9 @@ impl MemoryPlan {
             metadata_bytes,
             write_buffer_bytes,
             encode_bytes: write_buffer_bytes,
-            reads_bytes: after / 8 * 5,
+            reads_bytes: after / 2,
             exchange_bytes: after / 16 * 3,
-            compaction_bytes: after / 16 * 3,
+            compaction_bytes: after / 16 * 5,
             ..Self::cache(cache)
         }
     }

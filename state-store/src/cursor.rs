@@ -203,7 +203,7 @@ impl<'a> Cursors<'a> {
         for (i, wish) in wishes.iter().enumerate() {
             // What is hot is none of a walk's business: no hit is counted and nothing is put in.
             let of = &self.parts[wish.part];
-            let known = of.part.slots().read()[wish.block].upgrade().map(SharedBlock);
+            let known = of.part.slots().read().blocks()[wish.block].upgrade().map(SharedBlock);
             let there = known.or_else(|| self.store.0.caches.peek_block(&of.key(wish.block)));
             match there {
                 Some(_) => report.memory_hits += 1,

@@ -46,9 +46,7 @@ impl PartOf<'_> {
     /// Tells later reads of the part where a block is.
     fn remember(&self, block: usize, shared: &SharedBlock) {
         let weak = Arc::downgrade(&shared.0);
-        if let Some(slot) = self.part.slots().write().get_mut(block) {
-            *slot = weak;
-        }
+        self.part.slots().write().fill(block, weak);
     }
 
     /// Those of `blocks` that are in memory, in their order; how many. The cache is told what was read, or asked, only where it must
@@ -64,6 +62,7 @@ impl PartOf<'_> {
         out.clear();
         {
             let slots = self.part.slots().read();
+            let slots = slots.blocks();
             blocks.iter().for_each(|&b| prefetch_address(slots[b].as_ptr()));
             out.extend(blocks.iter().map(|&b| slots[b].upgrade().map(SharedBlock)));
         }
@@ -370,9 +369,7 @@ impl StateStore {
         if let Some(part) = self.0.caches.metadata(&part_key(run, info)) {
             return Ok(part);
         }
-        // The part keeps the bytes: not those of its neighbours, too.
-        let own = Bytes::copy_from_slice(stored);
-        let part = Part::decode(&own, info).map_err(|e| self.named(run, run.meta_offset + info.at, e))?;
+        let part = Part::decode(stored, info).map_err(|e| self.named(run, run.meta_offset + info.at, e))?;
         let end = part.blocks().last().map_or(0, |b| b.offset + u64::from(b.length));
         if end > run.meta_offset - run.offset {
             let error = Error::corrupt("a section's blocks do not end where its meta part begins").code(4003);

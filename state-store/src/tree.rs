@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use millstream_common::{Epoch, Error, KeyGroup, KeyGroupRange, KeyGroupRanges, Result, StateId, TaskId};
+use millstream_common::{Epoch, Error, KeyGroupRange, KeyGroupRanges, Result, StateId, TaskId};
 use millstream_proto::version as proto;
 
 use crate::layout::{Layout, Layouts, StateLayout};
 use crate::run::{Run, bad_record, small};
 use crate::schema::{Schema, schema_from_proto, schema_to_proto};
+use crate::section::Interval;
 
 /// A task of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,17 +237,19 @@ impl Tree {
             }
         }
         for task in &self.tasks {
-            let runs: Vec<_> = self.runs.iter().filter(|r| r.task == task.id).collect();
-            for segment in segments(runs.iter().map(|r| &r.clip)) {
-                let mut live: Vec<_> = live_in(&runs, segment).collect();
-                live.sort_unstable_by_key(|r| r.interval);
-                if let Some(w) = live.windows(2).find(|w| w[0].interval.max >= w[1].interval.min) {
-                    return Err(broken(&format!(
-                        "in key groups {segment} of task '{}', the runs {} and {} share flushes",
-                        task.uid, w[0].interval, w[1].interval
-                    )));
-                }
-            }
+            let mut runs: Vec<_> = self.runs.iter().filter(|r| r.task == task.id).collect();
+            runs.sort_unstable_by_key(|r| r.interval);
+            each_segment(runs.iter().map(|r| &r.clip), |segment, live| {
+                let neighbours =
+                    live.iter().zip(live.iter().skip(1)).map(|(&a, &b)| (runs[a].interval, runs[b].interval));
+                let shared = neighbours.into_iter().find(|(a, b)| a.max >= b.min);
+                shared.map_or(Ok(()), |(a, b)| {
+                    Err(broken(&format!(
+                        "in key groups {segment} of task '{}', the runs {a} and {b} share flushes",
+                        task.uid
+                    )))
+                })
+            })?;
         }
         Ok(())
     }
@@ -262,24 +265,19 @@ pub fn check_successor(old: &Tree, new: &Tree, committed: (Epoch, Epoch)) -> Res
         return Err(broken("a task or state of its predecessor is gone or has changed"));
     }
     for task in &new.tasks {
-        let before: Vec<_> = old.runs.iter().filter(|r| r.task == task.id).collect();
-        let after: Vec<_> = new.runs.iter().filter(|r| r.task == task.id).collect();
-        for segment in segments(before.iter().chain(&after).map(|r| &r.clip)) {
-            check_segment(&before, &after, segment, committed)
-                .map_err(|why| broken(&format!("in key groups {segment} of task '{}', {why}", task.uid)))?;
-        }
+        let of_task = |r: &&Arc<Run>| r.task == task.id;
+        let before = old.runs.iter().filter(of_task).count();
+        let runs: Vec<_> = old.runs.iter().filter(of_task).chain(new.runs.iter().filter(of_task)).collect();
+        each_segment(runs.iter().map(|r| &r.clip), |segment, live| {
+            let intervals = |of: std::ops::Range<usize>| live.range(of).map(|&i| runs[i].interval).collect();
+            check_segment(intervals(0..before), intervals(before..runs.len()), committed)
+                .map_err(|why| broken(&format!("in key groups {segment} of task '{}', {why}", task.uid)))
+        })?;
     }
     Ok(())
 }
 
-fn check_segment(
-    before: &[&Arc<Run>],
-    after: &[&Arc<Run>],
-    segment: KeyGroupRange,
-    committed: (Epoch, Epoch),
-) -> Result<(), String> {
-    let old: Vec<_> = live_in(before, segment).map(|r| r.interval).collect();
-    let new: Vec<_> = live_in(after, segment).map(|r| r.interval).collect();
+fn check_segment(old: Vec<Interval>, new: Vec<Interval>, committed: (Epoch, Epoch)) -> Result<(), String> {
     if let Some(lost) = old.iter().find(|o| !new.iter().any(|n| n.contains(o))) {
         return Err(format!("the flushes {lost} are lost"));
     }
@@ -296,32 +294,45 @@ fn check_segment(
     Ok(())
 }
 
-/// The runs that are live in a segment (all of it or none).
-fn live_in<'a>(runs: &'a [&'a Arc<Run>], segment: KeyGroupRange) -> impl Iterator<Item = &'a Arc<Run>> {
-    runs.iter().copied().filter(move |r| r.clip.contains(KeyGroup(segment.start as u16)))
-}
-
-/// Cuts the key groups at every bound of `clips`, so that each clip holds all of a segment or none; segments that no
-/// clip holds are left out.
-pub(crate) fn segments<'a>(clips: impl Iterator<Item = &'a KeyGroupRanges> + Clone) -> Vec<KeyGroupRange> {
-    let bounds: BTreeSet<u32> = clips.clone().flat_map(|c| c.iter().flat_map(|r| [r.start, r.end])).collect();
-    let all = KeyGroupRanges::new(clips.flat_map(|c| c.iter().copied()));
-    let bounds: Vec<_> = bounds.into_iter().collect();
-    bounds
-        .windows(2)
-        .map(|w| KeyGroupRange::new(w[0], w[1]))
-        .filter(|s| all.contains(KeyGroup(s.start as u16)))
-        .collect()
+/// Cuts the key groups at every bound of `clips`, so that each clip holds all of a segment or none, and visits the
+/// segments in order, each with the clips (by their place) that hold it; segments that no clip holds are left out. Ends
+/// with the first error.
+pub(crate) fn each_segment<'a, E>(
+    clips: impl Iterator<Item = &'a KeyGroupRanges>,
+    mut visit: impl FnMut(KeyGroupRange, &BTreeSet<usize>) -> Result<(), E>,
+) -> Result<(), E> {
+    // Where one ends and another begins, the order does not matter: nothing lies in between.
+    let ends = |i: usize, r: &KeyGroupRange| [(r.start, i, true), (r.end, i, false)];
+    let mut bounds: Vec<(u32, usize, bool)> =
+        clips.enumerate().flat_map(|(i, clip)| clip.iter().flat_map(move |r| ends(i, r))).collect();
+    bounds.sort_unstable();
+    let (mut live, mut start) = (BTreeSet::new(), 0);
+    for (bound, i, begins) in bounds {
+        if bound > start && !live.is_empty() {
+            visit(KeyGroupRange::new(start, bound), &live)?;
+        }
+        start = bound;
+        if begins {
+            live.insert(i);
+        } else {
+            live.remove(&i);
+        }
+    }
+    Ok(())
 }
 
 /// How many of `runs` (those of one task) a read of a key in `ranges` looks into at most: the most that show one of these
 /// key groups.
 #[must_use]
 pub fn runs_per_key_group_max<'a>(runs: impl IntoIterator<Item = &'a Arc<Run>>, ranges: &KeyGroupRanges) -> usize {
-    let mut changes: Vec<(u32, i64)> = Vec::new();
-    for run in runs {
-        changes.extend(run.clip.intersect(ranges).iter().flat_map(|c| [(c.start, 1), (c.end, -1)]));
-    }
+    let clips = runs.into_iter().flat_map(|run| run.clip.intersect(ranges).as_slice().to_vec());
+    ranges_at_once_max(clips)
+}
+
+/// How many of `ranges` hold one and the same key group, at most.
+#[must_use]
+pub fn ranges_at_once_max(ranges: impl IntoIterator<Item = KeyGroupRange>) -> usize {
+    let mut changes: Vec<(u32, i64)> = ranges.into_iter().flat_map(|c| [(c.start, 1), (c.end, -1)]).collect();
     // Where one ends and another begins, the end comes first.
     changes.sort_unstable();
     let (mut now, mut most) = (0_i64, 0);

@@ -711,7 +711,10 @@ impl JobMaster {
             let record = record::confirmation(&self.record, &self.confirmed, status);
             return self.commit(Committing::Confirmation, record, t);
         }
-        let waits = self.checkpoint_is_near(t.now) || self.rescale_is_near();
+        // Nor between the barriers of the last checkpoint and its record.
+        let is_periodic = self.ending.is_none() && self.checkpoint.as_ref().is_none_or(|c| c.kind == Kind::Checkpoint);
+        let urgent = is_periodic && self.book.is_at_bound(&compaction::options_of(&self.settings.state));
+        let waits = (!urgent && self.checkpoint_is_near(t.now)) || self.rescale_is_near();
         if !self.compactions.is_empty() && self.phase == Phase::Running && !waits {
             let done = std::mem::take(&mut self.compactions);
             match record::compactions(&self.record, &done) {

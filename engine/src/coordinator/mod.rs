@@ -252,6 +252,8 @@ pub async fn run_coordinator(
     // It may be paused before it has begun.
     let mut last_tick = env.now();
     c.take_lead().await?;
+    // When all that had come was dealt with.
+    let mut caught_up = env.now();
     loop {
         if let Some(fenced) = c.fenced.take() {
             return Err(fenced);
@@ -268,11 +270,14 @@ pub async fn run_coordinator(
         }
         c.let_go();
         let now = env.now();
+        if inbox.is_empty() {
+            caught_up = now;
+        }
         if now.since(last_tick) >= c.options.heartbeat_interval {
             // After a pause of the whole process somebody may lead instead.
             let paused = now.since(last_tick) > Duration::from_secs(2);
             last_tick = now;
-            c.tick(paused);
+            c.tick(paused, caught_up);
         }
     }
 }
@@ -511,7 +516,9 @@ impl Coordinator {
         }
     }
 
-    fn tick(&mut self, paused: bool) {
+    /// `caught_up`: the last moment at which nothing waited to be dealt with. A worker whose words may still be among what
+    /// waits is not silent.
+    fn tick(&mut self, paused: bool, caught_up: Moment) {
         let now = self.env.now();
         // One that commits nothing would never learn that it was succeeded, and keep its workers for ever.
         if paused || now.since(self.checked) >= LEADER_CHECK {
@@ -525,7 +532,7 @@ impl Coordinator {
         }
         let limit = self.options.heartbeat_timeout;
         let silent: Vec<String> =
-            self.workers.iter().filter(|(_, w)| now.since(w.heard) > limit).map(|(n, _)| n.clone()).collect();
+            self.workers.iter().filter(|(_, w)| caught_up.since(w.heard) > limit).map(|(n, _)| n.clone()).collect();
         for name in silent {
             self.lose_worker(&name, &format!("silent for {limit:?}"));
         }

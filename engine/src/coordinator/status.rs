@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use millstream_common::KeyGroupRanges;
+use millstream_common::KeyGroupRange;
 use millstream_common::env::Moment;
 use millstream_common::latency::{BOUNDS_MS, Latencies};
 use millstream_objects::{Metered, Tally};
 use millstream_proto::control::{ProcessUsage, SubtaskCounters};
 use millstream_proto::version::VersionRecord;
-use millstream_state_store::tree::runs_per_key_group_max;
-use millstream_state_store::{ReadReport, TaskWrites, Tree};
+use millstream_state_store::tree::ranges_at_once_max;
+use millstream_state_store::{ReadReport, TaskWrites};
 use serde_json::{Value, json};
 
 use super::master::JobMaster;
@@ -208,10 +208,15 @@ fn writes(w: &TaskWrites, bundles: Option<u64>) -> Value {
 
 /// By operator with state: how many runs a read looks into at most.
 fn runs_per_key_group(record: &VersionRecord) -> BTreeMap<String, u64> {
-    let Some(Ok(tree)) = record.tree.as_ref().map(Tree::from_proto) else { return BTreeMap::new() };
-    let all = KeyGroupRanges::all();
-    let of = |id| runs_per_key_group_max(&tree.runs_of(id, &all), &all) as u64;
-    tree.tasks().iter().map(|task| (task.uid.clone(), of(task.id))).collect()
+    // Asked many times a second: not by way of a whole tree.
+    let Some(tree) = &record.tree else { return BTreeMap::new() };
+    let mut clips: BTreeMap<u32, Vec<KeyGroupRange>> = BTreeMap::new();
+    for run in &tree.runs {
+        let ranges = run.clip.iter().map(|r| KeyGroupRange { start: r.start, end: r.end });
+        clips.entry(run.task_id).or_default().extend(ranges);
+    }
+    let mut most = |id| ranges_at_once_max(clips.remove(&id).unwrap_or_default()) as u64;
+    tree.tasks.iter().map(|task| (task.uid.clone(), most(task.task_id))).collect()
 }
 
 /// Bytes and number of the objects that a record's runs lie in.

@@ -256,7 +256,7 @@ pub static SETTINGS: &[SettingDef] = &[
         state.compaction_trigger_runs,
         Job,
         None,
-        "Sorted runs of a key group are merged once there are so many; a read looks into each of them. From half as many again on its worker merges what is young beside a long merge; a subtask that sees twice as many waits while its worker merges them."
+        "Sorted runs of a key group are merged once there are so many; a read looks into each of them. From half as many again on its worker merges what is young beside a long merge; the subtask slows itself down the more, the more there are."
     ),
     setting!(
         "state.compaction.output-size" = "64MiB",

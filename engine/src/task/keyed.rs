@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use super::chain::Chain;
 use super::gate::{GateEvent, InputChannel, InputGate};
 use super::output::TimeSignal;
-use super::pace::Pace;
+use super::pace::{Pace, pause_for};
 use super::paging::Paging;
 use super::{
     EpochClosed, PUBLISH_INTERVAL, PendingSection, Preparation, SubtaskId, TaskControl, TaskEvent, TaskMetrics,
@@ -139,8 +139,6 @@ pub(crate) struct KeyedTask {
     time: SubtaskTime,
     layouts: Layouts,
     version_runs: Vec<Arc<Run>>,
-    /// How many of those and its own a read of a key looks into at most.
-    runs_seen: usize,
     own: Vec<Arc<Run>>,
     /// Flushes that the store does not hold yet, oldest first: whether there is a section to be written.
     handed_over: VecDeque<bool>,
@@ -158,9 +156,12 @@ pub(crate) struct KeyedTask {
     aligning_since: Option<Moment>,
     opened: Option<Opened>,
     last_rows: Moment,
-    compacting: bool,
-    /// With so many runs it waits for the compactions that its worker runs.
-    runs_stop: usize,
+    /// Beyond so many runs it is slowed down.
+    runs_max: usize,
+    /// How many runs of the version a read of a key looks into at most: what compactions can do something about.
+    runs_to_merge: usize,
+    /// It takes no batch before.
+    slowed_until: Moment,
     ended: bool,
     published: Moment,
 }
@@ -178,7 +179,7 @@ pub(crate) async fn run(parts: KeyedTaskParts) {
 impl KeyedTask {
     fn new(mut p: KeyedTaskParts) -> Self {
         let keeps_time = p.chain.head().operator.states().into_iter().any(|s| s.descriptor().ttl.is_some());
-        let runs_stop = p.store.options().compaction.runs_stop();
+        let runs_max = p.store.options().compaction.runs_max();
         let view = p.store.view(Vec::new(), KeyGroupRanges::empty(), Layouts::default());
         let waiting = match &p.start {
             Start::When(id) => Some(*id),
@@ -214,7 +215,6 @@ impl KeyedTask {
             time: SubtaskTime::default(),
             layouts: Layouts::default(),
             version_runs: Vec::new(),
-            runs_seen: 0,
             own: Vec::new(),
             handed_over: VecDeque::new(),
             encodings: VecDeque::new(),
@@ -226,8 +226,9 @@ impl KeyedTask {
             aligning_since: None,
             opened: None,
             last_rows: Moment::default(),
-            compacting: false,
-            runs_stop,
+            runs_max,
+            runs_to_merge: 0,
+            slowed_until: Moment::default(),
             ended: false,
             published: Moment::default(),
         };
@@ -275,6 +276,8 @@ impl KeyedTask {
         }
         let left = self.opened.as_ref().map(|o| FIRST_ROWS.saturating_sub(start.since(o.at)));
         let left = left.filter(|_| self.queue.is_empty());
+        let pause = matches!(self.queue.front(), Some(Item::Batch { .. })).then(|| self.slowed_until.since(start));
+        let pause = pause.filter(|p| !p.is_zero());
         if left == Some(Duration::ZERO) {
             // It serves, only there is nothing to be served.
             self.say_serving(false).await?;
@@ -291,6 +294,7 @@ impl KeyedTask {
             },
             done = self.paging.next(node.operator.as_mut(), &self.time), if reading => done?,
             e = self.gate.next(), if accepts => event = Some(e?),
+            () = async { self.env.sleep(pause.unwrap_or_default()).await }, if pause.is_some() => {}
             () = async { self.env.sleep(left.unwrap_or_default()).await }, if left.is_some_and(|l| !l.is_zero()) => {}
         }
         let waited = self.env.now().since(start).as_nanos() as u64;
@@ -389,21 +393,20 @@ impl KeyedTask {
         Ok(worked)
     }
 
-    /// With too much that waits to be written, or too many runs while they are being merged, processing waits. Never
-    /// when nothing is under way that would end the wait: merges end by themselves, and need no barrier for it.
+    /// With too much that waits to be written, processing waits. Never when nothing is under way that would end the wait.
     fn must_wait(&self) -> bool {
         let under_way = !self.handed_over.is_empty();
         let unwritten = self.metrics.memory_bytes.load(Ordering::Relaxed)
             > self.memory.rows_bytes + 2 * self.memory.write_buffer_bytes;
-        (unwritten && (under_way || !self.encodings.is_empty()))
-            || (self.compacting && self.runs_seen >= self.runs_stop)
+        unwritten && (under_way || !self.encodings.is_empty())
     }
 
     async fn process_head(&mut self) -> Result<bool> {
         match self.queue.front() {
             None => Ok(false),
             Some(Item::Batch { read, .. }) => {
-                if read.is_some_and(|number| !self.paging.is_done(number)) {
+                let is_slowed = self.env.now() < self.slowed_until;
+                if is_slowed || read.is_some_and(|number| !self.paging.is_done(number)) {
                     return Ok(false);
                 }
                 self.process_batch().await?;
@@ -441,7 +444,10 @@ impl KeyedTask {
         }
         self.chain.deliver_head().await?;
         self.last_rows = self.env.now();
-        self.pace.passed(rows, self.queued_rows > 0, self.last_rows);
+        let took = self.pace.passed(rows, self.queued_rows > 0, self.last_rows);
+        // Of what it took, the pause before it is not to be counted again.
+        let took = took.min(self.last_rows.since(self.slowed_until));
+        self.slowed_until = self.last_rows + pause_for(took, self.runs_to_merge, self.runs_max);
         self.say_serving(true).await?;
         self.tend_memory().await
     }
@@ -699,10 +705,6 @@ impl KeyedTask {
                 self.prepare(preparation);
                 Ok(())
             }
-            TaskControl::Compacting(under_way) => {
-                self.compacting = under_way;
-                Ok(())
-            }
             TaskControl::Barrier { .. } | TaskControl::LiveSplits(_) | TaskControl::EndOfInput => Ok(()),
         }
     }
@@ -778,9 +780,8 @@ impl KeyedTask {
     }
 
     fn rebuild_view(&mut self) {
-        let runs = self.version_runs.iter().chain(&self.own);
-        self.runs_seen = runs_per_key_group_max(runs.clone(), &self.ranges);
-        let runs = runs.cloned().collect();
+        self.runs_to_merge = runs_per_key_group_max(&self.version_runs, &self.ranges);
+        let runs = self.version_runs.iter().chain(&self.own).cloned().collect();
         let view = self.paging.make_view(runs, &self.ranges, self.layouts.clone());
         self.paging.set_view(view);
     }

@@ -127,8 +127,6 @@ pub enum TaskControl {
     LiveSplits(u64),
     /// All splits of all sources have ended and no split comes any more.
     EndOfInput,
-    /// The worker merges runs of this subtask (true) or does not (false): a subtask with too many runs waits for it.
-    Compacting(bool),
 }
 
 /// From a subtask to its worker.

@@ -31,10 +31,11 @@ impl Pace {
         self.since.get_or_insert(now);
     }
 
-    /// Rows have gone through; whether others wait.
-    pub(crate) fn passed(&mut self, rows: usize, more: bool, now: Moment) {
-        let Some(since) = self.since else { return };
-        self.busy += now.since(since);
+    /// Rows have gone through; whether others wait. How long they took since they or those before them did.
+    pub(crate) fn passed(&mut self, rows: usize, more: bool, now: Moment) -> Duration {
+        let Some(since) = self.since else { return Duration::ZERO };
+        let took = now.since(since);
+        self.busy += took;
         self.rows += rows;
         self.since = more.then_some(now);
         if self.busy >= WINDOW {
@@ -42,6 +43,7 @@ impl Pace {
             self.rate = Some(self.rate.map_or(rate, |before| (before + rate) / 2.0));
             (self.rows, self.busy) = (0, Duration::ZERO);
         }
+        took
     }
 
     /// How many rows may wait: at least `least`, at most `most`. As long as no rate is known: `most`.
@@ -51,9 +53,31 @@ impl Pace {
     }
 }
 
+/// A subtask that is slowed down pauses for no longer than this at a time.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How long a subtask pauses behind a batch that `took` so long, while a read looks into `runs` runs of the version. Up to
+/// `runs_max` not at all; beyond, it takes a share of the time that falls with the square of the runs, so that at twice as
+/// many compactions have three quarters of it. It never stands still: there is no debt at which nothing would end the wait.
+pub(crate) fn pause_for(took: Duration, runs: usize, runs_max: usize) -> Duration {
+    let over = runs as f64 / runs_max.max(1) as f64;
+    if over <= 1.0 {
+        return Duration::ZERO;
+    }
+    took.mul_f64(over * over - 1.0).min(PAUSE_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_more_runs_there_are_beyond_the_bound_the_longer_is_the_pause() {
+        let of = |runs| pause_for(Duration::from_millis(10), runs, 12).as_millis();
+        assert_eq!([0, 8, 12, 18, 24, 48].map(of), [0, 0, 0, 12, 30, 150]);
+        assert_eq!(pause_for(Duration::from_secs(10), 24, 12), PAUSE_MAX);
+        assert_eq!(pause_for(Duration::ZERO, 1_000, 12), Duration::ZERO);
+    }
 
     fn at(ms: u64) -> Moment {
         Moment(Duration::from_millis(ms))
@@ -73,7 +97,9 @@ mod tests {
         pace.passed(400, false, at(60_200));
         assert_eq!(pace.room(10, 1_000), 550);
         pace.begin(at(70_000));
-        (1..=20).for_each(|i| pace.passed(1, true, at(70_000 + i * 1_000)));
+        for i in 1..=20 {
+            pace.passed(1, true, at(70_000 + i * 1_000));
+        }
         assert_eq!(pace.room(10, 1_000), 10);
     }
 }

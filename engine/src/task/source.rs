@@ -335,7 +335,7 @@ impl SourceTask {
                 self.say_time();
                 Ok(())
             }
-            TaskControl::Flushed(_) | TaskControl::Compacting(_) => Ok(()),
+            TaskControl::Flushed(_) => Ok(()),
         }
     }
 

@@ -757,14 +757,11 @@ impl JobActor {
             .env
             .run(Lane::Background, "compaction", async move { merging::merge(&state, &of, &inputs, &throttle).await });
         self.compacting.push(Compacting { subtask: id, order, running });
-        self.control(id, TaskControl::Compacting(true))
+        Ok(())
     }
 
     fn on_compacted(&mut self, i: usize, outcome: Result<Merged>) -> Result<()> {
         let done = self.compacting.remove(i);
-        if !self.compacting.iter().any(|c| c.subtask == done.subtask) {
-            self.control(done.subtask, TaskControl::Compacting(false))?;
-        }
         if let Ok(merged) = &outcome
             && self.context.state.keeps_state()
         {

@@ -50,12 +50,6 @@ impl CompactionOptions {
         trigger + trigger / 2
     }
 
-    /// Whoever sees so many runs, twice those that start a compaction, waits for the merges that his own process runs.
-    #[must_use]
-    pub fn runs_stop(&self) -> usize {
-        2 * self.trigger_runs.max(2)
-    }
-
     /// Refuses what cannot be.
     pub fn validate(&self) -> Result<()> {
         if self.trigger_runs < 2 || self.output_bytes == 0 {

@@ -8,11 +8,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use millstream_common::{KeyGroup, KeyGroupRange, KeyGroupRanges};
+use millstream_common::{KeyGroupRange, KeyGroupRanges};
 
 use super::CompactionOptions;
 use crate::run::Run;
-use crate::tree::segments;
+use crate::tree::each_segment;
 
 /// A compaction to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,28 +57,33 @@ pub fn pick_within(
     let mut runs: Vec<(&Arc<Run>, KeyGroupRanges)> =
         runs.iter().map(|r| (r, r.clip.intersect(ranges))).filter(|(_, clip)| !clip.is_empty()).collect();
     runs.sort_by(|(a, _), (b, _)| b.interval.cmp(&a.interval).then_with(|| a.identity().cmp(&b.identity())));
-    let segments = segments(runs.iter().map(|(_, clip)| clip));
-    let per_segment: Vec<Vec<usize>> = segments.iter().map(|s| live_in(&runs, s)).collect();
+    let (mut segments, mut per_segment) = (Vec::new(), Vec::<Vec<usize>>::new());
+    each_segment(runs.iter().map(|(_, clip)| clip), |segment, live| {
+        segments.push(segment);
+        per_segment.push(live.iter().copied().collect());
+        Ok::<_, std::convert::Infallible>(())
+    })
+    .unwrap_or_else(|never| match never {});
     let trigger = options.trigger_runs.max(2);
     let mut order: Vec<usize> = (0..segments.len()).filter(|&i| per_segment[i].len() >= trigger).collect();
     // Those with the most runs first.
     order.sort_by_key(|&i| (Reverse(per_segment[i].len()), i));
     let is_busy = |run: &Run| limits.busy.iter().any(|b| b.identity() == run.identity());
     let busy: Vec<bool> = runs.iter().map(|(run, _)| is_busy(run)).collect();
+    let whole: Vec<u64> = runs.iter().map(|(run, clip)| bytes_in(run, clip.len())).collect();
     let (window, bottom) = order.into_iter().find_map(|worst| {
         let live = &per_segment[worst];
-        let sizes: Vec<u64> = live.iter().map(|&i| size_in(runs[i].0, &segments[worst])).collect();
         let last = live.len() - 1;
-        let overdue = live.len() >= options.runs_max() || sizes[..last].iter().sum::<u64>() >= 2 * sizes[last];
+        let neighbours: Vec<Neighbour> = live
+            .iter()
+            .map(|&i| Neighbour { bytes: size_in(runs[i].0, &segments[worst]), whole: whole[i], busy: busy[i] })
+            .collect();
+        let above: u64 = neighbours[..last].iter().map(|n| n.bytes).sum();
+        let overdue = live.len() >= options.runs_max() || above >= 2 * neighbours[last].bytes;
         let put_off = limits.put_off_bytes.filter(|_| !overdue);
-        let allowed = |from: usize, to: usize| {
-            let whole: u64 = live[from..=to].iter().map(|&i| bytes_in(runs[i].0, runs[i].1.len())).sum();
-            let waits = to == last && put_off.is_some_and(|most| whole > most);
-            !waits && !live[from..=to].iter().any(|&i| busy[i])
-        };
         // More runs come while it runs: the more there are above the trigger, the more it must take away.
         let least = (3 + 2 * (live.len() - trigger)).min(live.len());
-        let (from, to) = best_window(&sizes, least, allowed).or_else(|| best_window(&sizes, 2, allowed))?;
+        let (from, to) = best_window(&neighbours, least, put_off).or_else(|| best_window(&neighbours, 2, put_off))?;
         Some((&live[from..=to], to == last))
     })?;
     // Everywhere where the same runs are neighbours in the same place.
@@ -114,12 +119,6 @@ pub fn debt_bytes(runs: &[Arc<Run>], options: &CompactionOptions) -> u64 {
     ((bytes + (1 << 31)) >> 32) as u64
 }
 
-/// The runs, by index, that are live in a segment.
-fn live_in(runs: &[(&Arc<Run>, KeyGroupRanges)], segment: &KeyGroupRange) -> Vec<usize> {
-    let group = KeyGroup(segment.start as u16);
-    (0..runs.len()).filter(|&i| runs[i].1.contains(group)).collect()
-}
-
 /// About how many bytes of a run lie in so many of its key groups.
 fn bytes_in(run: &Run, groups: u32) -> u64 {
     (u128::from(run.length) * u128::from(groups) / u128::from(run.clip.len().max(1))) as u64
@@ -130,26 +129,44 @@ fn size_in(run: &Run, segment: &KeyGroupRange) -> u64 {
     bytes_in(run, segment.len()) + RUN_COST_BYTES
 }
 
-/// The window (first and last index) of at least `least` neighbours (two or more) with the least
-/// size / (count - 1)^4, of those that are allowed; of equals the longer, then the younger one. `sizes` are newest first.
-fn best_window(sizes: &[u64], least: usize, allowed: impl Fn(usize, usize) -> bool) -> Option<(usize, usize)> {
-    let mut best: Option<(u128, usize, usize)> = None;
-    for from in 0..sizes.len() {
-        let mut size = u128::from(sizes[from]);
-        for (to, older) in sizes.iter().enumerate().skip(from + 1) {
-            size += u128::from(*older);
-            if to - from + 1 < least || !allowed(from, to) {
+/// A run among those of a key group.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour {
+    /// What it costs in the key group's segment.
+    bytes: u64,
+    /// Its bytes in all key groups that are looked at.
+    whole: u64,
+    /// It is being merged.
+    busy: bool,
+}
+
+/// The window (first and last index) of at least `least` neighbours (two or more), none of them busy, with the least
+/// size / (count - 1)^4; of equals the longer, then the younger one. `runs` are newest first. One that ends with the oldest
+/// run has `put_off` bytes at most, in all. The time is that of the square of the number of runs.
+fn best_window(runs: &[Neighbour], least: usize, put_off: Option<u64>) -> Option<(usize, usize)> {
+    let mut best: Option<(u128, u128, usize, usize)> = None;
+    for from in 0..runs.len() {
+        let (mut size, mut whole) = (0_u64, 0_u64);
+        for (to, run) in runs.iter().enumerate().skip(from) {
+            if run.busy {
+                break;
+            }
+            size = size.saturating_add(run.bytes);
+            whole = whole.saturating_add(run.whole);
+            let count = to - from + 1;
+            let waits = to + 1 == runs.len() && put_off.is_some_and(|most| whole > most);
+            if count < least.max(2) || waits {
                 continue;
             }
-            let weight = |from: usize, to: usize| ((to - from) as u128).pow(4);
-            let better = best.is_none_or(|(best_size, a, b)| {
-                let (new, old) = (size * weight(a, b), best_size * weight(from, to));
-                new < old || (new == old && to - from > b - a)
+            let weight = ((count - 1) as u128).pow(4);
+            let better = best.is_none_or(|(best_size, best_weight, a, b)| {
+                let (new, old) = (u128::from(size) * best_weight, best_size * weight);
+                new < old || (new == old && count > b - a + 1)
             });
             if better {
-                best = Some((size, from, to));
+                best = Some((u128::from(size), weight, from, to));
             }
         }
     }
-    best.map(|(_, from, to)| (from, to))
+    best.map(|(_, _, from, to)| (from, to))
 }

@@ -52,7 +52,7 @@ impl StateStore {
         let caches = &self.0.caches;
         let (object, now) = (run.object_id(), caches.turnover());
         let slots = part.slots().read();
-        let hot = slots.iter().enumerate().filter_map(|(i, slot)| {
+        let hot = slots.blocks().iter().enumerate().filter_map(|(i, slot)| {
             // Whoever only walked, or warmed up, has remembered nothing here.
             if let Some(block) = slot.upgrade() {
                 let (steps, touched) =

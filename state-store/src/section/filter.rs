@@ -1,8 +1,9 @@
 //! Filters over the stable hashes of whole store keys.
 //!
 //! Young runs have a blocked Bloom filter: all probes of a key fall into one cache line, so that looking into six runs
-//! costs six lines. The bottom level has a binary-fuse filter (Graf and Lemire, 2022; crate `xorf`): 9 bits a key for 0.4 %
-//! of false positives where the Bloom filter has 10 bits for 1.2 %, at three lines a key.
+//! costs six lines. They have 16 bits a key: a read asks all of them, most know nothing of the key, and each false positive is
+//! a block that is read for nothing; of all keys they hold few. The bottom level has a binary-fuse filter (Graf and Lemire,
+//! 2022; crate `xorf`): 9 bits a key for 0.4 % of false positives, at three lines a key.
 
 use bytes::Bytes;
 use millstream_common::prefetch::prefetch;
@@ -26,7 +27,7 @@ const FUSE_HEAD: usize = BinaryFuse8::DESCRIPTOR_LEN;
 /// Which filter a section gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilterKind {
-    /// A blocked Bloom filter with so many bits a key. 10 give about 1.2 % false positives.
+    /// A blocked Bloom filter with so many bits a key. 10 give about 1.2 % false positives, 16 about 0.2 %.
     Bloom {
         /// Bits a key.
         bits_per_key: usize,

@@ -26,6 +26,8 @@ use super::filter::Filter;
 use super::{SECTION_FORMAT, StateStats};
 
 const MAGIC: &[u8; 4] = b"MSSM";
+/// What stands before the key of a block without times.
+const BLOCK_HEAD: usize = 25;
 /// Where the checksum of what stands before the directory is.
 const BEFORE_CHECKSUM: std::ops::Range<usize> = 8..12;
 
@@ -78,9 +80,56 @@ pub struct Part {
     first_key: Vec<u8>,
     last_key: Vec<u8>,
     filter: Filter,
-    /// The blocks that are in the cache, as far as is known: who reads a block leaves it here, so that the next one need not
-    /// ask the cache for it.
-    slots: RwLock<Vec<Weak<Block>>>,
+    slots: RwLock<Slots>,
+}
+
+/// The blocks of a part that are in the cache, as far as is known: who reads a block leaves it here, so that the next one
+/// need not ask the cache for it.
+///
+/// A slot holds the head of its block's memory even when the cache has long dropped the block, and that is more than all else
+/// that a part knows of a block. So slots of dropped blocks are emptied whenever as many as an eighth of the part's blocks
+/// may be such.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    blocks: Vec<Weak<Block>>,
+    /// Slots that were filled since the last sweep, and those that it left filled.
+    filled: usize,
+    sweep_at: usize,
+}
+
+impl Slots {
+    pub(super) fn new(blocks: usize) -> Self {
+        Self { blocks: vec![Weak::new(); blocks], filled: 0, sweep_at: Self::stale_max(blocks) }
+    }
+
+    /// How many slots of dropped blocks may be there.
+    const fn stale_max(blocks: usize) -> usize {
+        blocks / 8 + 1
+    }
+
+    /// By block.
+    #[inline]
+    pub(crate) fn blocks(&self) -> &[Weak<Block>] {
+        &self.blocks
+    }
+
+    pub(crate) fn fill(&mut self, block: usize, with: Weak<Block>) {
+        let Some(slot) = self.blocks.get_mut(block) else { return };
+        // Of one that is filled already nobody knows whether its block lives: it is counted again, and the sweep comes earlier.
+        *slot = with;
+        self.filled += 1;
+        if self.filled >= self.sweep_at {
+            let mut live = 0;
+            for slot in &mut self.blocks {
+                if slot.strong_count() == 0 {
+                    *slot = Weak::new();
+                } else {
+                    live += 1;
+                }
+            }
+            (self.filled, self.sweep_at) = (live, live + Self::stale_max(self.blocks.len()));
+        }
+    }
 }
 
 /// What a builder knows of a part.
@@ -111,7 +160,7 @@ impl Part {
     }
 
     fn of(blocks: Vec<BlockInfo>, prefix: Vec<u8>, keys: Vec<u8>, last_key: Vec<u8>, filter: Filter) -> Self {
-        let slots = RwLock::new(blocks.iter().map(|_| Weak::new()).collect());
+        let slots = RwLock::new(Slots::new(blocks.len()));
         let first_key = blocks.first().map_or_else(Vec::new, |b| [&prefix, &keys[..b.key_end as usize]].concat());
         let mut part = Self { blocks, prefix, heads: Vec::new(), keys, first_key, last_key, filter, slots };
         part.heads = (0..part.blocks.len()).map(|i| head_of(part.suffix(i))).collect();
@@ -186,17 +235,17 @@ impl Part {
     }
 
     /// The blocks that are in memory.
-    pub(crate) fn slots(&self) -> &RwLock<Vec<Weak<Block>>> {
+    pub(crate) fn slots(&self) -> &RwLock<Slots> {
         &self.slots
     }
 
     /// Bytes of memory.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        // A block's slot keeps the head of the block's allocation, too.
-        let a_block = size_of::<BlockInfo>() + size_of::<u64>() + size_of::<Weak<Block>>() + size_of::<Block>();
+        let a_block = size_of::<BlockInfo>() + size_of::<u64>() + size_of::<Weak<Block>>();
+        let stale = Slots::stale_max(self.blocks.len()) * (size_of::<Block>() + 2 * size_of::<usize>());
         let keys = self.keys.len() + self.prefix.len() + self.first_key.len() + self.last_key.len();
-        self.filter.memory_bytes() + keys + self.blocks.len() * a_block + size_of::<Self>()
+        self.filter.memory_bytes() + keys + self.blocks.len() * a_block + stale + size_of::<Self>()
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -229,9 +278,9 @@ impl Part {
         out
     }
 
-    /// Reads a part; `info` is what the directory says of it. The caller adds where it stands. The part keeps `stored`: its
-    /// filter is most of it.
-    pub(crate) fn decode(stored: &Bytes, info: &PartInfo) -> Result<Self> {
+    /// Reads a part; `info` is what the directory says of it. The caller adds where it stands. The part keeps nothing of
+    /// `stored`.
+    pub(crate) fn decode(stored: &[u8], info: &PartInfo) -> Result<Self> {
         if crc32c::crc32c(stored) != info.checksum {
             return Err(Error::corrupt("a part of a section's index does not match its checksum").code(4004));
         }
@@ -244,12 +293,13 @@ impl Part {
         if reader.rest.len() != filter_bytes as usize || blocks != info.blocks {
             return Err(bad_meta("a part has another size than it says"));
         }
-        let filter = Filter::from_stored(kind, stored.slice_ref(reader.rest))?;
+        let filter = Filter::from_stored(kind, Bytes::copy_from_slice(reader.rest))?;
         let mut reader = Reader { rest: index };
         let prefix = reader.bytes(prefix_bytes.into())?.to_vec();
-        let mut keys = Vec::with_capacity(reader.rest.len() / 2);
+        let mut keys = Vec::with_capacity(reader.rest.len().saturating_sub(blocks as usize * BLOCK_HEAD));
         let mut offset = info.offset;
-        let blocks = (0..blocks).map(|_| reader.block(&mut offset, &mut keys)).collect::<Result<Vec<_>>>()?;
+        let mut blocks = (0..blocks).map(|_| reader.block(&mut offset, &mut keys)).collect::<Result<Vec<_>>>()?;
+        blocks.shrink_to_fit();
         let part = Self::of(blocks, prefix, keys, info.last_key.clone(), filter);
         let sorted = (1..part.blocks.len()).all(|i| part.suffix(i - 1) < part.suffix(i));
         if !sorted || part.blocks.iter().any(|b| b.groups.0 > b.groups.1) {

@@ -53,7 +53,7 @@ impl Default for SectionOptions {
         Self {
             block_bytes: 15 << 10,
             compression: Compression::Lz4,
-            filter: FilterKind::Bloom { bits_per_key: 10 },
+            filter: FilterKind::Bloom { bits_per_key: 16 },
             part_bytes: 16 << 20,
             keep_blocks_bytes: 256 << 10,
         }

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_cache::CacheBlock;
@@ -34,7 +35,7 @@ fn index_of(stored: &[u8], place: Place) -> (Directory, Vec<Part>) {
     let directory = Directory::decode(&stored[stored.len() - place.directory_length..], place.checksum).unwrap();
     let part = |info: &PartInfo| {
         let start = place.meta_offset + info.at as usize;
-        Part::decode(&Bytes::copy_from_slice(&stored[start..start + info.length as usize]), info).unwrap()
+        Part::decode(&stored[start..start + info.length as usize], info).unwrap()
     };
     let parts = directory.parts().iter().map(part).collect();
     (directory, parts)
@@ -205,8 +206,8 @@ fn a_filter_holds_the_prefix_of_a_key_of_a_map_once() {
         let section =
             writer.encode(&SectionOptions::default(), &layouts(), KeyGroupRanges::all(), Interval::default()).unwrap();
         let [part] = &section.parts[..] else { panic!("{}", section.parts.len()) };
-        // 10 bits each, in lines of 512.
-        assert_eq!(part.filter().memory_bytes(), (hashes * 10_usize).div_ceil(512) * 64, "{keys} {entries}");
+        // 16 bits each, in lines of 512.
+        assert_eq!(part.filter().memory_bytes(), (hashes * 16_usize).div_ceil(512) * 64, "{keys} {entries}");
     }
 }
 
@@ -241,12 +242,12 @@ fn damaged_sections_are_errors() {
     let part = &section.directory.parts()[0];
     let stored = &meta[part.at as usize..][..part.length as usize];
     for cut in 0..stored.len() {
-        corrupt(Part::decode(&Bytes::copy_from_slice(&stored[..cut]), part).map(drop));
+        corrupt(Part::decode(&stored[..cut], part).map(drop));
     }
     for at in 0..stored.len() {
         let mut damaged = stored.to_vec();
         damaged[at] ^= 1 << (at % 8);
-        corrupt(Part::decode(&damaged.into(), part).map(drop));
+        corrupt(Part::decode(&damaged, part).map(drop));
     }
 
     let info = &section.parts[0].blocks()[0];
@@ -289,7 +290,7 @@ fn garbage_with_a_right_checksum_never_panics() {
         for (info, part) in section.directory.parts().iter().zip(&section.parts) {
             let damaged = damage(&meta[info.at as usize..][..info.length as usize], &mut rng);
             let info = PartInfo { checksum: crc32c::crc32c(&damaged), ..info.clone() };
-            if let Ok(part) = Part::decode(&damaged.into(), &info) {
+            if let Ok(part) = Part::decode(&damaged, &info) {
                 survived[1] += 1;
                 for i in 0..part.blocks().len() {
                     let _ = (part.compare_first(i, b"key"), part.seek(i, b"key"), part.filter().may_hold(rng.random()));
@@ -385,5 +386,32 @@ fn sections_of_format_2_can_be_read() {
         let place =
             Place { meta_offset: number(0) as usize, directory_length: number(1) as usize, checksum: number(2) as u32 };
         assert_eq!(read_back(&Golden::read("section-2.txt", name), place), *expected);
+    }
+}
+
+#[test]
+fn slots_of_dropped_blocks_are_emptied() {
+    let mut slots = super::index::Slots::new(80);
+    let block = || {
+        let mut builder = super::block::BlockBuilder::new(Compression::None);
+        builder.add(b"k", b"v").unwrap();
+        let (body, _) = builder.finish(&mut Vec::new());
+        SharedBlock::of_body(Bytes::copy_from_slice(body)).unwrap()
+    };
+    let kept: Vec<SharedBlock> = (0..40).map(|_| block()).collect();
+    for (i, block) in kept.iter().enumerate() {
+        slots.fill(i, Arc::downgrade(&block.0));
+    }
+    let of = |slots: &super::index::Slots, live: bool| {
+        let filled = slots.blocks().iter().filter(|s| !s.ptr_eq(&std::sync::Weak::new()));
+        filled.filter(|s| (s.strong_count() > 0) == live).count()
+    };
+    assert_eq!((of(&slots, true), of(&slots, false)), (40, 0));
+    // Blocks that come and go leave no more behind than an eighth of all.
+    for round in 0..10 {
+        for i in 40..80 {
+            slots.fill(i, Arc::downgrade(&block().0));
+            assert!(of(&slots, true) == 40 && of(&slots, false) <= 11, "{round} {i}: {}", of(&slots, false));
+        }
     }
 }

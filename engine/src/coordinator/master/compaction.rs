@@ -5,10 +5,11 @@
 //! it reports; the outputs go into the next record, where they are checked against the newest one and dropped when they no
 //! longer fit (`record.rs`). One whose runner goes away or gives up is picked anew for somebody else.
 //!
-//! Nothing ever waits for a compaction that runs elsewhere. A subtask that sees [`CompactionOptions::runs_stop`] runs waits
-//! for the merges of its own worker. From [`CompactionOptions::runs_max`] on it is the owner who merges, around what a
-//! compactor is merging, and around a long merge of its own: the young runs that come meanwhile are merged beside it. Nobody but who was
-//! given a number of this book may report it; what others report is dropped, and deleted.
+//! Nothing ever waits for a compaction. From [`CompactionOptions::runs_max`] runs on a subtask slows itself down
+//! (`task/pace.rs`), what was merged gets a record of its own instead of waiting for the next checkpoint's, and it is the
+//! owner who merges, around what a compactor is merging, and around a long merge of its own: the young runs that come
+//! meanwhile are merged beside it. Nobody but who was given a number of this book may report it; what others report is
+//! dropped, and deleted.
 //!
 //! As long as a compaction is in the book, the collector keeps the version that it was picked from.
 
@@ -65,6 +66,14 @@ impl Given {
     }
 }
 
+/// What the answer to "what is to be merged for a subtask?" depends on, beside its key groups and the settings.
+#[derive(PartialEq, Eq)]
+struct Looked {
+    version: u64,
+    running: Vec<u64>,
+    put_off_bytes: Option<u64>,
+}
+
 /// What the newest record says of runs.
 struct Shape {
     version: u64,
@@ -90,6 +99,8 @@ pub(crate) struct Book {
     /// Compactors at which the last compactions failed, how many, and until when they are given none.
     shunned: BTreeMap<String, (u32, Moment)>,
     shape: Option<Shape>,
+    /// What was looked at when there was nothing to be merged for a subtask.
+    nothing: BTreeMap<Unit, Looked>,
     /// Compactors that have worked for this deployment.
     compactors: BTreeSet<String>,
 }
@@ -135,9 +146,15 @@ impl Book {
         self.shape.as_ref().map(|s| (s.debt_bytes, s.runs_per_key_group_max))
     }
 
+    /// Whether a read sees as many runs as it may, or more: what was merged must not wait for a checkpoint then.
+    pub(super) fn is_at_bound(&self, options: &CompactionOptions) -> bool {
+        self.debt().is_some_and(|(_, most)| most >= options.runs_max())
+    }
+
     /// The deployment is over: nothing of it is reported any more. Who ran compactions for it.
     pub(super) fn clear(&mut self) -> BTreeSet<String> {
         self.given.clear();
+        self.nothing.clear();
         self.not_before.clear();
         self.for_owner.clear();
         self.shunned.clear();
@@ -300,7 +317,7 @@ impl JobMaster {
     }
 
     fn to_merge(
-        &self,
+        &mut self,
         unit: Unit,
         options: &CompactionOptions,
         put_off_bytes: Option<u64>,
@@ -316,8 +333,16 @@ impl JobMaster {
         }
         // Whoever it was picked for: a rescale may have come since.
         let meets = |g: &&Given| g.unit.0 == unit.0 && g.pick.ranges.overlaps(ranges);
-        let running: Vec<&Given> = self.book.given.values().filter(meets).collect();
-        next_pick(runs, ranges, options, put_off_bytes, &running)
+        let (numbers, running): (Vec<u64>, Vec<&Given>) = self.book.given.iter().filter(|(_, g)| meets(g)).unzip();
+        let looked = Looked { version: shape.version, running: numbers, put_off_bytes };
+        if self.book.nothing.get(&unit) == Some(&looked) {
+            return None;
+        }
+        let picked = next_pick(runs, ranges, options, put_off_bytes, &running);
+        if picked.is_none() {
+            self.book.nothing.insert(unit, looked);
+        }
+        picked
     }
 
     fn give(&mut self, unit: Unit, pick: Pick, (runner, is_owners): (String, bool), t: &mut Turn<'_>) {

@@ -272,6 +272,21 @@ fn at_the_bound_workers_merge_even_where_compactors_shall() {
 }
 
 #[test]
+fn what_is_merged_waits_for_a_checkpoint_s_record_unless_reads_see_too_many_runs() {
+    let mut job = Job::new(&[("checkpoint.interval", "1s")], &[]);
+    (0..8).for_each(|_| job.flushes(0, MIB));
+    let (_, order) = job.takes_asked();
+    job.reports("w0", &order);
+    assert!(job.committing.is_none(), "a checkpoint comes soon");
+    let mut job = Job::new(&[("checkpoint.interval", "1s")], &[]);
+    (0..12).for_each(|_| job.flushes(0, MIB));
+    let (_, order) = job.takes_asked();
+    job.reports("w0", &order);
+    job.commits();
+    assert_eq!(job.tree().runs().len(), 12 + 1 - order.inputs.len());
+}
+
+#[test]
 fn one_that_fails_is_for_the_owner_after_a_pause_and_what_the_owner_finds_damaged_ends_the_job() {
     let mut job = Job::new(&[], &[("k", 1)]);
     (0..8).for_each(|_| job.flushes(0, MIB));
