@@ -23,6 +23,8 @@ use crate::table::Table;
 use crate::{Bench, note};
 
 const WORKERS: u32 = 2;
+/// The parent's state is filled in so many seconds, or in more.
+const FILLING_S: u64 = 10;
 /// The parent's settings: versions are kept, so that it can be started again from the fork's.
 const KEEP: &str = "-D checkpoint.retained=100000";
 
@@ -95,7 +97,8 @@ fn measure(bench: &Bench, args: &ForkArgs, place: &Place) -> Result<(Forked, usi
     // Never forked: what comes out without end of it all.
     let alone = submit(&cluster, &load, "alone", 0, &output("alone"), "")?;
     wait_for_end(&mut cluster, &alone)?;
-    let filling = submit(&cluster, &load, "parent", 0, &output("parent"), KEEP)?;
+    // Not as fast as it goes: it would have come to its end before it is stopped.
+    let filling = submit(&cluster, &load, "parent", load.keys / FILLING_S, &output("parent"), KEEP)?;
     cluster.wait_for_job(&filling, "its state is there", |c| c.events_in >= load.keys as f64)?;
     cluster.ask(&format!("stop {filling}"))?;
     let parent = submit(&cluster, &load, "parent", args.rate, &output("parent"), KEEP)?;

@@ -116,7 +116,7 @@ impl MemoryPlan {
 
     /// Rows first, blocks second: a row holds just what was asked for, a block holds its neighbours too.
     fn cache(bytes: u64) -> Self {
-        let blocks_bytes = bytes / 4;
+        let blocks_bytes = bytes / 8;
         Self {
             baseline_bytes: 0,
             rows_bytes: bytes - blocks_bytes,

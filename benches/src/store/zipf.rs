@@ -1,6 +1,6 @@
 //! Reading when a part of the state fits into memory: the grid of cache shares, popularity and SSD tier.
 //!
-//! The memory is divided as a worker divides it (`MemoryPlan`): three quarters for rows, a quarter for blocks. Rows are a
+//! The memory is divided as a worker divides it (`MemoryPlan`): seven eighths for rows, an eighth for blocks. Rows are a
 //! [`KeyedState`], which is what an operator has, with its eviction; what it misses is read from a view, batch by batch, with
 //! four reads on their way, and installed. So this is the worker's row cache and block caches, without the task around them:
 //! a task also gathers what several batches miss into one read.
@@ -184,6 +184,7 @@ pub fn run(bench: &StoreBench, args: &ZipfArgs) -> Result<()> {
         "ideal",
         "LFU",
         "of ideal",
+        "of LFU",
         "bar",
         "GETs a miss",
         "keys/s",
@@ -236,6 +237,7 @@ fn row(case: Case, f: &Figures, peer: Option<(f64, f64)>) -> Vec<String> {
         percent(f.ideal),
         percent(f.lfu),
         percent(f.block_hits / f.ideal),
+        percent(f.block_hits / f.lfu),
         bar.to_owned(),
         hundredths(f.gets_a_miss),
         whole(f.keys_a_second),
@@ -305,7 +307,7 @@ fn measure_case(
 ) -> Result<Figures> {
     let bytes = (entries * ENTRY_BYTES) as f64 * case.share / 100.0;
     // As `MemoryPlan` divides the cache.
-    let blocks_bytes = (bytes / 4.0) as u64;
+    let blocks_bytes = (bytes / 8.0) as u64;
     let rows_bytes = bytes as u64 - blocks_bytes;
     let folder = bench.data.fresh()?;
     let disk_bytes = (args.ssd_gigabytes * 1e9) as u64;

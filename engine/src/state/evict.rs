@@ -24,7 +24,7 @@ const PATIENCE: u64 = 64;
 
 impl<V: StateValue> WorkingSet<V> {
     fn fixed_bytes(&self) -> usize {
-        size_of::<Slot<V>>() + BESIDE_SLOT + if self.timed { IN_TIME_INDEX } else { 0 }
+        size_of::<Slot<V>>() + self.slots.beside_bytes() + BESIDE_SLOT + if self.timed { IN_TIME_INDEX } else { 0 }
     }
 
     /// What a slot takes with all that it holds.
@@ -74,9 +74,10 @@ impl<V: StateValue> WorkingSet<V> {
             }
             if slot.value.is_some() && !slot.is(PARTIAL) {
                 // The store knows more than is resident, from now on.
-                self.known_until = self.known_until.min(slot.time.saturating_sub(1));
+                let time = self.slots.time(i);
+                self.known_until = self.known_until.min(time.saturating_sub(1));
                 if self.mapped {
-                    self.maps.lose(slot.time);
+                    self.maps.lose(time);
                 }
             }
             self.drop_slot(i);

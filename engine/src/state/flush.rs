@@ -176,14 +176,15 @@ impl<V: StateValue> WorkingSet<V> {
         }
         let mut key = std::mem::take(&mut self.key_buffer);
         self.store_key(i, &mut key);
+        let (time, stamp) = (self.slots.time(i), self.slots.stamp(i));
         let slot = &mut self.slots[i];
         slot.flags &= !UNENCODED;
         self.buffer.clear();
         match &slot.value {
             Some(value) => {
                 slot.flags |= STORED;
-                self.stored.encode(value, slot.stamp, &mut self.buffer);
-                let expiry = if self.timed { Expiry::EventTime(slot.time) } else { self.stored.expiry(slot.stamp) };
+                self.stored.encode(value, stamp, &mut self.buffer);
+                let expiry = if self.timed { Expiry::EventTime(time) } else { self.stored.expiry(stamp) };
                 if slot.is(PARTIAL) {
                     sink.merge(&key, &self.buffer, WRITTEN_IN_LIFE, expiry);
                 } else {

@@ -69,7 +69,7 @@ impl<V: StateValue> KeyedState<V> {
     #[must_use]
     pub fn with_ttl(mut self, ttl: Option<Ttl>) -> Self {
         self.descriptor.ttl = ttl;
-        self.set.stored.set_ttl(ttl);
+        self.set.set_ttl(ttl);
         self
     }
 

@@ -105,7 +105,7 @@ impl<V: StateValue> MapState<V> {
     #[must_use]
     pub fn with_ttl(mut self, ttl: Option<Ttl>) -> Self {
         self.descriptor.ttl = ttl;
-        self.set.stored.set_ttl(ttl);
+        self.set.set_ttl(ttl);
         self
     }
 

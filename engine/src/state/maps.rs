@@ -196,6 +196,7 @@ impl<V: StateValue> WorkingSet<V> {
     pub(super) fn mapped() -> Self {
         let mut set = Self::new(false);
         set.mapped = true;
+        set.slots.keep_times();
         set
     }
 
@@ -356,9 +357,8 @@ impl<V: StateValue> WorkingSet<V> {
     }
 
     pub(super) fn entry_store_key(&self, i: u32, into: &mut Vec<u8>) {
-        let slot = &self.slots[i];
-        let head = &self.maps.heads[slot.time as usize];
-        map_key(self.id, head.group(), &head.key, &slot.key, into);
+        let head = &self.maps.heads[self.slots.time(i) as usize];
+        map_key(self.id, head.group(), &head.key, &self.slots[i].key, into);
     }
 
     // ---- entries of a map that was named
@@ -441,7 +441,7 @@ impl<V: StateValue> WorkingSet<V> {
     }
 
     pub(super) fn map_of(&self, i: u32) -> MapId {
-        MapId(self.slots[i].time as u32)
+        MapId(self.slots.time(i) as u32)
     }
 
     /// Whether a map has an entry that counts; an error when it is not whole.

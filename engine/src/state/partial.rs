@@ -53,7 +53,7 @@ impl<V: StateValue> WorkingSet<V> {
     pub(super) fn begin_anew(&mut self, i: u32, written: u32) {
         let slot = &self.slots[i];
         if slot.value.is_none() && !slot.is(ASIDE) {
-            if slot.time <= self.known_until {
+            if self.slots.time(i) <= self.known_until {
                 // It was named before a scan that brought nothing for it.
                 self.slots[i].flags &= !PARTIAL;
             }

@@ -1,4 +1,7 @@
 //! Slots in chunks: a slot keeps its place while it lives, growing copies nothing, empty chunks are given back.
+//!
+//! What only some states need stands beside the slots, in arrays that other states do not have: the time of an entry, and when
+//! it expires. A slot is most of what a small value costs.
 
 use std::collections::BTreeSet;
 
@@ -6,6 +9,8 @@ use millstream_common::KeyGroup;
 use millstream_common::prefetch::prefetch_address;
 use millstream_state_store::schema::NEVER_EXPIRES;
 use smallvec::SmallVec;
+
+use super::working_set::NO_TIME;
 
 /// The bytes of a key; short ones stand in the slot itself.
 pub(super) type SlotKey = SmallVec<[u8; 16]>;
@@ -33,8 +38,6 @@ pub(super) const USES_MAX: u8 = 3;
 pub(super) struct Slot<V> {
     /// The stable hash of the key.
     pub(super) hash: u64,
-    /// 0 in point states.
-    pub(super) time: i64,
     /// The stamp of the last naming; 0: never named.
     pub(super) named: u64,
     pub(super) key: SlotKey,
@@ -45,37 +48,18 @@ pub(super) struct Slot<V> {
     pub(super) flags: u8,
     /// Batches that named it, less one for each time that the eviction's hand has passed; at most [`USES_MAX`].
     pub(super) uses: u8,
-    /// When the value expires, by the clock of the state's TTL.
-    pub(super) stamp: i64,
     /// `None`: absent, deleted, or not known yet.
     pub(super) value: Option<V>,
 }
 
 impl<V> Slot<V> {
     fn free(next: u32) -> Self {
-        Self {
-            hash: 0,
-            time: 0,
-            named: 0,
-            key: SlotKey::new(),
-            written: 0,
-            position: next,
-            flags: 0,
-            uses: 0,
-            stamp: NEVER_EXPIRES,
-            value: None,
-        }
+        Self { hash: 0, named: 0, key: SlotKey::new(), written: 0, position: next, flags: 0, uses: 0, value: None }
     }
 
     #[inline]
     pub(super) fn is(&self, flag: u8) -> bool {
         self.flags & flag != 0
-    }
-
-    /// Whether it is the slot of this key.
-    #[inline]
-    pub(super) fn is_of(&self, hash: u64, time: i64, key: &[u8]) -> bool {
-        self.hash == hash && self.time == time && self.key.as_slice() == key
     }
 
     /// Names it; whether this stamp has not before.
@@ -112,6 +96,10 @@ const NONE: u32 = u32::MAX;
 struct Chunk<V> {
     /// `CHUNK` slots, or none while the chunk is given back.
     slots: Vec<Slot<V>>,
+    /// As many times, or none: see [`Slab::keep_times`].
+    times: Vec<i64>,
+    /// As many stamps, or none: see [`Slab::keep_stamps`].
+    stamps: Vec<i64>,
     free: u32,
     live: u32,
 }
@@ -124,11 +112,69 @@ pub(super) struct Slab<V> {
     /// Chunks that were given back.
     vacant: Vec<u32>,
     live: usize,
+    has_times: bool,
+    has_stamps: bool,
 }
 
 impl<V> Slab<V> {
     pub(super) fn new() -> Self {
-        Self { chunks: Vec::new(), open: BTreeSet::new(), vacant: Vec::new(), live: 0 }
+        let (has_times, has_stamps) = (false, false);
+        Self { chunks: Vec::new(), open: BTreeSet::new(), vacant: Vec::new(), live: 0, has_times, has_stamps }
+    }
+
+    /// From here on slots have times; before the first is taken.
+    pub(super) fn keep_times(&mut self) {
+        debug_assert!(self.chunks.is_empty(), "slots were taken without times");
+        self.has_times = true;
+    }
+
+    /// From here on slots say when they expire; those that are there never do.
+    pub(super) fn keep_stamps(&mut self) {
+        self.has_stamps = true;
+        self.chunks.iter_mut().for_each(|c| c.stamps = vec![NEVER_EXPIRES; c.slots.len()]);
+    }
+
+    /// What a slot takes beside itself.
+    pub(super) fn beside_bytes(&self) -> usize {
+        (usize::from(self.has_times) + usize::from(self.has_stamps)) * size_of::<i64>()
+    }
+
+    /// The time of slot `i`: [`NO_TIME`] in a state without times.
+    #[inline]
+    pub(super) fn time(&self, i: u32) -> i64 {
+        let times = &self.chunks[(i >> CHUNK_BITS) as usize].times;
+        times.get(i as usize & (CHUNK - 1)).copied().unwrap_or(NO_TIME)
+    }
+
+    pub(super) fn set_time(&mut self, i: u32, time: i64) {
+        match self.chunks[(i >> CHUNK_BITS) as usize].times.get_mut(i as usize & (CHUNK - 1)) {
+            Some(there) => *there = time,
+            None => debug_assert_eq!(time, NO_TIME, "this state has no times"),
+        }
+    }
+
+    /// When the value of slot `i` expires, by the clock of the state's TTL.
+    #[inline]
+    pub(super) fn stamp(&self, i: u32) -> i64 {
+        let stamps = &self.chunks[(i >> CHUNK_BITS) as usize].stamps;
+        stamps.get(i as usize & (CHUNK - 1)).copied().unwrap_or(NEVER_EXPIRES)
+    }
+
+    /// Nothing happens in a state whose values never expire.
+    #[inline]
+    pub(super) fn set_stamp(&mut self, i: u32, stamp: i64) {
+        if let Some(there) = self.chunks[(i >> CHUNK_BITS) as usize].stamps.get_mut(i as usize & (CHUNK - 1)) {
+            *there = stamp;
+        }
+    }
+
+    /// Whether slot `i` is that of this key.
+    #[inline]
+    pub(super) fn is_of(&self, i: u32, hash: u64, time: i64, key: &[u8]) -> bool {
+        let chunk = &self.chunks[(i >> CHUNK_BITS) as usize];
+        let at = i as usize & (CHUNK - 1);
+        let slot = &chunk.slots[at];
+        slot.hash == hash && slot.key.as_slice() == key && chunk.times.get(at).is_none_or(|t| *t == time)
     }
 
     /// How many slots are live.
@@ -189,14 +235,21 @@ impl<V> Slab<V> {
     }
 
     fn add_chunk(&mut self) -> u32 {
-        let slots = || (0..CHUNK as u32).map(|i| Slot::free(if i + 1 < CHUNK as u32 { i + 1 } else { NONE })).collect();
+        let numbers = |kept: bool, with: i64| if kept { vec![with; CHUNK] } else { Vec::new() };
+        let chunk = Chunk {
+            slots: (0..CHUNK as u32).map(|i| Slot::free(if i + 1 < CHUNK as u32 { i + 1 } else { NONE })).collect(),
+            times: numbers(self.has_times, NO_TIME),
+            stamps: numbers(self.has_stamps, NEVER_EXPIRES),
+            free: 0,
+            live: 0,
+        };
         let c = match self.vacant.pop() {
             Some(c) => {
-                self.chunks[c as usize] = Chunk { slots: slots(), free: 0, live: 0 };
+                self.chunks[c as usize] = chunk;
                 c
             }
             None => {
-                self.chunks.push(Chunk { slots: slots(), free: 0, live: 0 });
+                self.chunks.push(chunk);
                 (self.chunks.len() - 1) as u32
             }
         };
@@ -208,14 +261,18 @@ impl<V> Slab<V> {
     pub(super) fn give_back(&mut self, i: u32) {
         let c = i >> CHUNK_BITS;
         let chunk = &mut self.chunks[c as usize];
-        chunk.slots[i as usize & (CHUNK - 1)] = Slot::free(chunk.free);
+        let at = i as usize & (CHUNK - 1);
+        chunk.slots[at] = Slot::free(chunk.free);
+        if let Some(stamp) = chunk.stamps.get_mut(at) {
+            *stamp = NEVER_EXPIRES;
+        }
         chunk.free = i & (CHUNK as u32 - 1);
         chunk.live -= 1;
         self.live -= 1;
         self.open.insert(c);
         // One empty chunk is kept, so that a single entry that comes and goes allocates nothing.
         if chunk.live == 0 && self.open.len() > 1 {
-            chunk.slots = Vec::new();
+            (chunk.slots, chunk.times, chunk.stamps) = (Vec::new(), Vec::new(), Vec::new());
             self.open.remove(&c);
             self.vacant.push(c);
         }
@@ -256,5 +313,27 @@ mod tests {
         assert_eq!(slab.end(), 3 * CHUNK as u32);
         let distinct: std::collections::BTreeSet<_> = again.iter().collect();
         assert_eq!(distinct.len(), again.len());
+    }
+
+    #[test]
+    fn times_and_stamps_take_room_only_in_states_that_have_them() {
+        let mut plain = Slab::<u64>::new();
+        let i = plain.take();
+        plain.set_time(i, NO_TIME);
+        plain.set_stamp(i, 7);
+        assert_eq!((plain.time(i), plain.stamp(i), plain.beside_bytes()), (NO_TIME, NEVER_EXPIRES, 0));
+        plain.keep_stamps();
+        assert_eq!((plain.stamp(i), plain.beside_bytes()), (NEVER_EXPIRES, 8));
+        plain.set_stamp(i, 7);
+        assert_eq!(plain.stamp(i), 7);
+        // Whoever gets the place next does not get the stamp.
+        plain.give_back(i);
+        assert_eq!(plain.take(), i);
+        assert_eq!(plain.stamp(i), NEVER_EXPIRES);
+        let mut timed = Slab::<u64>::new();
+        timed.keep_times();
+        let i = timed.take();
+        timed.set_time(i, 9);
+        assert!(timed.is_of(i, 0, 9, b"") && !timed.is_of(i, 0, 8, b"") && timed.beside_bytes() == 8);
     }
 }

@@ -226,7 +226,7 @@ impl<V: StateValue> TimedState<V> {
     #[inline]
     #[must_use]
     pub fn time(&self, slot: SlotId) -> TimestampMs {
-        self.set.slots[slot.0].time
+        self.set.slots.time(slot.0)
     }
 
     // ---- what is due

@@ -99,7 +99,7 @@ impl Sim {
 
     fn open(&mut self, complete: bool) {
         self.state = WorkingSet::new(false);
-        self.state.stored.set_ttl(Some(Ttl { duration_ms: self.ttl_ms, clock: self.clock }));
+        self.state.set_ttl(Some(Ttl { duration_ms: self.ttl_ms, clock: self.clock }));
         self.state.open(StateId(4), self.ranges.clone(), complete, true);
         self.tell_time();
     }

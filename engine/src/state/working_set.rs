@@ -19,6 +19,7 @@ use millstream_common::hash::stable_hash;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, KeyGroup, KeyGroupRanges, Result, StateId};
 use millstream_state_store::key::{KeyBuffer, point_key, split_point_key, split_timed_key, timed_key};
+use millstream_state_store::schema::Ttl;
 use smallvec::SmallVec;
 
 use super::flush::{Frozen, Generation};
@@ -115,8 +116,12 @@ pub(super) fn tag_of(hash: u64, time: i64) -> u32 {
 
 impl<V: StateValue> WorkingSet<V> {
     pub(super) fn new(timed: bool) -> Self {
+        let mut slots = Slab::new();
+        if timed {
+            slots.keep_times();
+        }
         Self {
-            slots: Slab::new(),
+            slots,
             table: SlotTable::default(),
             id: StateId(0),
             ranges: KeyGroupRanges::all(),
@@ -153,6 +158,14 @@ impl<V: StateValue> WorkingSet<V> {
         }
     }
 
+    /// When values expire; before the first one is there.
+    pub(super) fn set_ttl(&mut self, ttl: Option<Ttl>) {
+        if ttl.is_some() {
+            self.slots.keep_stamps();
+        }
+        self.stored.set_ttl(ttl);
+    }
+
     /// See [`super::StateSet::open`].
     pub(super) fn open(&mut self, id: StateId, ranges: KeyGroupRanges, complete: bool, first: bool) {
         self.id = id;
@@ -175,7 +188,7 @@ impl<V: StateValue> WorkingSet<V> {
     /// The slot of a key, resident or not.
     #[inline]
     pub(super) fn find(&self, hash: u64, time: i64, key: &[u8]) -> Option<u32> {
-        self.table.find(tag_of(hash, time), |i| self.slots[i].is_of(hash, time, key))
+        self.table.find(tag_of(hash, time), |i| self.slots.is_of(i, hash, time, key))
     }
 
     /// Names a key: its slot, pinned until the group is released.
@@ -242,7 +255,7 @@ impl<V: StateValue> WorkingSet<V> {
     /// The slot of a key, made if it has none.
     #[inline]
     fn name_guessed(&mut self, guess: u32, hash: u64, time: i64, key: &[u8]) -> u32 {
-        if guess != NO_SLOT && self.slots[guess].is_of(hash, time, key) {
+        if guess != NO_SLOT && self.slots.is_of(guess, hash, time, key) {
             return guess;
         }
         // Another key of the group may have been given its slot just now.
@@ -298,9 +311,10 @@ impl<V: StateValue> WorkingSet<V> {
     pub(super) fn add(&mut self, hash: u64, time: i64, key: &[u8]) -> u32 {
         let i = self.slots.take();
         let slot = &mut self.slots[i];
-        (slot.hash, slot.time, slot.named) = (hash, time, 0);
+        (slot.hash, slot.named) = (hash, 0);
         slot.key = SlotKey::from_slice(key);
         self.heap_bytes += slot.key_heap_bytes();
+        self.slots.set_time(i, time);
         self.table.insert(tag_of(hash, time), i);
         i
     }
@@ -310,15 +324,15 @@ impl<V: StateValue> WorkingSet<V> {
         self.clean(i);
         self.take_value(i);
         self.forget_partial(i);
-        let slot = &self.slots[i];
-        let tag = tag_of(slot.hash, slot.time);
+        let (slot, time) = (&self.slots[i], self.slots.time(i));
+        let tag = tag_of(slot.hash, time);
         self.heap_bytes -= slot.key_heap_bytes();
         if slot.is(PENDING) {
             self.pending -= 1;
         }
         self.table.remove(tag, i);
         if self.mapped {
-            self.maps.drop_slot(self.slots[i].time, self.released);
+            self.maps.drop_slot(time, self.released);
         }
         self.slots.give_back(i);
     }
@@ -347,7 +361,7 @@ impl<V: StateValue> WorkingSet<V> {
             // Planted: the key group of some other key of this subtask is recorded.
             let wrong = || self.ranges.as_slice().first().map_or(slot.group(), |r| KeyGroup(r.start as u16));
             let group = if bug_is_planted(12) { wrong() } else { slot.group() };
-            timed_key(self.id, slot.time, group, &slot.key, into);
+            timed_key(self.id, self.slots.time(i), group, &slot.key, into);
         } else if self.mapped {
             self.entry_store_key(i, into);
         } else {
@@ -390,7 +404,7 @@ impl<V: StateValue> WorkingSet<V> {
         self.slots[i].flags &= !PENDING;
         match value {
             Some((v, stamp)) => {
-                self.slots[i].stamp = stamp;
+                self.slots.set_stamp(i, stamp);
                 self.set_value(i, v);
             }
             None => self.slots[i].flags &= !STORED,
@@ -418,7 +432,7 @@ impl<V: StateValue> WorkingSet<V> {
                 let i = self.add(hash, time, key);
                 self.slots[i].flags |= STORED;
                 self.slots[i].use_once();
-                self.slots[i].stamp = stamp;
+                self.slots.set_stamp(i, stamp);
                 self.set_value(i, value);
                 Ok(())
             }
@@ -431,8 +445,7 @@ impl<V: StateValue> WorkingSet<V> {
     /// is older than what is about to be written, needs no tombstone.
     #[inline]
     fn has_lapsed(&self, i: u32) -> bool {
-        let slot = &self.slots[i];
-        self.stored.has_ttl() && self.stored.has_lapsed(slot.stamp, slot.group())
+        self.stored.has_ttl() && self.stored.has_lapsed(self.slots.stamp(i), self.slots[i].group())
     }
 
     /// The value of a slot. `None` for absent ones and for those that have expired; asking for one that is not resident yet,
@@ -501,7 +514,8 @@ impl<V: StateValue> WorkingSet<V> {
             let old = self.take_value(i);
             self.open_generation().bytes -= old.as_ref().map_or(0, V::heap_bytes);
         }
-        self.slots[i].stamp = self.stored.stamp(self.slots[i].group());
+        let stamp = self.stored.stamp(self.slots[i].group());
+        self.slots.set_stamp(i, stamp);
     }
 
     /// Changes a value, after `init` when there is none.
@@ -573,8 +587,7 @@ impl<V: StateValue> WorkingSet<V> {
             self.pending -= 1;
         }
         slot.flags &= !(UNENCODED | STORED | PENDING);
-        let (named, time) = (slot.named, slot.time);
-        if named > self.released || self.is_scanning(time) {
+        if slot.named > self.released || self.is_scanning(self.slots.time(i)) {
             self.throw(i, 0);
         } else {
             self.drop_slot(i);
@@ -594,25 +607,27 @@ impl<V: StateValue> WorkingSet<V> {
     /// Gives a slot without a value one, without a mark that it was written.
     pub(super) fn set_value(&mut self, i: u32, value: V) {
         self.heap_bytes += value.heap_bytes();
+        let time = self.slots.time(i);
         let slot = &mut self.slots[i];
         slot.value = Some(value);
         if self.timed {
-            let list = self.times.entry(slot.time).or_default();
+            let list = self.times.entry(time).or_default();
             slot.position = list.len() as u32;
             list.push(i);
         } else if self.mapped {
-            let (position, pinned) = self.maps.attach(slot.time, i);
+            let (position, pinned) = self.maps.attach(time, i);
             (slot.position, slot.named) = (position, slot.named.max(pinned));
         }
     }
 
     /// Takes the value out of a slot, without a mark that it was written.
     pub(super) fn take_value(&mut self, i: u32) -> Option<V> {
+        let time = self.slots.time(i);
         let slot = &mut self.slots[i];
         let old = slot.value.take()?;
         self.heap_bytes -= old.heap_bytes();
         if self.timed {
-            let (time, position) = (slot.time, slot.position as usize);
+            let position = slot.position as usize;
             if let Some(list) = self.times.get_mut(&time) {
                 list.swap_remove(position);
                 if let Some(&moved) = list.get(position) {
@@ -622,8 +637,8 @@ impl<V: StateValue> WorkingSet<V> {
                 }
             }
         } else if self.mapped {
-            let (map, position) = (slot.time, slot.position);
-            if let Some(moved) = self.maps.detach(map, position) {
+            let position = slot.position;
+            if let Some(moved) = self.maps.detach(time, position) {
                 self.slots[moved].position = position;
             }
         }
@@ -641,8 +656,8 @@ impl<V: StateValue> WorkingSet<V> {
             s.flags & (PENDING | UNENCODED) == 0
                 && s.written <= self.flushed
                 && s.named <= self.released
-                && s.time > self.hold_until
-                && !self.is_scanning(s.time)
+                && self.slots.time(i) > self.hold_until
+                && !self.is_scanning(self.slots.time(i))
         })
     }
 }

@@ -279,8 +279,9 @@ fn what_is_merged_waits_for_a_checkpoint_s_record_unless_reads_see_too_many_runs
     job.reports("w0", &order);
     assert!(job.committing.is_none(), "a checkpoint comes soon");
     let mut job = Job::new(&[("checkpoint.interval", "1s")], &[]);
-    (0..12).for_each(|_| job.flushes(0, MIB));
+    (0..8).for_each(|_| job.flushes(0, MIB));
     let (_, order) = job.takes_asked();
+    (0..4).for_each(|_| job.flushes(0, MIB));
     job.reports("w0", &order);
     job.commits();
     assert_eq!(job.tree().runs().len(), 12 + 1 - order.inputs.len());
