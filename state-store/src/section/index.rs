@@ -99,7 +99,8 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(super) fn new(blocks: usize) -> Self {
-        Self { blocks: vec![Weak::new(); blocks], filled: 0, sweep_at: Self::stale_max(blocks) }
+        let empty = (0..blocks).map(|_| Weak::new()).collect();
+        Self { blocks: empty, filled: 0, sweep_at: Self::stale_max(blocks) }
     }
 
     /// How many slots of dropped blocks may be there.

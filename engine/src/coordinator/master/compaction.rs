@@ -294,7 +294,7 @@ impl JobMaster {
         let put_off_bytes = (!in_window).then_some(options.output_bytes);
         for task in self.stateful_tasks() {
             for index in 0..self.assignment.parallelism() {
-                let Some((pick, at_bound)) = self.to_merge((task, index), &options, put_off_bytes, t.now) else {
+                let Some((pick, at_bound)) = self.due_merge((task, index), &options, put_off_bytes, t.now) else {
                     continue;
                 };
                 let place = self.settings.state.compaction_where;
@@ -316,7 +316,7 @@ impl JobMaster {
         self.book.shape.iter().flat_map(|s| s.runs.keys().copied()).collect()
     }
 
-    fn to_merge(
+    fn due_merge(
         &mut self,
         unit: Unit,
         options: &CompactionOptions,
