@@ -112,8 +112,6 @@ fn measure(bench: &Bench, args: &ForkArgs, place: &Place) -> Result<(Forked, usi
     both.iter().try_for_each(|id| wait_for_end(&mut cluster, id))?;
     let first = lines(&output("parent"))?;
     fs::rename(output("parent"), output("first")).map_err(|e| unreadable(&output("parent"), e))?;
-    // The restart looks there for what later versions have written.
-    fs::create_dir(output("parent")).map_err(|e| unreadable(&output("parent"), e))?;
     let again = submit(&cluster, &load, "parent", 0, &output("parent"), &format!("{KEEP} --from {version}"))?;
     wait_for_end(&mut cluster, &again)?;
     for (name, what) in [("alone", "a job that was never forked"), ("fork", "the fork"), ("parent", "the restart")] {

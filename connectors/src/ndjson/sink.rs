@@ -77,6 +77,7 @@ impl Sink for FilesSink {
     }
 
     fn check_goes_back(&self, epoch: Epoch) -> Result<()> {
+        self.make_folder()?;
         let mut later: Vec<String> =
             self.names()?.into_iter().filter(|n| epoch_of(n).is_some_and(|e| e > epoch)).collect();
         later.sort_unstable();

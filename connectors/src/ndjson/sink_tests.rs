@@ -189,4 +189,6 @@ fn a_job_does_not_go_back_behind_what_it_has_written() {
     sink.check_goes_back(Epoch(7)).unwrap();
     let e = sink.check_goes_back(Epoch(5)).unwrap_err().to_string();
     assert!(e.contains("part-0000000007-1-0.ndjson") && e.contains("start from: 1 from"), "{e}");
+    // Where there is no folder, nothing was written.
+    FilesSink::new(dir.path().join("none")).check_goes_back(Epoch(5)).unwrap();
 }
