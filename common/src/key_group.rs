@@ -249,4 +249,20 @@ mod tests {
         assert_eq!(ranges(&[(3, 4), (4, 9), (1, 2)]), ranges(&[(1, 2), (3, 9)]));
         assert_eq!(KeyGroupRanges::all().len(), KEY_GROUPS);
     }
+
+    #[test]
+    fn sets_are_what_their_groups_say() {
+        const GROUPS: u32 = 12;
+        // The bits of a number say which of the first groups are in a set.
+        let set =
+            |bits: u32| (0..GROUPS).filter(|g| bits >> g & 1 == 1).map(|g| KeyGroupRange::new(g, g + 1)).collect();
+        let sets: Vec<(u32, KeyGroupRanges)> = (0..1 << GROUPS).step_by(7).map(|bits| (bits, set(bits))).collect();
+        for (a, of_a) in &sets {
+            for (b, of_b) in sets.iter().step_by(3) {
+                assert_eq!(of_a.intersect(of_b), set(a & b), "{of_a} and {of_b}");
+                assert_eq!(of_a.subtract(of_b), set(a & !b), "{of_a} without {of_b}");
+                assert_eq!((of_a.overlaps(of_b), of_a.covers(of_b)), (a & b != 0, b & !a == 0), "{of_a}, {of_b}");
+            }
+        }
+    }
 }

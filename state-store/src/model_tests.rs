@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_common::{Env, Epoch, KEY_GROUPS, KeyGroup, KeyGroupRange, KeyGroupRanges, StateId};
+use millstream_common::{Env, Epoch, KEY_GROUPS, KeyGroupRange, KeyGroupRanges, StateId};
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
@@ -14,7 +14,7 @@ use crate::compaction::{CompactionDone, CompactionOptions, CompactionOutcome, Pi
 use crate::entry::append_element;
 use crate::section::{Compression, FilterKind, SectionOptions};
 use crate::testing::*;
-use crate::tree::{check_successor, each_segment};
+use crate::tree::{check_successor, live_in_segments};
 use crate::*;
 
 /// The keys of the map state: no one's entries are another's, however alike they are.
@@ -236,14 +236,9 @@ impl Model {
     fn random_pick(&mut self, owned: &KeyGroupRanges) -> Option<Pick> {
         let runs = self.tree.runs_of(TASK, owned);
         let clips: Vec<_> = runs.iter().map(|r| r.clip.intersect(owned)).collect();
-        let mut segments = Vec::new();
-        each_segment(clips.iter(), |segment, _| {
-            segments.push(segment);
-            Ok::<_, ()>(())
-        })
-        .unwrap();
-        let segment = *segments.choose(&mut self.rng)?;
-        let live: Vec<_> = runs.into_iter().filter(|r| r.clip.contains(KeyGroup(segment.start as u16))).collect();
+        let segments = live_in_segments(clips.iter());
+        let (segment, live) = segments.choose(&mut self.rng)?;
+        let (segment, live): (_, Vec<_>) = (*segment, live.iter().map(|&i| runs[i].clone()).collect());
         let from = self.rng.random_range(0..live.len());
         let to = self.rng.random_range(from..live.len());
         let part = match self.rng.random_range(0..3) {

@@ -239,17 +239,15 @@ impl Tree {
         for task in &self.tasks {
             let mut runs: Vec<_> = self.runs.iter().filter(|r| r.task == task.id).collect();
             runs.sort_unstable_by_key(|r| r.interval);
-            each_segment(runs.iter().map(|r| &r.clip), |segment, live| {
-                let neighbours =
-                    live.iter().zip(live.iter().skip(1)).map(|(&a, &b)| (runs[a].interval, runs[b].interval));
-                let shared = neighbours.into_iter().find(|(a, b)| a.max >= b.min);
-                shared.map_or(Ok(()), |(a, b)| {
-                    Err(broken(&format!(
+            for (segment, live) in live_in_segments(runs.iter().map(|r| &r.clip)) {
+                let mut neighbours = live.windows(2).map(|w| (runs[w[0]].interval, runs[w[1]].interval));
+                if let Some((a, b)) = neighbours.find(|(a, b)| a.max >= b.min) {
+                    return Err(broken(&format!(
                         "in key groups {segment} of task '{}', the runs {a} and {b} share flushes",
                         task.uid
-                    )))
-                })
-            })?;
+                    )));
+                }
+            }
         }
         Ok(())
     }
@@ -268,20 +266,21 @@ pub fn check_successor(old: &Tree, new: &Tree, committed: (Epoch, Epoch)) -> Res
         let of_task = |r: &&Arc<Run>| r.task == task.id;
         let before = old.runs.iter().filter(of_task).count();
         let runs: Vec<_> = old.runs.iter().filter(of_task).chain(new.runs.iter().filter(of_task)).collect();
-        each_segment(runs.iter().map(|r| &r.clip), |segment, live| {
-            let intervals = |of: std::ops::Range<usize>| live.range(of).map(|&i| runs[i].interval).collect();
-            check_segment(intervals(0..before), intervals(before..runs.len()), committed)
-                .map_err(|why| broken(&format!("in key groups {segment} of task '{}', {why}", task.uid)))
-        })?;
+        for (segment, live) in live_in_segments(runs.iter().map(|r| &r.clip)) {
+            let (was, is) = live.split_at(live.partition_point(|&i| i < before));
+            let intervals = |of: &[usize]| of.iter().map(|&i| runs[i].interval).collect::<Vec<_>>();
+            check_segment(&intervals(was), &intervals(is), committed)
+                .map_err(|why| broken(&format!("in key groups {segment} of task '{}', {why}", task.uid)))?;
+        }
     }
     Ok(())
 }
 
-fn check_segment(old: Vec<Interval>, new: Vec<Interval>, committed: (Epoch, Epoch)) -> Result<(), String> {
+fn check_segment(old: &[Interval], new: &[Interval], committed: (Epoch, Epoch)) -> Result<(), String> {
     if let Some(lost) = old.iter().find(|o| !new.iter().any(|n| n.contains(o))) {
         return Err(format!("the flushes {lost} are lost"));
     }
-    for n in &new {
+    for n in new {
         let inside = old.iter().filter(|o| n.contains(o)).copied();
         let right = match inside.reduce(|a, b| a.hull(b)) {
             Some(hull) => hull == *n,
@@ -294,22 +293,20 @@ fn check_segment(old: Vec<Interval>, new: Vec<Interval>, committed: (Epoch, Epoc
     Ok(())
 }
 
-/// Cuts the key groups at every bound of `clips`, so that each clip holds all of a segment or none, and visits the
-/// segments in order, each with the clips (by their place) that hold it; segments that no clip holds are left out. Ends
-/// with the first error.
-pub(crate) fn each_segment<'a, E>(
+/// Cuts the key groups at every bound of `clips`, so that each clip holds all of a segment or none: the segments in order, each
+/// with the places of the clips that hold it, in order; segments that no clip holds are left out.
+pub(crate) fn live_in_segments<'a>(
     clips: impl Iterator<Item = &'a KeyGroupRanges>,
-    mut visit: impl FnMut(KeyGroupRange, &BTreeSet<usize>) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Vec<(KeyGroupRange, Vec<usize>)> {
     // Where one ends and another begins, the order does not matter: nothing lies in between.
     let ends = |i: usize, r: &KeyGroupRange| [(r.start, i, true), (r.end, i, false)];
     let mut bounds: Vec<(u32, usize, bool)> =
         clips.enumerate().flat_map(|(i, clip)| clip.iter().flat_map(move |r| ends(i, r))).collect();
     bounds.sort_unstable();
-    let (mut live, mut start) = (BTreeSet::new(), 0);
+    let (mut segments, mut live, mut start) = (Vec::new(), BTreeSet::new(), 0);
     for (bound, i, begins) in bounds {
         if bound > start && !live.is_empty() {
-            visit(KeyGroupRange::new(start, bound), &live)?;
+            segments.push((KeyGroupRange::new(start, bound), live.iter().copied().collect()));
         }
         start = bound;
         if begins {
@@ -318,7 +315,7 @@ pub(crate) fn each_segment<'a, E>(
             live.remove(&i);
         }
     }
-    Ok(())
+    segments
 }
 
 /// How many of `runs` (those of one task) a read of a key in `ranges` looks into at most: the most that show one of these

@@ -12,7 +12,7 @@ use millstream_common::{KeyGroupRange, KeyGroupRanges};
 
 use super::CompactionOptions;
 use crate::run::Run;
-use crate::tree::each_segment;
+use crate::tree::live_in_segments;
 
 /// A compaction to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,26 +57,20 @@ pub fn pick_within(
     let mut runs: Vec<(&Arc<Run>, KeyGroupRanges)> =
         runs.iter().map(|r| (r, r.clip.intersect(ranges))).filter(|(_, clip)| !clip.is_empty()).collect();
     runs.sort_by(|(a, _), (b, _)| b.interval.cmp(&a.interval).then_with(|| a.identity().cmp(&b.identity())));
-    let (mut segments, mut per_segment) = (Vec::new(), Vec::<Vec<usize>>::new());
-    each_segment(runs.iter().map(|(_, clip)| clip), |segment, live| {
-        segments.push(segment);
-        per_segment.push(live.iter().copied().collect());
-        Ok::<_, std::convert::Infallible>(())
-    })
-    .unwrap_or_else(|never| match never {});
+    let segments = live_in_segments(runs.iter().map(|(_, clip)| clip));
     let trigger = options.trigger_runs.max(2);
-    let mut order: Vec<usize> = (0..segments.len()).filter(|&i| per_segment[i].len() >= trigger).collect();
+    let mut order: Vec<&(KeyGroupRange, Vec<usize>)> =
+        segments.iter().filter(|(_, live)| live.len() >= trigger).collect();
     // Those with the most runs first.
-    order.sort_by_key(|&i| (Reverse(per_segment[i].len()), i));
+    order.sort_by_key(|(_, live)| Reverse(live.len()));
     let is_busy = |run: &Run| limits.busy.iter().any(|b| b.identity() == run.identity());
     let busy: Vec<bool> = runs.iter().map(|(run, _)| is_busy(run)).collect();
     let whole: Vec<u64> = runs.iter().map(|(run, clip)| bytes_in(run, clip.len())).collect();
-    let (window, bottom) = order.into_iter().find_map(|worst| {
-        let live = &per_segment[worst];
+    let (window, bottom) = order.into_iter().find_map(|(segment, live)| {
         let last = live.len() - 1;
         let neighbours: Vec<Neighbour> = live
             .iter()
-            .map(|&i| Neighbour { bytes: size_in(runs[i].0, &segments[worst]), whole: whole[i], busy: busy[i] })
+            .map(|&i| Neighbour { bytes: size_in(runs[i].0, segment), whole: whole[i], busy: busy[i] })
             .collect();
         let above: u64 = neighbours[..last].iter().map(|n| n.bytes).sum();
         let overdue = live.len() >= options.runs_max() || above >= 2 * neighbours[last].bytes;
@@ -89,7 +83,7 @@ pub fn pick_within(
     // Everywhere where the same runs are neighbours in the same place.
     let same =
         |live: &Vec<usize>| live.windows(window.len()).any(|w| w == window) && (live.last() == window.last()) == bottom;
-    let ranges = segments.iter().zip(&per_segment).filter(|(_, live)| same(live)).map(|(s, _)| *s).collect();
+    let ranges = segments.iter().filter(|(_, live)| same(live)).map(|(segment, _)| *segment).collect();
     Some(Pick { inputs: window.iter().map(|&i| runs[i].0.clone()).collect(), ranges, bottom })
 }
 

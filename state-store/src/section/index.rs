@@ -87,8 +87,9 @@ pub struct Part {
 /// need not ask the cache for it.
 ///
 /// A slot holds the head of its block's memory even when the cache has long dropped the block, and that is more than all else
-/// that a part knows of a block. So slots of dropped blocks are emptied whenever as many as an eighth of the part's blocks
-/// may be such.
+/// that a part knows of a block. So the slots of dropped blocks are emptied whenever as many as an eighth of the part's blocks
+/// were filled since this was done last. (Those of blocks that are dropped while nothing of the part is read stay until the
+/// part itself goes.)
 #[derive(Debug)]
 pub(crate) struct Slots {
     blocks: Vec<Weak<Block>>,
