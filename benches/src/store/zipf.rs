@@ -22,6 +22,8 @@ use bytes::Bytes;
 use millstream_cache::{BlockKey, CacheOptions, DiskOptions};
 use millstream_common::env::Running;
 use millstream_common::{Error, KeyGroupRanges, Lane, Result};
+use millstream_engine::memory_plan::MemoryPlan;
+use millstream_engine::settings::Settings;
 use millstream_engine::state::{KeyedState, StateSet};
 use millstream_objects::object_store::ObjectStore;
 use millstream_objects::{Faults, FaultyStore, Purpose};
@@ -306,9 +308,9 @@ fn measure_case(
     resident: f64,
 ) -> Result<Figures> {
     let bytes = (entries * ENTRY_BYTES) as f64 * case.share / 100.0;
-    // As `MemoryPlan` divides the cache.
-    let blocks_bytes = (bytes / 8.0) as u64;
-    let rows_bytes = bytes as u64 - blocks_bytes;
+    let mut settings = Settings::defaults();
+    settings.cache.memory_bytes = Some(bytes as u64);
+    let MemoryPlan { rows_bytes, blocks_bytes, .. } = MemoryPlan::new(&settings, 0);
     let folder = bench.data.fresh()?;
     let disk_bytes = (args.ssd_gigabytes * 1e9) as u64;
     let disk = case.ssd.then(|| DiskOptions { dir: folder.path().to_owned(), bytes: disk_bytes });

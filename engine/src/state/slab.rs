@@ -316,6 +316,12 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_takes_little_beside_its_key_and_value() {
+        // 16 bytes of key stand in it, and are counted here.
+        assert_eq!(size_of::<Slot<[u8; 100]>>(), 152);
+    }
+
+    #[test]
     fn times_and_stamps_take_room_only_in_states_that_have_them() {
         let mut plain = Slab::<u64>::new();
         let i = plain.take();
