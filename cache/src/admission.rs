@@ -52,7 +52,7 @@ impl<B: CacheBlock> Caches<B> {
     /// Waits for the disk, and takes note of what became of the round.
     async fn end_round(&self, env: &millstream_common::Env) {
         let failed = || self.0.blocks.drops().map_or(0, Drops::failed);
-        let before = failed();
+        let (before, started) = (failed(), env.now());
         let outcome = match env.timeout(ROUND_PATIENCE, "a write to the SSD", self.0.blocks.written()).await {
             Err(_) => Outcome::Slow,
             Ok(()) if failed() > before => Outcome::Failed,
@@ -61,6 +61,6 @@ impl<B: CacheBlock> Caches<B> {
         if outcome == Outcome::Slow {
             count(&self.0.counters.disk_slow);
         }
-        self.note(env, outcome);
+        self.note(env, outcome, started);
     }
 }

@@ -468,6 +468,7 @@ impl LocalFiles {
             return None;
         }
         let (path, count) = (self.path(section, number, SUFFIX), ranges.len() as u64);
+        let started = self.0.env.now();
         let look = self.patiently(PATIENCE, "a read of local state", move || read_ranges(&path, &ranges));
         let (outcome, read) = match look.await {
             Ok(read) => (Outcome::Good, Some(read)),
@@ -484,7 +485,7 @@ impl LocalFiles {
             let mut state = self.0.state.lock();
             state.stats.failed += u64::from(read.is_none());
             state.stats.reads += if read.is_some() { count } else { 0 };
-            state.reads.note(outcome, self.0.env.now())
+            state.reads.note(outcome, started, self.0.env.now())
         };
         match change {
             Change::None => {}

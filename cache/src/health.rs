@@ -2,7 +2,8 @@
 //!
 //! A disk that fails or is slower than the object store would be must not make reads slower than they would be without it.
 //! So what became of the last look-ups is kept; when too many of them were bad, the tier rests, longer each time, and is
-//! then tried again.
+//! then tried again. Look-ups that began before its rest was over say nothing more: a disk that stands still for a moment
+//! makes hundreds of them bad at once.
 
 use std::time::Duration;
 
@@ -56,8 +57,11 @@ impl Health {
         self.resting_until.is_none_or(|until| now >= until)
     }
 
-    /// Takes note of an outcome.
-    pub(crate) fn note(&mut self, outcome: Outcome, now: Moment) -> Change {
+    /// Takes note of the outcome of what began at `begun`.
+    pub(crate) fn note(&mut self, outcome: Outcome, begun: Moment, now: Moment) -> Change {
+        if !self.is_usable(begun) {
+            return Change::None;
+        }
         self.bad = self.bad << 1 | u64::from(outcome != Outcome::Good);
         self.seen = (self.seen + 1).min(WINDOW);
         if self.bad.count_ones() >= TOO_MANY {
@@ -86,7 +90,7 @@ mod tests {
         let mut health = Health::default();
         for n in 0..10_000 {
             let outcome = if n % 5 == 0 { Outcome::Failed } else { Outcome::Good };
-            assert_eq!(health.note(outcome, at(n)), Change::None);
+            assert_eq!(health.note(outcome, at(n), at(n)), Change::None);
         }
         assert!(health.is_usable(at(10_000)));
     }
@@ -95,16 +99,32 @@ mod tests {
     fn it_rests_longer_each_time_and_recovers() {
         let mut health = Health::default();
         let fails = |health: &mut Health, now| {
-            (0..TOO_MANY).map(|_| health.note(Outcome::Slow, at(now))).find(|c| *c != Change::None)
+            (0..TOO_MANY).map(|_| health.note(Outcome::Slow, at(now), at(now))).find(|c| *c != Change::None)
         };
         assert_eq!(fails(&mut health, 0), Some(Change::Rests(FIRST_REST)));
         assert!(!health.is_usable(at(9)) && health.is_usable(at(10)));
         assert_eq!(fails(&mut health, 10), Some(Change::Rests(FIRST_REST * 2)));
         assert!(!health.is_usable(at(29)));
         for n in 1..WINDOW {
-            assert_eq!(health.note(Outcome::Good, at(30)), Change::None, "{n}");
+            assert_eq!(health.note(Outcome::Good, at(30), at(30)), Change::None, "{n}");
         }
-        assert_eq!(health.note(Outcome::Good, at(30)), Change::Recovered);
+        assert_eq!(health.note(Outcome::Good, at(30), at(30)), Change::Recovered);
         assert_eq!(fails(&mut health, 40), Some(Change::Rests(FIRST_REST)));
+    }
+
+    #[test]
+    fn what_began_before_its_rest_was_over_says_nothing() {
+        let mut health = Health::default();
+        // All of one stall.
+        let rests: Vec<_> = (0..1_000).map(|_| health.note(Outcome::Slow, at(8), at(10))).collect();
+        assert_eq!(rests.iter().filter(|c| **c == Change::Rests(FIRST_REST)).count(), 1);
+        assert_eq!(rests.iter().filter(|c| **c == Change::None).count(), 999);
+        // Nor do good ones end it.
+        (0..1_000).for_each(|_| assert_eq!(health.note(Outcome::Good, at(8), at(11)), Change::None));
+        assert!(!health.is_usable(at(19)) && health.is_usable(at(20)));
+        // One that comes late, and its successors, which count.
+        assert_eq!(health.note(Outcome::Slow, at(8), at(21)), Change::None);
+        let again: Vec<_> = (0..TOO_MANY).map(|_| health.note(Outcome::Slow, at(20), at(22))).collect();
+        assert_eq!(again.last(), Some(&Change::Rests(FIRST_REST * 2)));
     }
 }

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use millstream_common::env::Moment;
 use millstream_common::latency::Latencies;
 use millstream_common::{Env, Result};
 use parking_lot::Mutex;
@@ -107,8 +108,10 @@ pub struct CacheStats {
     pub pins_refused: u64,
 }
 
-/// A look-up on the SSD that takes longer is given up: the object store is not slower, as a rule.
+/// A look-up on the SSD that takes longer is given up, unless the object store takes longer, too.
 const DISK_PATIENCE: Duration = Duration::from_millis(150);
+/// However slow that is.
+const LONGEST_DISK_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct Counters {
@@ -241,10 +244,12 @@ impl<B: CacheBlock> Caches<B> {
         self.0.env.as_ref().is_some_and(|env| self.0.health.lock().is_usable(env.now()))
     }
 
-    /// A block from the SSD, if it is there and whole. Counts a hit; a miss is for [`Caches::count_misses`].
-    pub async fn disk_block(&self, key: &BlockKey) -> Option<B> {
+    /// A block from the SSD, if it is there and whole. Counts a hit; a miss is for [`Caches::count_misses`]. `otherwise`:
+    /// how long nearly all GETs take that would bring it, as far as that is known; the SSD is given as long, within
+    /// bounds.
+    pub async fn disk_block(&self, key: &BlockKey, otherwise: Option<Duration>) -> Option<B> {
         let found = match &self.0.env {
-            Some(env) => self.judge(env, self.0.blocks.disk(key)).await,
+            Some(env) => self.judge(env, otherwise, self.0.blocks.disk(key)).await,
             None => None,
         };
         if let Some(block) = &found {
@@ -255,9 +260,9 @@ impl<B: CacheBlock> Caches<B> {
     }
 
     /// The same for whoever walks or warms up: what is found gets no place in memory, and pushes nothing out of it.
-    pub async fn disk_block_aside(&self, key: &BlockKey) -> Option<B> {
+    pub async fn disk_block_aside(&self, key: &BlockKey, otherwise: Option<Duration>) -> Option<B> {
         let found = match &self.0.env {
-            Some(env) => self.judge(env, self.0.blocks.disk_aside(key)).await,
+            Some(env) => self.judge(env, otherwise, self.0.blocks.disk_aside(key)).await,
             None => None,
         };
         if found.is_some() {
@@ -277,9 +282,15 @@ impl<B: CacheBlock> Caches<B> {
     }
 
     /// What a look-up on the SSD finds, and what its outcome says of the SSD.
-    async fn judge(&self, env: &Env, look: impl Future<Output = Result<Option<B>, String>>) -> Option<B> {
+    async fn judge(
+        &self,
+        env: &Env,
+        otherwise: Option<Duration>,
+        look: impl Future<Output = Result<Option<B>, String>>,
+    ) -> Option<B> {
         let started = env.now();
-        let looked = env.timeout(DISK_PATIENCE, "a look-up on the SSD", look).await;
+        let patience = otherwise.map_or(DISK_PATIENCE, |o| o.clamp(DISK_PATIENCE, LONGEST_DISK_PATIENCE));
+        let looked = env.timeout(patience, "a look-up on the SSD", look).await;
         if looked.is_ok() {
             self.0.counters.disk_look_ups.lock().note(env.now().since(started));
         }
@@ -295,12 +306,13 @@ impl<B: CacheBlock> Caches<B> {
                 (Outcome::Slow, None)
             }
         };
-        self.note(env, outcome);
+        self.note(env, outcome, started);
         found
     }
 
-    fn note(&self, env: &Env, outcome: Outcome) {
-        let change = self.0.health.lock().note(outcome, env.now());
+    /// Takes note of the outcome of what began at `started`.
+    fn note(&self, env: &Env, outcome: Outcome, started: Moment) {
+        let change = self.0.health.lock().note(outcome, started, env.now());
         match change {
             Change::None => {}
             Change::Rests(rest) => {

@@ -88,7 +88,7 @@ async fn blocks_come_back_from_disk_also_after_a_restart() {
     let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
     let mut found = 0;
     for n in 0..60 {
-        match caches.disk_block(&key(n)).await {
+        match caches.disk_block(&key(n), None).await {
             Some(block) => {
                 assert_eq!(block, body(n, 15_000));
                 found += 1;
@@ -125,7 +125,7 @@ async fn a_damaged_or_lost_cache_on_disk_is_a_miss() {
     }
     let caches = Caches::<Bytes>::new(&options, &env).await.unwrap();
     for n in 0..50 {
-        assert_eq!(caches.disk_block(&key(n)).await, None);
+        assert_eq!(caches.disk_block(&key(n), None).await, None);
     }
     assert_eq!(caches.stats().disk_hits, 0);
 
@@ -133,7 +133,7 @@ async fn a_damaged_or_lost_cache_on_disk_is_a_miss() {
     std::fs::remove_dir_all(dir.path()).unwrap();
     for n in 100..150 {
         caches.insert_block(key(n), body(n, 15_000));
-        if let Some(block) = caches.disk_block(&key(n)).await {
+        if let Some(block) = caches.disk_block(&key(n), None).await {
             assert_eq!(block, body(n, 15_000));
         }
     }
@@ -187,7 +187,7 @@ async fn what_comes_faster_than_the_disk_takes_it_is_counted() {
     let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
     let mut there = 0;
     for n in 0..8000 {
-        if let Some(block) = caches.disk_block(&key(n)).await {
+        if let Some(block) = caches.disk_block(&key(n), None).await {
             assert_eq!(block, body(n, 15_000));
             there += 1;
         }
@@ -271,10 +271,10 @@ async fn a_walk_takes_blocks_from_the_ssd_and_leaves_memory_alone() {
     let given = caches.admit((0..100).map(|n| (key(n), body(n, 15_000)))).await;
     assert_eq!((given, caches.stats().memory_bytes), (100, 0));
     for n in 0..100 {
-        assert_eq!(caches.disk_block_aside(&key(n)).await, Some(body(n, 15_000)));
+        assert_eq!(caches.disk_block_aside(&key(n), None).await, Some(body(n, 15_000)));
     }
     assert_eq!((caches.stats().memory_bytes, caches.stats().disk_hits), (0, 100));
-    assert_eq!(caches.disk_block(&key(5)).await, Some(body(5, 15_000)));
+    assert_eq!(caches.disk_block(&key(5), None).await, Some(body(5, 15_000)));
     assert!(caches.stats().memory_bytes > 0);
     caches.close().await;
 }

@@ -421,12 +421,15 @@ impl StateStore {
         report: &mut ReadReport,
         take: &mut impl FnMut(usize, SharedBlock) -> Result<()>,
     ) -> Result<Leads> {
+        let otherwise = self.0.hedge.usual();
         let look = leads.into_iter().map(|(i, lead)| async move {
             let key = asked.key(i);
             // Who walks or warms up says himself what of it gets a place in memory.
             let caches = &self.0.caches;
-            let found =
-                if asked.mode.keep { caches.disk_block(&key).await } else { caches.disk_block_aside(&key).await };
+            let found = match asked.mode.keep {
+                true => caches.disk_block(&key, otherwise).await,
+                false => caches.disk_block_aside(&key, otherwise).await,
+            };
             (i, lead, found)
         });
         let mut looks = futures::stream::iter(look).buffer_unordered(self.0.options.gets_in_flight.max(1));

@@ -128,6 +128,11 @@ impl Hedging {
         may
     }
 
+    /// How long 95 of 100 small GETs take at most; `None` before enough were seen.
+    pub(crate) fn usual(&self) -> Option<Duration> {
+        self.0.lock().wait
+    }
+
     /// How many GETs were sent twice.
     pub(crate) fn twice(&self) -> u64 {
         self.0.lock().twice

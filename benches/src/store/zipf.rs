@@ -399,7 +399,7 @@ fn disk_reads(bench: &StoreBench, shard: &Shard, ours: &Millstream, caches: &Cac
     let some: Vec<_> = (0..PROBES).map(|_| all[random.below(all.len() as u64) as usize].1).collect();
     let (found, cost) = measured(|| {
         Ok(bench.runtimes.block_on(async {
-            let reads = some.iter().map(|key| caches.disk_block(key));
+            let reads = some.iter().map(|key| caches.disk_block(key, None));
             let mut reads = futures::stream::iter(reads).buffer_unordered(PROBES_AT_ONCE);
             let mut found = 0;
             while let Some(read) = reads.next().await {
