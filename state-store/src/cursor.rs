@@ -2,12 +2,14 @@
 //!
 //! Each run has a cursor that reads its blocks some way ahead. [`Cursors::next_chain`] is synchronous and gives all
 //! entries of the least key, newest first; when a cursor has run dry it says so, and [`Cursors::fill`] reads ahead for
-//! all cursors that need it, at once. Entries outside a cursor's clip are skipped. Of a range within one key of a map state
+//! all cursors that need it, at once. Whoever has work to do meanwhile calls [`Cursors::begin_fill`] and
+//! [`Cursors::end_fill`] instead. Entries outside a cursor's clip are skipped. Of a range within one key of a map state
 //! a cursor reads nothing in the parts whose filters deny the key's prefix.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use millstream_common::hash::stable_hash;
 use millstream_common::{KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Purpose;
@@ -91,9 +93,30 @@ impl KeyRange {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadMode {
     pub(crate) purpose: Purpose,
-    /// Bytes of blocks (uncompressed) that each cursor reads ahead.
-    pub(crate) ahead_bytes: u64,
+    pub(crate) ahead: Ahead,
 }
+
+/// How far ahead the cursors read, in bytes of blocks (uncompressed).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ahead {
+    /// Each of them so far.
+    Each(u64),
+    /// All of them together, most of it in proportion to what each has to read: then all run dry at about the same time,
+    /// and a large run among small ones does not take a wait for each little piece of it.
+    Together(u64),
+}
+
+/// One part of so many of [`Ahead::Together`] is divided evenly.
+const EVENLY: u64 = 4;
+
+/// What a read ahead brought.
+pub(crate) struct Filled {
+    blocks: Vec<(BlockWish, SharedBlock)>,
+    report: ReadReport,
+}
+
+/// A read ahead that is under way. Others may wait for the blocks that it brings: it is to be polled in a while.
+pub(crate) type Filling<'a> = BoxFuture<'a, Result<Filled>>;
 
 pub(crate) struct Cursors<'a> {
     store: &'a StateStore,
@@ -112,7 +135,12 @@ struct Cursor {
     clip: KeyGroupRanges,
     /// Blocks that are still to be read.
     blocks: VecDeque<BlockWish>,
+    /// Bytes that it reads ahead.
+    ahead_bytes: u64,
+    /// Blocks that are being read.
+    coming: usize,
     loaded: VecDeque<(BlockWish, SharedBlock)>,
+    /// Of those that are loaded and those that are coming.
     loaded_bytes: u64,
     /// Entry of the first loaded block.
     at: usize,
@@ -144,6 +172,8 @@ impl<'a> Cursors<'a> {
             .map(|clip| Cursor {
                 clip,
                 blocks: VecDeque::new(),
+                ahead_bytes: 0,
+                coming: 0,
                 loaded: VecDeque::new(),
                 loaded_bytes: 0,
                 at: 0,
@@ -175,7 +205,25 @@ impl<'a> Cursors<'a> {
                 }
             }
         }
-        Self { store, layouts, parts, ranges, cursors, mode, filtered: asked.filtered }
+        let mut all = Self { store, layouts, parts, ranges, cursors, mode, filtered: asked.filtered };
+        all.divide();
+        all
+    }
+
+    /// Gives each cursor its share of what is read ahead.
+    fn divide(&mut self) {
+        let of = |cursor: &Cursor| cursor.blocks.iter().map(|w| body_bytes(self.parts, *w)).sum::<u64>();
+        let shares: Vec<u64> = match self.mode.ahead {
+            Ahead::Each(bytes) => vec![bytes; self.cursors.len()],
+            Ahead::Together(bytes) => {
+                let each: Vec<u64> = self.cursors.iter().map(of).collect();
+                let total = u128::from(each.iter().sum::<u64>()).max(1);
+                let even = bytes / EVENLY / each.len().max(1) as u64;
+                let rest = bytes - bytes / EVENLY;
+                each.iter().map(|b| even + (u128::from(rest) * u128::from(*b) / total) as u64).collect()
+            }
+        };
+        self.cursors.iter_mut().zip(shares).for_each(|(cursor, share)| cursor.ahead_bytes = share);
     }
 
     /// How many looks of a range into a part the filters spared.
@@ -185,52 +233,43 @@ impl<'a> Cursors<'a> {
 
     /// Reads ahead for every cursor that has less than half of its share.
     pub(crate) async fn fill(&mut self, report: &mut ReadReport) -> Result<()> {
+        if let Some(filling) = self.begin_fill() {
+            let filled = filling.await?;
+            self.end_fill(filled, report)?;
+        }
+        Ok(())
+    }
+
+    /// The same without waiting: what it brings goes to [`Cursors::end_fill`] before the next one begins. None: there is
+    /// nothing to read now.
+    pub(crate) fn begin_fill(&mut self) -> Option<Filling<'a>> {
         let mut wishes = Vec::new();
         for cursor in &mut self.cursors {
-            if cursor.loaded_bytes > self.mode.ahead_bytes / 2 {
+            if cursor.loaded_bytes > cursor.ahead_bytes / 2 {
                 continue;
             }
-            let mut bytes = cursor.loaded_bytes;
-            while bytes < self.mode.ahead_bytes
+            while (cursor.loaded_bytes < cursor.ahead_bytes || cursor.loaded_bytes == 0)
                 && let Some(wish) = cursor.blocks.pop_front()
             {
-                bytes += u64::from(self.parts[wish.part].part.blocks()[wish.block].body_length);
+                cursor.loaded_bytes += body_bytes(self.parts, wish);
+                cursor.coming += 1;
                 wishes.push(wish);
             }
         }
-        let mut blocks: Vec<Option<SharedBlock>> = Vec::with_capacity(wishes.len());
-        let mut missing = Vec::new();
-        for (i, wish) in wishes.iter().enumerate() {
-            // What is hot is none of a walk's business: no hit is counted and nothing is put in.
-            let of = &self.parts[wish.part];
-            let known = of.part.slots().read().blocks()[wish.block].upgrade().map(SharedBlock);
-            let there = known.or_else(|| self.store.0.caches.peek_block(&of.key(wish.block)));
-            match there {
-                Some(_) => report.memory_hits += 1,
-                None => missing.push(i),
-            }
-            blocks.push(there);
-        }
-        if !missing.is_empty() {
-            let asked: Vec<BlockWish> = missing.iter().map(|&i| wishes[i]).collect();
-            let mode = BlockMode { purpose: self.mode.purpose, keep: false };
-            self.store
-                .blocks(self.parts, &asked, mode, report, |i, block| {
-                    blocks[missing[i]] = Some(block);
-                    Ok(())
-                })
-                .await?;
-        }
-        for (wish, block) in wishes.into_iter().zip(blocks) {
-            if let Some(block) = block {
-                let of = &self.parts[wish.part];
-                let cursor = &mut self.cursors[of.run_index];
-                cursor.loaded_bytes += block.0.body_len() as u64;
-                cursor.loaded.push_back((wish, block));
-                if cursor.loaded.len() == 1 {
-                    cursor.enter(self.parts);
-                    cursor.settle(self.parts, self.ranges, self.layouts)?;
-                }
+        let (store, parts, purpose) = (self.store, self.parts, self.mode.purpose);
+        (!wishes.is_empty()).then(|| -> Filling<'a> { Box::pin(read(store, parts, wishes, purpose)) })
+    }
+
+    /// Takes what came, and adds what it cost to `report`.
+    pub(crate) fn end_fill(&mut self, filled: Filled, report: &mut ReadReport) -> Result<()> {
+        *report += filled.report;
+        for (wish, block) in filled.blocks {
+            let cursor = &mut self.cursors[self.parts[wish.part].run_index];
+            cursor.coming -= 1;
+            cursor.loaded.push_back((wish, block));
+            if cursor.loaded.len() == 1 {
+                cursor.enter(self.parts);
+                cursor.settle(self.parts, self.ranges, self.layouts)?;
             }
         }
         Ok(())
@@ -242,7 +281,7 @@ impl<'a> Cursors<'a> {
         let mut least: Option<usize> = None;
         for (i, cursor) in self.cursors.iter().enumerate() {
             match cursor.loaded.front() {
-                None if cursor.blocks.is_empty() => {}
+                None if cursor.blocks.is_empty() && cursor.coming == 0 => {}
                 None => return Ok(Step::Dry),
                 Some((_, block)) => {
                     if least.is_none_or(|l| cursor.key_below(&block.0, &self.cursors[l])) {
@@ -274,6 +313,38 @@ impl<'a> Cursors<'a> {
             }
         }
     }
+}
+
+fn body_bytes(parts: &[PartOf<'_>], wish: BlockWish) -> u64 {
+    parts[wish.part].part.blocks()[wish.block].body_length.into()
+}
+
+/// Brings blocks, from memory or from where they are, and leaves the caches as they are.
+async fn read(store: &StateStore, parts: &[PartOf<'_>], wishes: Vec<BlockWish>, purpose: Purpose) -> Result<Filled> {
+    let mut report = ReadReport::default();
+    let mut blocks: Vec<Option<SharedBlock>> = Vec::with_capacity(wishes.len());
+    let mut missing = Vec::new();
+    for (i, wish) in wishes.iter().enumerate() {
+        // What is hot is none of a walk's business: no hit is counted and nothing is put in.
+        let of = &parts[wish.part];
+        let known = of.part.slots().read().blocks()[wish.block].upgrade().map(SharedBlock);
+        let there = known.or_else(|| store.0.caches.peek_block(&of.key(wish.block)));
+        match there {
+            Some(_) => report.memory_hits += 1,
+            None => missing.push(i),
+        }
+        blocks.push(there);
+    }
+    if !missing.is_empty() {
+        let asked: Vec<BlockWish> = missing.iter().map(|&i| wishes[i]).collect();
+        let mode = BlockMode { purpose, keep: false };
+        let take = |i: usize, block| {
+            blocks[missing[i]] = Some(block);
+            Ok(())
+        };
+        store.blocks(parts, &asked, mode, &mut report, take).await?;
+    }
+    Ok(Filled { blocks: wishes.into_iter().zip(blocks).filter_map(|(w, b)| Some((w, b?))).collect(), report })
 }
 
 /// Ranges whose prefixes go through the filter of a part together: their lines fit into the nearest cache.
@@ -346,9 +417,9 @@ impl Cursor {
 
     /// Moves on to the next entry that is to be seen: inside a range and the clip.
     fn settle(&mut self, parts: &[PartOf<'_>], ranges: &[KeyRange], layouts: &Layouts) -> Result<()> {
-        while let Some((_, SharedBlock(block))) = self.loaded.front() {
+        while let Some((wish, SharedBlock(block))) = self.loaded.front() {
             if self.at >= block.len() {
-                self.loaded_bytes -= block.body_len() as u64;
+                self.loaded_bytes = self.loaded_bytes.saturating_sub(body_bytes(parts, *wish));
                 self.loaded.pop_front();
                 self.enter(parts);
                 continue;

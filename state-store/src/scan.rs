@@ -8,7 +8,7 @@ use millstream_common::{Error, KeyGroupRanges, Result, StateId};
 use millstream_objects::Purpose;
 
 use crate::Layout;
-use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
+use crate::cursor::{Ahead, Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::entry::ReadTime;
 use crate::fetch::PartOf;
 use crate::fold::{Resolved, resolve};
@@ -100,7 +100,7 @@ impl View {
     ) -> Result<()> {
         let (parts, clips) = self.parts_in(ranges, &mut piece.report).await?;
         let ahead_bytes = (max_bytes as u64).max(LEAST_AHEAD_BYTES).min(self.store.options().read_ahead_bytes);
-        let mode = ReadMode { purpose: Purpose::State, ahead_bytes };
+        let mode = ReadMode { purpose: Purpose::State, ahead: Ahead::Each(ahead_bytes) };
         let mut cursors = Cursors::new(&self.store, self.layouts(), clips, &parts, ranges, mode);
         piece.report.filtered += cursors.filtered();
         let mut chain = Chain::default();

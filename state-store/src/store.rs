@@ -56,7 +56,8 @@ pub struct StateStoreOptions {
     pub bytes_in_flight: u64,
     /// GETs a second that a process makes in the long run: a read that would need more makes larger ones.
     pub gets_per_second: u32,
-    /// A scan or compaction reads this far ahead in each run.
+    /// A scan reads this far ahead in each run; a compaction, in all of its inputs together, this times the runs that
+    /// trigger it.
     pub read_ahead_bytes: u64,
     /// Bytes of objects that were written and wait for the SSD, at most; what is beyond is not put onto it. Of state that
     /// is kept on the local disk: bytes of sections that wait to become files; what is beyond is not kept.

@@ -277,6 +277,30 @@ async fn compactions_and_scans_leave_a_full_cache_alone() {
     assert_eq!((after.memory_bytes, after.memory_hits), (before.memory_bytes, before.memory_hits));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_merge_of_a_large_run_with_small_ones_waits_for_few_reads() {
+    let env = Env::test(1);
+    let latency = Duration::from_millis(30);
+    let backend = FaultyStore::new(Arc::new(InMemory::new()), &env, Faults::none());
+    let store = Store::from_backend(Arc::new(backend.clone()), "memory://", &StoreOptions::default(), &env);
+    let all = keys(20_000);
+    let mut runs = vec![written(&store, &env, &all, &[1; 100], 1).await];
+    for epoch in 2..=8 {
+        let few: Vec<_> = all.iter().skip(epoch as usize).step_by(100).cloned().collect();
+        runs.push(written(&store, &env, &few, &[epoch as u8; 100], epoch).await);
+    }
+    backend.set(Faults { latency_p50: latency, latency_p99: latency, ..Faults::none() });
+    let options = StateStoreOptions { read_ahead_bytes: 64 << 10, gap_bytes: 64 << 10, ..small_blocks() };
+    let states = state_store(&store, &env, false, options);
+    let started = env.now();
+    let outputs = states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
+    let waits = env.now().since(started).as_millis() / latency.as_millis();
+    assert_eq!(outputs.iter().map(|o| o.entries).sum::<u64>(), 20_000);
+    // 64 KiB at a time of the large run would be 35 waits, and it has three quarters of 512 KiB.
+    let length = runs[0].length;
+    assert!(length > 35 * (64 << 10) && (4..18).contains(&waits), "{waits} waits for {length} bytes");
+}
+
 /// A block of so many bytes.
 fn filler(bytes: usize) -> SharedBlock {
     let mut body = [1_u32, 0, 0, 0].map(u32::to_le_bytes).concat();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use millstream_common::{Result, StateId};
 use millstream_objects::Purpose;
 
-use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
+use crate::cursor::{Ahead, Chain, Cursors, KeyRange, ReadMode, Step};
 use crate::key;
 use crate::view::View;
 
@@ -25,7 +25,7 @@ impl View {
         let range = KeyRange::new(Bytes::copy_from_slice(from), key::state_end(state).into(), self.layouts());
         let ranges = [range];
         let (parts, clips) = self.parts_in(&ranges, &mut report).await?;
-        let mode = ReadMode { purpose: Purpose::State, ahead_bytes: self.store.options().read_ahead_bytes };
+        let mode = ReadMode { purpose: Purpose::State, ahead: Ahead::Each(self.store.options().read_ahead_bytes) };
         let mut cursors = Cursors::new(&self.store, self.layouts(), clips, &parts, &ranges, mode);
         let (mut chain, mut piece, mut bytes) = (Chain::default(), KeyPiece::default(), 0);
         loop {

@@ -4,9 +4,11 @@
 //! `output_bytes`, and each part is merged by itself into one object. So a key group's entries of an interval always
 //! stand in one run, and a reader or a later compaction never has to look for siblings. For time-ordered states each
 //! part reads through all blocks of its times; parts are few, and only the first split of a large run pays for it.
-//! In memory are at any time: one output, and the read-ahead of each input.
+//! In memory are at any time: one output, and the read-ahead of the inputs, which is read while what came before is
+//! merged.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use millstream_cache::{BlockKey, CacheBlock, ObjectId};
 use millstream_common::planted::bug_is_planted;
@@ -15,7 +17,7 @@ use millstream_objects::Purpose;
 
 use super::throttle::Throttle;
 use crate::accounts::TaskWrites;
-use crate::cursor::{Chain, Cursors, KeyRange, ReadMode, Step};
+use crate::cursor::{Ahead, Chain, Cursors, Filling, KeyRange, ReadMode, Step};
 use crate::entry::{MergeOperator, ReadTime};
 use crate::fetch::PartOf;
 use crate::fold::Fold;
@@ -98,10 +100,11 @@ impl StateStore {
         let options = &self.0.options.section;
         let options = if bottom { options.bottom() } else { options.clone() };
         let all = [KeyRange::all()];
+        let ahead_bytes = self.0.options.read_ahead_bytes * self.0.options.compaction.trigger_runs.max(1) as u64;
         let mut outputs = Unlisted { store: self, runs: Vec::with_capacity(cuts.len()) };
         for part in cuts {
             let clips = refs.iter().map(|run| run.clip.intersect(&part)).collect();
-            let mode = ReadMode { purpose: Purpose::Compaction, ahead_bytes: self.0.options.read_ahead_bytes };
+            let mode = ReadMode { purpose: Purpose::Compaction, ahead: Ahead::Together(ahead_bytes) };
             let cursors = Cursors::new(self, layouts, clips, &parts, &all, mode);
             let mut output = Output {
                 object: self.output_name(merge.writer, merge.number),
@@ -132,12 +135,15 @@ impl StateStore {
         // The state of the key before, whether its keys are in time order, and its operator.
         let mut known: Option<(StateId, bool, Option<&dyn MergeOperator>)> = None;
         let mut room = self.keep_output(output);
+        let mut filling: Option<Filling<'_>> = None;
         loop {
             match cursors.next_chain(&mut chain)? {
                 Step::End => return Ok(()),
                 Step::Dry => {
-                    cursors.fill(&mut reads.report).await?;
-                    reads.pay(&self.0.env).await;
+                    if let Some(filling) = filling.take().or_else(|| cursors.begin_fill()) {
+                        cursors.end_fill(filling.await?, &mut reads.report)?;
+                        reads.pay(&self.0.env).await;
+                    }
                 }
                 Step::Chain => {
                     let (by_time, operator) = match (key::state_of(&chain.key), known) {
@@ -161,6 +167,15 @@ impl StateStore {
                     keys += 1;
                     if keys % KEYS_A_TURN == 0 {
                         self.0.env.yield_now().await;
+                        // What comes next is read meanwhile. Nobody waits for it while this pays for what was read.
+                        filling = filling.or_else(|| cursors.begin_fill());
+                        if let Some(coming) = &mut filling
+                            && let Poll::Ready(filled) = futures::poll!(coming)
+                        {
+                            filling = None;
+                            cursors.end_fill(filled?, &mut reads.report)?;
+                            reads.pay(&self.0.env).await;
+                        }
                     }
                 }
             }

@@ -414,11 +414,6 @@ impl Block {
         a.iter().chain(self.suffix(i)).cmp(b.iter().chain(other.suffix(j)))
     }
 
-    /// Bytes of the body.
-    pub(crate) fn body_len(&self) -> usize {
-        self.body.len()
-    }
-
     /// The first entry whose key is at or above `key`, at or behind `from`.
     #[inline]
     pub(crate) fn lower_bound(&self, from: usize, key: &[u8]) -> usize {
