@@ -47,6 +47,8 @@ pub struct OperatorFigures {
     pub back_pressured: Duration,
     /// Time of waiting for state.
     pub state_wait: Duration,
+    /// Time in which they held back so that compactions catch up.
+    pub merge_wait: Duration,
     /// What its reads cost.
     pub reads: ReadFigures,
 }
@@ -148,6 +150,7 @@ impl AddAssign for OperatorFigures {
         self.busy += other.busy;
         self.back_pressured += other.back_pressured;
         self.state_wait += other.state_wait;
+        self.merge_wait += other.merge_wait;
         self.reads += other.reads;
     }
 }

@@ -108,8 +108,16 @@ fn throttled(store: &Value) -> Option<String> {
 }
 
 fn operators(doc: &Value) -> String {
-    let mut table =
-        Table::new(&["operator", "parallelism", "rows in", "rows out", "busy", "back-pressured", "state wait"]);
+    let mut table = Table::new(&[
+        "operator",
+        "parallelism",
+        "rows in",
+        "rows out",
+        "busy",
+        "back-pressured",
+        "state wait",
+        "merge wait",
+    ]);
     for op in items(&doc["operators"]) {
         table.row(vec![
             text(&op["name"]),
@@ -119,6 +127,7 @@ fn operators(doc: &Value) -> String {
             share(&op["busy"]),
             share(&op["back_pressured"]),
             share(&op["state_wait"]),
+            share(&op["merge_wait"]),
         ]);
     }
     table.render()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use millstream_cache::{CacheOptions, CacheStats, DiskBudget, DiskOptions, LocalFiles};
+use millstream_cache::{CacheOptions, CacheStats, DiskBudget, DiskOptions, FileStats, LocalFiles};
 use millstream_common::{Env, Error, Result};
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::{self, Settings};
@@ -120,6 +120,12 @@ impl ProcessStores {
     #[must_use]
     pub fn cache_stats(&self) -> Option<CacheStats> {
         self.has_caches.then(|| self.caches.stats())
+    }
+
+    /// What became of the state that jobs keep on the local disk, by the name of the job.
+    #[must_use]
+    pub fn local_stats(&self) -> BTreeMap<String, FileStats> {
+        self.local.opened.lock().jobs.iter().map(|(job, files)| (job.clone(), files.stats())).collect()
     }
 
     /// How the memory is divided; none in a coordinator.

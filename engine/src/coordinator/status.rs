@@ -283,6 +283,7 @@ fn operators(
                 "busy": share(|s| s.busy_ms),
                 "back_pressured": share(|s| s.back_pressured_ms),
                 "state_wait": share(|s| s.state_wait_ms),
+                "merge_wait": share(|s| s.merge_wait_ms),
                 "reads": keeps_state.map(|_| reads(&done.reads)),
                 "writes": keeps_state.map(|_| writes(&used.map(|u| u.written).unwrap_or_default(), None)),
                 "usd": keeps_state.map(|_| used.map_or(0.0, |u| u.requests.usd())),

@@ -301,6 +301,9 @@ impl KeyedTask {
         if needs_state {
             TaskMetrics::add(&self.metrics.state_wait_ns, waited);
         }
+        if let Some(pause) = pause {
+            TaskMetrics::add(&self.metrics.merge_wait_ns, waited.min(pause.as_nanos() as u64));
+        }
         if let Some(c) = control {
             self.on_control(c).await?;
         }

@@ -209,6 +209,8 @@ pub struct TaskMetrics {
     pub back_pressured_ns: AtomicU64,
     /// Nanoseconds of waiting for state.
     pub state_wait_ns: AtomicU64,
+    /// Nanoseconds in which it held back, since reads look into too many runs.
+    pub merge_wait_ns: AtomicU64,
     /// The subtask's watermark; [`WATERMARK_MIN`] before the first.
     pub watermark: AtomicI64,
     /// Bytes of state in memory.
@@ -237,6 +239,7 @@ impl Default for TaskMetrics {
             busy_ns: zero(),
             back_pressured_ns: zero(),
             state_wait_ns: zero(),
+            merge_wait_ns: zero(),
             watermark: AtomicI64::new(WATERMARK_MIN),
             memory_bytes: zero(),
             dirty_bytes: zero(),

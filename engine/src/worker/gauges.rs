@@ -145,6 +145,7 @@ impl JobGauges {
             busy_ms: ms(m.busy_ns.load(Ordering::Relaxed)),
             back_pressured_ms: ms(m.back_pressured_ns.load(Ordering::Relaxed)),
             state_wait_ms: ms(m.state_wait_ns.load(Ordering::Relaxed)),
+            merge_wait_ms: ms(m.merge_wait_ns.load(Ordering::Relaxed)),
             alive_ms: now.since(s.started).as_millis() as u64,
             watermark_ms: (watermark > WATERMARK_MIN).then_some(watermark),
             splits: m.splits.lock().iter().map(split_counters).collect(),
@@ -168,6 +169,7 @@ fn operator_figures(m: &TaskMetrics) -> OperatorFigures {
         busy: Duration::from_nanos(n(&m.busy_ns)),
         back_pressured: Duration::from_nanos(n(&m.back_pressured_ns)),
         state_wait: Duration::from_nanos(n(&m.state_wait_ns)),
+        merge_wait: Duration::from_nanos(n(&m.merge_wait_ns)),
         reads: read_figures(m),
     }
 }

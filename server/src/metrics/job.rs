@@ -52,12 +52,13 @@ const OF_VERSIONS: [(&str, &str); 4] = [
     ("millstream_versions_bytes", "bytes"),
 ];
 
-const OF_OPERATOR: [(&str, &str); 5] = [
+const OF_OPERATOR: [(&str, &str); 6] = [
     ("millstream_operator_rows_in_total", "rows_in"),
     ("millstream_operator_rows_out_total", "rows_out"),
     ("millstream_operator_busy_ratio", "busy"),
     ("millstream_operator_back_pressured_ratio", "back_pressured"),
     ("millstream_operator_state_wait_ratio", "state_wait"),
+    ("millstream_operator_merge_wait_ratio", "merge_wait"),
 ];
 
 const OF_WRITES: [(&str, &str); 4] = [

@@ -45,6 +45,8 @@ const fn def(of: Of, kind: Kind, name: &'static str, labels: &'static [&'static 
 
 const NONE: &[&str] = &[];
 const JOB: &[&str] = &["job", "id"];
+/// Local state has one folder for all deployments of a name.
+const FOLDER: &[&str] = &["job"];
 const OPERATOR: &[&str] = &["job", "id", "operator"];
 const SOURCE: &[&str] = &["job", "id", "operator", "source"];
 const TIER: &[&str] = &["tier"];
@@ -83,6 +85,7 @@ pub const METRICS: &[MetricDef] = &[
     def(Process, Counter, "millstream_process_busy_seconds_total", OPERATOR, "Time of processing, seconds, summed over subtasks."),
     def(Process, Counter, "millstream_process_back_pressured_seconds_total", OPERATOR, "Time of waiting for receivers, seconds, summed over subtasks."),
     def(Process, Counter, "millstream_process_state_wait_seconds_total", OPERATOR, "Time of waiting for state, seconds, summed over subtasks."),
+    def(Process, Counter, "millstream_process_merge_wait_seconds_total", OPERATOR, "Time in which subtasks held back because reads look into half as many runs again as state.compaction.trigger-runs, or more, seconds, summed over subtasks."),
     def(Process, Gauge, "millstream_process_state_memory_bytes", OPERATOR, "Bytes of working sets."),
     def(Process, Gauge, "millstream_process_state_dirty_bytes", OPERATOR, "Bytes of them that the object store does not hold yet."),
 
@@ -116,6 +119,14 @@ pub const METRICS: &[MetricDef] = &[
     def(Process, Counter, "millstream_process_pins_refused_total", NONE, "Blocks and index parts that residency memory had no room for."),
     def(Process, Gauge, "millstream_process_ssd_rests", NONE, "1 while the SSD is left alone because it failed or was slow too often."),
     def(Process, Histogram, "millstream_process_ssd_duration_seconds", NONE, "How long look-ups on the SSD took that came to an end, seconds."),
+
+    def(Process, Gauge, "millstream_process_local_files", FOLDER, "Sections of state in files on the local disk (state.residency=local)."),
+    def(Process, Gauge, "millstream_process_local_bytes", FOLDER, "Bytes of those files."),
+    def(Process, Gauge, "millstream_process_local_deleting_files", FOLDER, "Files that nobody wants and that are still to be deleted."),
+    def(Process, Counter, "millstream_process_local_reads_total", FOLDER, "Ranges that were read from them."),
+    def(Process, Counter, "millstream_process_local_adopted_total", FOLDER, "Files that were taken over from an earlier process."),
+    def(Process, Counter, "millstream_process_local_refused_total", FOLDER, "Sections that the disk did not take: it is full, at its bound, or failed. They are read from the object store."),
+    def(Process, Counter, "millstream_process_local_failed_total", FOLDER, "Reads that failed or took too long, and files that turned out to be damaged. The object store was asked instead."),
 
     def(Job, Gauge, "millstream_job_state", &["job", "id", "state"], "1 for the state that the job is in, 0 for the others."),
     def(Job, Gauge, "millstream_parallelism", JOB, "Parallelism."),
@@ -170,6 +181,7 @@ pub const METRICS: &[MetricDef] = &[
     def(Job, Gauge, "millstream_operator_busy_ratio", OPERATOR, "Share of the time of its subtasks spent processing, since they were deployed, 0 to 1."),
     def(Job, Gauge, "millstream_operator_back_pressured_ratio", OPERATOR, "The same, spent waiting for receivers."),
     def(Job, Gauge, "millstream_operator_state_wait_ratio", OPERATOR, "The same, spent waiting for state."),
+    def(Job, Gauge, "millstream_operator_merge_wait_ratio", OPERATOR, "The same, spent holding back so that compactions catch up."),
     def(Job, Counter, "millstream_operator_keys_named_total", OPERATOR, "As millstream_process_keys_named_total, over all processes."),
     def(Job, Counter, "millstream_operator_keys_asked_total", OPERATOR, "As millstream_process_keys_asked_total, over all processes."),
     def(Job, Counter, "millstream_operator_blocks_total", SOURCE, "As millstream_process_blocks_total, over all processes."),

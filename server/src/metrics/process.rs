@@ -1,9 +1,10 @@
 //! Metrics of this process: what it did since it started, and what it holds.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use millstream_cache::CacheStats;
+use millstream_cache::{CacheStats, FileStats};
 use millstream_engine::figures::{JobFigures, OperatorFigures, ReadFigures, StoreFigures};
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::worker::WorkerLedger;
@@ -43,6 +44,7 @@ impl ProcessParts {
         ProcessFigures {
             jobs: self.0.ledger.figures(),
             caches: stores.and_then(|s| s.cache_stats()),
+            local: stores.map(|s| s.local_stats()).unwrap_or_default(),
             plan: stores.and_then(|s| s.memory_plan()),
             cluster_requests: stores.map(|s| s.cluster_requests()).unwrap_or_default(),
             limits_per_s: stores.map(|s| s.limits_per_s()).unwrap_or_default(),
@@ -57,6 +59,8 @@ pub struct ProcessFigures {
     pub jobs: Vec<JobFigures>,
     /// What its caches did; none in a coordinator.
     pub caches: Option<CacheStats>,
+    /// What became of state on its local disk, by the name of the job.
+    pub local: BTreeMap<String, FileStats>,
     /// How its memory is divided; none in a coordinator.
     pub plan: Option<MemoryPlan>,
     /// Requests for no job.
@@ -89,6 +93,9 @@ pub(super) fn add(families: &mut Families, usage: &Usage, figures: &ProcessFigur
     add_memory(families, figures);
     if let Some(caches) = &figures.caches {
         add_caches(families, caches);
+    }
+    for (job, files) in &figures.local {
+        add_local(families, job, files);
     }
 }
 
@@ -143,6 +150,7 @@ fn add_operator(families: &mut Families, labels: [&str; 3], f: &OperatorFigures)
     families.add("millstream_process_busy_seconds_total", &labels, seconds(f.busy));
     families.add("millstream_process_back_pressured_seconds_total", &labels, seconds(f.back_pressured));
     families.add("millstream_process_state_wait_seconds_total", &labels, seconds(f.state_wait));
+    families.add("millstream_process_merge_wait_seconds_total", &labels, seconds(f.merge_wait));
     families.count("millstream_process_state_memory_bytes", &labels, f.memory_bytes);
     families.count("millstream_process_state_dirty_bytes", &labels, f.dirty_bytes);
     add_reads(families, labels, &f.reads);
@@ -224,4 +232,18 @@ fn add_caches(families: &mut Families, c: &CacheStats) {
     families.count("millstream_process_ssd_dropped_total", &[], c.disk_dropped);
     families.add("millstream_process_ssd_rests", &[], f64::from(c.disk_rests));
     families.durations("millstream_process_ssd_duration_seconds", &[], &c.disk_look_ups);
+}
+
+fn add_local(families: &mut Families, job: &str, files: &FileStats) {
+    for (name, n) in [
+        ("millstream_process_local_files", files.files),
+        ("millstream_process_local_bytes", files.bytes),
+        ("millstream_process_local_deleting_files", files.deleting),
+        ("millstream_process_local_reads_total", files.reads),
+        ("millstream_process_local_adopted_total", files.adopted),
+        ("millstream_process_local_refused_total", files.refused),
+        ("millstream_process_local_failed_total", files.failed),
+    ] {
+        families.count(name, &[job], n);
+    }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use millstream_cache::CacheStats;
+use millstream_cache::{CacheStats, FileStats};
 use millstream_common::latency::Latencies;
 use millstream_engine::figures::{JobFigures, OperatorFigures, ReadFigures, StoreFigures};
 use millstream_engine::memory_plan::MemoryPlan;
@@ -31,7 +31,7 @@ fn document() -> Value {
         "versions": {"checkpoints": 1, "records": 2, "objects": 3, "bytes": 4},
         "garbage": {"collections": 1, "failed": 0, "objects_deleted": 2, "bytes_deleted": 3, "records_deleted": 4,
             "orphans_deleted": 5, "orphan_bytes_deleted": 6},
-        "operators": [{"uid": "w", "rows_in": 10, "rows_out": 1, "busy": 0.25, "back_pressured": 0.0, "state_wait": 0.0,
+        "operators": [{"uid": "w", "rows_in": 10, "rows_out": 1, "busy": 0.25, "back_pressured": 0.0, "state_wait": 0.0, "merge_wait": 0.0,
             "reads": {"keys_named": 9, "keys_asked": 2, "memory_hits": 1, "disk_hits": 1, "shared": 1, "misses": 1, "gets": 1},
             "writes": {"flushed_bytes": 8, "compactions": 1, "compaction_bytes_in": 2, "compaction_bytes_out": 3},
             "runs_per_key_group_max": 4, "subtasks": [{"index": 1, "rows_in": 4}]}],
@@ -71,6 +71,7 @@ fn figures() -> ProcessFigures {
             store,
         }],
         caches: Some(CacheStats { disk_capacity_bytes: 1, disk_rests: true, ..CacheStats::default() }),
+        local: BTreeMap::from([("nexmark-q5".to_owned(), FileStats { files: 3, refused: 2, ..FileStats::default() })]),
         plan: Some(MemoryPlan::new(&Settings::defaults(), 1 << 33)),
         cluster_requests: shared,
         limits_per_s: (Some(70), Some(9)),
@@ -113,6 +114,8 @@ fn documents_and_figures_become_samples() {
         "millstream_process_get_duration_seconds_bucket{JOB,purpose=\"state\",le=\"30\"} 2",
         "millstream_process_get_duration_seconds_bucket{JOB,purpose=\"state\",le=\"+Inf\"} 3",
         "millstream_process_ssd_rests 1",
+        "millstream_process_local_files{job=\"nexmark-q5\"} 3",
+        "millstream_process_local_refused_total{job=\"nexmark-q5\"} 2",
     ] {
         let line = line.replace("JOB", job);
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
