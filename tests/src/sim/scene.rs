@@ -86,7 +86,8 @@ fn blind(plan: &mut Plan, dice: &mut Dice) {
     plan.faults.push((comes, Fault::SecondCoordinator));
     // It has written that it leads, and has looked once more whether it still does.
     let leads = comes + dice.millis(2_400..2_520);
-    let (stops, lasts) = (leads + dice.millis(50..350), dice.millis(1_500..3_500));
+    // Long enough for the other to fill a group of records, since only whole groups are collected.
+    let (stops, lasts) = (leads + dice.millis(50..350), dice.millis(4_000..8_000));
     let unseen = Faults { error_before: 1.0, only_paths_with: "_cluster/leader".into(), ..plan.latency.clone() };
     let seen_again = stops + lasts + dice.millis(100..1_200);
     plan.faults.push((leads, Fault::Store { faults: Box::new(unseen), lasts: seen_again - leads }));
