@@ -153,7 +153,7 @@ async fn a_disk_that_is_slow_or_fails_is_left_alone_for_a_while() {
             }
             Err("broken".to_owned())
         };
-        assert_eq!(caches.judge(&env, look).await, None);
+        assert_eq!(caches.judge(&env, None, look).await, None);
         if !caches.has_disk() {
             break;
         }
@@ -166,7 +166,18 @@ async fn a_disk_that_is_slow_or_fails_is_left_alone_for_a_while() {
     assert_eq!(caches.stats().disk_dropped, 1);
     env.sleep(Duration::from_secs(11)).await;
     assert!(caches.has_disk());
-    assert_eq!(caches.judge(&env, async { Ok(Some(body(2, 3))) }).await, Some(body(2, 3)));
+    assert_eq!(caches.judge(&env, None, async { Ok(Some(body(2, 3))) }).await, Some(body(2, 3)));
+    // It has as long as GETs take, but not for ever.
+    for (gets_take_ms, look_takes_ms, comes) in
+        [(100, 140, true), (100, 400, false), (500, 400, true), (90_000, 2_100, false)]
+    {
+        let look = async {
+            env.sleep(Duration::from_millis(look_takes_ms)).await;
+            Ok(Some(body(2, 3)))
+        };
+        let found = caches.judge(&env, Some(Duration::from_millis(gets_take_ms)), look).await;
+        assert_eq!(found.is_some(), comes, "{gets_take_ms} {look_takes_ms}");
+    }
     caches.close().await;
 }
 
@@ -301,7 +312,7 @@ async fn a_disk_that_rests_is_given_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let caches = Caches::<Bytes>::new(&disk_options(dir.path()), &env).await.unwrap();
     for _ in 0..16 {
-        caches.judge(&env, async { Err("broken".to_owned()) }).await;
+        caches.judge(&env, None, async { Err("broken".to_owned()) }).await;
     }
     assert!(caches.stats().disk_rests);
     assert_eq!(caches.admit((0..100).map(|n| (key(n), body(n, 15_000)))).await, 0);

@@ -296,9 +296,8 @@ async fn a_merge_of_a_large_run_with_small_ones_waits_for_few_reads() {
     let outputs = states.compact(&runs, &KeyGroupRanges::all(), &layouts(), WRITER, true, NOW).await.unwrap();
     let waits = env.now().since(started).as_millis() / latency.as_millis();
     assert_eq!(outputs.iter().map(|o| o.entries).sum::<u64>(), 20_000);
-    // 64 KiB at a time of the large run would be 35 waits, and it has three quarters of 512 KiB.
-    let length = runs[0].length;
-    assert!(length > 35 * (64 << 10) && (4..18).contains(&waits), "{waits} waits for {length} bytes");
+    // Of values alone it has 30 times 64 KiB; but its share is three quarters of 512 KiB.
+    assert!((4..18).contains(&waits), "{waits} waits");
 }
 
 /// A block of so many bytes.
