@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use millstream_common::hash::stable_hash;
-use millstream_common::{KeyGroupRange, KeyGroupRanges, Result};
+use millstream_common::{Error, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_objects::Purpose;
 
 use crate::fetch::{BlockMode, BlockWish, PartOf};
@@ -344,7 +344,9 @@ async fn read(store: &StateStore, parts: &[PartOf<'_>], wishes: Vec<BlockWish>, 
         };
         store.blocks(parts, &asked, mode, &mut report, take).await?;
     }
-    Ok(Filled { blocks: wishes.into_iter().zip(blocks).filter_map(|(w, b)| Some((w, b?))).collect(), report })
+    let absent = || Error::internal("a block that was asked for has not come").code(9213);
+    let brought = wishes.into_iter().zip(blocks).map(|(wish, block)| Ok((wish, block.ok_or_else(absent)?)));
+    Ok(Filled { blocks: brought.collect::<Result<_>>()?, report })
 }
 
 /// Ranges whose prefixes go through the filter of a part together: their lines fit into the nearest cache.
