@@ -362,8 +362,8 @@ impl Settings {
             "8 is the default",
         )?;
         need(
-            self.state.compaction_output_bytes >= 1 << 20,
-            "state.compaction.output-size is below 1MiB",
+            self.state.compaction_output_bytes >= 1 << 10,
+            "state.compaction.output-size is below 1KiB",
             "64MiB is the default",
         )?;
         need(

@@ -12,6 +12,8 @@
 //! deleted.
 
 mod apply;
+#[cfg(test)]
+mod large_tests;
 mod pick;
 mod run;
 #[cfg(test)]

@@ -7,11 +7,11 @@ use crate::section::Interval;
 use crate::testing::{TASK, tree};
 use crate::{Run, Tree};
 
-fn ranges(pairs: &[(u32, u32)]) -> KeyGroupRanges {
+pub(super) fn ranges(pairs: &[(u32, u32)]) -> KeyGroupRanges {
     pairs.iter().map(|&(a, b)| KeyGroupRange::new(a, b)).collect()
 }
 
-fn run(name: &str, epochs: (u64, u64), length: u64, clip: &[(u32, u32)]) -> Arc<Run> {
+pub(super) fn run(name: &str, epochs: (u64, u64), length: u64, clip: &[(u32, u32)]) -> Arc<Run> {
     let interval = Interval::of(Epoch(epochs.0), 0).hull(Interval::of(Epoch(epochs.1), 0));
     Arc::new(Run {
         task: TASK,
@@ -59,11 +59,22 @@ fn few_runs_are_left_alone_and_many_small_ones_merged() {
 
 #[test]
 fn a_pick_keeps_to_the_key_groups_where_its_runs_are_neighbours() {
-    let runs =
-        [run("c", (3, 3), 10_000, ALL), run("b", (2, 2), 10_000, &[(0, 100)]), run("a", (1, 1), 10_000, &[(50, 1000)])];
+    let mut runs = vec![
+        run("c", (3, 3), 10_000, ALL),
+        run("b", (2, 2), 10_000, &[(0, 100)]),
+        run("a", (1, 1), 10_000, &[(50, 1000)]),
+    ];
+    // What does not cover all goes into what is older; what comes meanwhile covers all.
     let picked = pick(&runs, &KeyGroupRanges::all(), &options(3)).unwrap();
-    assert_eq!(names(&picked.inputs), ["c", "b", "a"]);
-    assert_eq!(picked.ranges, ranges(&[(50, 100)]));
+    assert_eq!((names(&picked.inputs), &picked.ranges, picked.bottom), (vec!["b", "a"], &ranges(&[(50, 100)]), true));
+    // That is merged first once there are many, and with what covers other key groups when nothing else is there.
+    let more: Vec<_> = (4..=5).map(|e| run(&format!("d{e}"), (e, e), 10, ALL)).collect();
+    let picked = pick(&[&runs[..], &more[..]].concat(), &KeyGroupRanges::all(), &options(3)).unwrap();
+    assert_eq!((names(&picked.inputs), &picked.ranges), (vec!["d5", "d4", "c"], &ranges(&[(0, 1000)])));
+    runs[1] = run("b", (2, 2), 10_000, &[(0, 65_535)]);
+    let picked = pick(&runs, &KeyGroupRanges::all(), &options(2)).unwrap();
+    assert_eq!((names(&picked.inputs), &picked.ranges), (vec!["c", "b", "a"], &ranges(&[(50, 1000)])));
+    runs[1] = run("b", (2, 2), 10_000, &[(0, 100)]);
     // Only in the ranges of the one who asks.
     assert_eq!(pick(&runs, &ranges(&[(100, 2000)]), &options(3)), None);
     let two = pick(&runs, &ranges(&[(0, 50), (100, 2000)]), &options(2)).unwrap();
@@ -78,8 +89,10 @@ fn what_is_being_merged_is_left_alone_and_younger_runs_are_merged_meanwhile() {
     let limits = Limits { busy: &busy, put_off_bytes: None };
     assert_eq!(pick_within(&runs, &KeyGroupRanges::all(), &options(8), &limits), None, "nothing else is there");
     runs.extend((9..=12).map(|e| run(&format!("r{e}"), (e, e), 100, ALL)));
+    assert_eq!(pick_within(&runs, &KeyGroupRanges::all(), &options(8), &limits), None, "too few to be worth it");
+    runs.push(run("r13", (13, 13), 100, ALL));
     let around = pick_within(&runs, &KeyGroupRanges::all(), &options(8), &limits).unwrap();
-    assert_eq!(names(&around.inputs), ["r12", "r11", "r10", "r9"]);
+    assert_eq!(names(&around.inputs), ["r13", "r12", "r11", "r10", "r9"]);
     assert!(!around.bottom);
     // One that lies in between parts its neighbours.
     let busy = [runs[10].clone()];
@@ -112,6 +125,38 @@ fn a_large_merge_into_the_oldest_run_waits_until_it_is_overdue() {
     // A small one never waits.
     let small = [run("new", (2, 2), MIB, ALL), run("old", (0, 0), 5 * MIB, ALL)];
     assert!(under(&small, 2).unwrap().bottom);
+}
+
+#[test]
+fn a_large_oldest_run_is_merged_piece_by_piece_once_a_quarter_lies_above_it() {
+    const MIB: u64 = 1 << 20;
+    let options = CompactionOptions { trigger_runs: 8, output_bytes: 10 * MIB };
+    let all = KeyGroupRanges::all();
+    let under =
+        |runs: &[Arc<Run>], put_off_bytes| pick_within(runs, &all, &options, &Limits { busy: &[], put_off_bytes });
+    let step = 65_536 / 32;
+    // 320 MiB in 32 pieces.
+    let base: Vec<_> =
+        (0..32).map(|i| run(&format!("b{i}"), (0, 0), 10 * MIB, &[(i * step, (i + 1) * step)])).collect();
+    let with = |above: &[Arc<Run>]| [above, &base].concat();
+    assert_eq!(under(&with(&[run("u", (1, 1), 79 * MIB, ALL)]), None), None);
+    // Two runs become one first.
+    let two = with(&[run("v", (2, 2), 40 * MIB, ALL), run("u", (1, 1), 41 * MIB, ALL)]);
+    let picked = under(&two, None).unwrap();
+    assert_eq!((names(&picked.inputs), picked.bottom), (vec!["v", "u"], false));
+    // Then it goes into as many pieces as a merge takes: 80 MiB.
+    let one = with(&[run("uv", (1, 2), 81 * MIB, ALL)]);
+    let picked = under(&one, None).unwrap();
+    assert_eq!(names(&picked.inputs), ["uv", "b0", "b1", "b2", "b3", "b4", "b5"]);
+    assert_eq!((picked.ranges, picked.bottom), (ranges(&[(0, 6 * step)]), true));
+    assert_eq!(under(&one, Some(64 * MIB)), None, "it waits for its hours");
+    // It goes on with the rest, whatever came meanwhile; not while another one runs.
+    let mut rest = with(&[run("w", (3, 3), MIB, ALL), run("uv", (1, 2), 66 * MIB, &[(6 * step, 65_536)])]);
+    rest.retain(|r| !["b0", "b1", "b2", "b3", "b4", "b5"].contains(&r.object.as_str()));
+    rest.push(run("b", (0, 2), 60 * MIB, &[(0, 6 * step)]));
+    assert_eq!(names(&under(&rest, None).unwrap().inputs)[..2], ["uv", "b6"]);
+    let busy = [rest[2].clone()];
+    assert_eq!(pick_within(&rest, &all, &options, &Limits { busy: &busy, put_off_bytes: None }), None);
 }
 
 #[test]

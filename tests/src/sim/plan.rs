@@ -216,6 +216,7 @@ impl Plan {
         plan.draw_requests(&mut Dice::new(seed, "requests"));
         plan.draw_leaves(&mut Dice::new(seed, "leaves"));
         plan.draw_compactors(&mut Dice::new(seed, "compactors"));
+        plan.draw_sizes(&mut Dice::new(seed, "sizes"));
         if !Dice::new(seed, "calm").chance(12) {
             plan.draw_faults(&mut Dice::new(seed, "faults"));
         }
@@ -319,6 +320,17 @@ impl Plan {
             }
         }
         self.compactor_leaves.sort();
+    }
+
+    /// What is so small that little state stands for much.
+    fn draw_sizes(&mut self, dice: &mut Dice) {
+        // Runs of many objects, merged in rounds.
+        let of_output = *dice.pick(&["64MiB", "64MiB", "8KiB", "1KiB"]);
+        self.settings.insert("state.compaction.output-size".to_owned(), of_output.to_owned());
+        // A bundle of many parts takes longer than the shortest time-out, however often it is tried.
+        if self.store.multipart_part_bytes < 1 << 10 {
+            self.settings.insert("checkpoint.timeout".to_owned(), "20s".to_owned());
+        }
     }
 
     /// The place of the first compactor: behind those of all others.

@@ -1,14 +1,14 @@
 //! Which compactions of a job run, and who runs them.
 //!
 //! Order of events: the newest record shows that some key groups of a subtask have many runs; [`pick_within`] chooses
-//! what to merge there; [`runner`] chooses a compactor or the worker that owns the key groups, which gets a `Compact`;
+//! what to merge there, or that a large oldest run is due for a round; [`runner`] chooses a compactor or the worker that owns the key groups, which gets a `Compact`;
 //! it reports; the outputs go into the next record, where they are checked against the newest one and dropped when they no
 //! longer fit (`record.rs`). One whose runner goes away or gives up is picked anew for somebody else.
 //!
 //! Nothing ever waits for a compaction. From [`CompactionOptions::runs_max`] runs on a subtask slows itself down
 //! (`task/pace.rs`), what was merged gets a record of its own instead of waiting for the next checkpoint's, and it is the
-//! owner who merges, around what a compactor is merging, and around a long merge of its own: the young runs that come
-//! meanwhile are merged beside it. Nobody but who was given a number of this book may report it; what others report is
+//! owner who merges, around what a compactor is merging. The young runs that come while a long merge runs are merged beside
+//! it. Nobody but who was given a number of this book may report it; what others report is
 //! dropped, and deleted.
 //!
 //! As long as a compaction is in the book, the collector keeps the version that it was picked from.
@@ -36,8 +36,9 @@ use crate::worker::Role;
 /// From a compaction that failed to the next one of the same key groups.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Compactions of one subtask that its worker runs at a time: a long one, and one of what came meanwhile.
-const OWN_AT_ONCE: usize = 2;
+/// Compactions of one subtask at a time: a long one, and one of what came meanwhile. At the bound of runs its worker runs so many,
+/// whatever compactors do.
+const AT_ONCE: usize = 2;
 
 /// The key groups of a subtask: its task's id in the tree, and its index.
 type Unit = (u16, u32);
@@ -234,15 +235,10 @@ pub(super) fn next_pick(
     put_off_bytes: Option<u64>,
     running: &[&Given],
 ) -> Option<(Pick, bool)> {
-    let most = runs_per_key_group_max(runs, ranges);
-    // Most of the time there is nothing to do.
-    if most < options.trigger_runs.max(2) {
-        return None;
-    }
-    let at_bound = most >= options.runs_max();
-    // What takes long must not let runs pile up: the owner merges those that came since.
+    let at_bound = runs_per_key_group_max(runs, ranges) >= options.runs_max();
+    // What takes long must not let runs pile up: those that came since are merged beside it.
     let by_owner = running.iter().filter(|g| g.is_owners).count();
-    if !running.is_empty() && (!at_bound || by_owner >= OWN_AT_ONCE) {
+    if running.len() >= AT_ONCE && (!at_bound || by_owner >= AT_ONCE) {
         return None;
     }
     let busy: Vec<Arc<Run>> = running.iter().flat_map(|g| &g.pick.inputs).cloned().collect();
@@ -284,9 +280,6 @@ impl JobMaster {
         let options = options_of(&self.settings.state);
         if let Err(e) = self.book.look(&self.record, &options) {
             return self.on_failure(e, t);
-        }
-        if self.book.debt().is_none_or(|(_, most)| most < options.trigger_runs.max(2)) {
-            return;
         }
         let now = t.now;
         t.compactors.retain(|name, _| !self.book.is_shunned(name, now));

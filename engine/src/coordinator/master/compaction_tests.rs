@@ -182,17 +182,17 @@ fn at_the_bound_the_owner_merges_around_what_a_compactor_merges() {
     let (pick, at_bound) = next_pick(&runs, &all, &options, None, &[]).unwrap();
     assert!(pick.inputs.len() == 8 && !at_bound);
     let elsewhere = Given::of((0, 0), "k", false, 1, pick.clone());
-    assert!(next_pick(&runs, &all, &options, None, &[&elsewhere]).is_none(), "one at a time");
-    runs.extend((9..=12).map(|e| Arc::new(run(&tree, &format!("r{e}"), (e, e), MIB, all.clone()))));
+    assert!(next_pick(&runs, &all, &options, None, &[&elsewhere]).is_none(), "nothing else is there");
+    runs.extend((9..=13).map(|e| Arc::new(run(&tree, &format!("r{e}"), (e, e), MIB, all.clone()))));
     let (around, at_bound) = next_pick(&runs, &all, &options, None, &[&elsewhere]).unwrap();
-    assert!(at_bound && around.inputs.len() == 4 && !around.bottom);
+    assert!(at_bound && around.inputs.len() == 5 && !around.bottom);
     let own = Given::of((0, 0), "w", true, 1, around.clone());
     // All that is left is one run.
-    runs.push(Arc::new(run(&tree, "r13", (13, 13), MIB, all.clone())));
-    assert!(next_pick(&runs, &all, &options, None, &[&elsewhere, &own]).is_none());
     runs.push(Arc::new(run(&tree, "r14", (14, 14), MIB, all.clone())));
+    assert!(next_pick(&runs, &all, &options, None, &[&elsewhere, &own]).is_none());
+    runs.extend((15..=18).map(|e| Arc::new(run(&tree, &format!("r{e}"), (e, e), MIB, all.clone()))));
     let (beside, _) = next_pick(&runs, &all, &options, None, &[&elsewhere, &own]).unwrap();
-    assert_eq!(beside.inputs.len(), 2);
+    assert_eq!(beside.inputs.len(), 5);
     let again = Given::of((0, 0), "w", true, 1, around);
     assert!(next_pick(&runs, &all, &options, None, &[&elsewhere, &own, &again]).is_none(), "two at a time");
     // Other key groups have nothing to do with it.
@@ -335,7 +335,7 @@ fn large_merges_wait_for_their_hours() {
     let picked_at = |hour: i64| {
         let mut job = Job::new(&[("state.compaction.schedule", "22:00-06:00")], &[("k", 1)]);
         job.wall_ms = hour * 3_600_000;
-        job.flushes(0, 550 * MIB);
+        job.flushes(0, 400 * MIB);
         (0..7).for_each(|_| job.flushes(0, 100 * MIB));
         let (_, order) = job.takes_asked();
         (order.inputs.len(), order.bottom)
