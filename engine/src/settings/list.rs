@@ -256,7 +256,7 @@ pub static SETTINGS: &[SettingDef] = &[
         state.compaction_trigger_runs,
         Job,
         None,
-        "Sorted runs of a key group are merged once there are so many; a read looks into each of them. From half as many again on its worker merges what is young beside a long merge; the subtask slows itself down the more, the more there are."
+        "Sorted runs of a key group are merged once there are so many; a read looks into each of them. What is young is merged beside a long merge, from half as many again on by the subtask's worker; the subtask slows itself down the more, the more there are."
     ),
     setting!(
         "state.compaction.output-size" = "64MiB",
@@ -283,7 +283,7 @@ pub static SETTINGS: &[SettingDef] = &[
         state.compaction_schedule,
         Job,
         None,
-        "When merges into the oldest run of more than output-size may begin. Younger runs are merged at any time, and so are old ones that are overdue: twice as many bytes lie above the oldest run as in it, or there are half as many runs again as trigger-runs."
+        "When merges into the oldest run of more than output-size may begin. Younger runs are merged at any time, and so are old ones that are overdue: twice as many bytes lie above the oldest run as in it, or it has at most eight times output-size and there are half as many runs again as trigger-runs."
     ),
     setting!(
         "state.compaction.bytes-per-second" = "none",

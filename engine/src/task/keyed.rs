@@ -42,8 +42,9 @@ use crate::operator::{KeyedBatch, Progress, SubtaskTime};
 
 /// Rows that may wait in the queue of a subtask, however fast it is.
 const QUEUE_ROWS: usize = 65_536;
-/// Rows that may wait there, however slow it is: a batch or two, so that their reads are on their way together.
-const QUEUE_ROWS_MIN: usize = 4_096;
+/// Rows that may wait there, however slow it is: enough for reads that take 100 ms to be on their way together at 10,000 rows a
+/// second. (A subtask that is given fewer the longer its reads take would come to a standstill.)
+const QUEUE_ROWS_MIN: usize = 1_024;
 /// Batches that may wait in the queue of a subtask.
 const QUEUE_ITEMS: usize = 256;
 /// Frozen entries that are encoded between two batches.

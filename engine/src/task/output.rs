@@ -22,9 +22,9 @@ const COALESCE_ROWS: usize = 1_024;
 /// Or when its first row has waited so long.
 pub(crate) const LINGER: Duration = Duration::from_millis(5);
 /// A full channel is given pieces of so many rows at least.
-const PIECE_ROWS_MIN: usize = 128;
+const PIECE_ROWS_MIN: usize = 32;
 /// Channels that take longer than this for what they are given are full.
-const STOOD: Duration = Duration::from_millis(2);
+pub(crate) const STOOD: Duration = Duration::from_millis(2);
 
 /// The sending ends of an edge, by receiving subtask.
 pub type OutputChannels = Vec<mpsc::Sender<StreamElement>>;

@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 
 use super::chain::Chain;
 use super::keyed::Start;
-use super::output::{LINGER, TimeSignal};
+use super::output::{LINGER, STOOD, TimeSignal};
+use super::pace::Pace;
 use super::{
     EpochClosed, OwnedSplit, PUBLISH_INTERVAL, Preparation, SplitMetrics, SubtaskId, TaskControl, TaskEvent,
     TaskMetrics, VersionView,
@@ -31,6 +32,9 @@ use crate::source::{Position, Read, SplitReader};
 
 /// How often a paced split hands out rows, at least.
 const PACE: Duration = Duration::from_millis(10);
+
+/// Rows that are read together, however slow those are who process them.
+const READ_ROWS_MIN: usize = 256;
 
 /// What a source subtask is made from.
 pub(crate) struct SourceTaskParts {
@@ -80,6 +84,10 @@ pub(crate) struct SourceTask {
     ended: bool,
     said: Option<TimeSignal>,
     published: Moment,
+    /// Rows to read together at most. While channels are full, what goes through them in a moment: a barrier waits until all that was
+    /// read has gone.
+    read_rows: usize,
+    pace: Pace,
 }
 
 /// Runs the subtask until its control queue closes or it fails.
@@ -115,6 +123,8 @@ impl SourceTask {
             ended: false,
             said: None,
             published: Moment::default(),
+            read_rows: usize::MAX,
+            pace: Pace::default(),
         };
         match p.start {
             Start::When(id) => task.waiting = Some(id),
@@ -159,7 +169,7 @@ impl SourceTask {
                 Some(c) => control = Some(c),
                 None => return Ok(false),
             },
-            r = poll_fn(|cx| Self::poll_splits(&env, &self.plan, &mut self.splits, &mut self.next, self.live_splits, cx)),
+            r = poll_fn(|cx| Self::poll_splits(&env, &self.plan, self.read_rows, &mut self.splits, &mut self.next, self.live_splits, cx)),
                 if may_read => read = Some(r),
             () = env.sleep(timer.unwrap_or(Duration::from_secs(3600))), if timer.is_some() => {}
         }
@@ -195,12 +205,13 @@ impl SourceTask {
     // ---- reading
 
     fn poll_read(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<(usize, Read)>> {
-        Self::poll_splits(&self.env, &self.plan, &mut self.splits, &mut self.next, self.live_splits, cx)
+        Self::poll_splits(&self.env, &self.plan, self.read_rows, &mut self.splits, &mut self.next, self.live_splits, cx)
     }
 
     fn poll_splits(
         env: &Env,
         plan: &SourcePlan,
+        read_rows: usize,
         splits: &mut [SplitRun],
         next: &mut usize,
         live: u64,
@@ -212,7 +223,7 @@ impl SourceTask {
             let split = &mut splits[i];
             let phase = split.phase(live);
             let Some(reader) = &mut split.reader else { continue };
-            let mut rows = plan.batch_rows;
+            let mut rows = plan.batch_rows.min(read_rows);
             if let Some((rate, now)) = now {
                 rows = rows.min(allowed_rows(split.paced_rows, rate, phase, now.since(split.paced_from)));
                 if rows == 0 {
@@ -272,10 +283,22 @@ impl SourceTask {
             self.publish();
         }
         let waited = self.chain.back_pressured_ns - waited_before;
+        self.learn(rows as usize, start, Duration::from_nanos(waited));
         let total = self.env.now().since(start).as_nanos() as u64;
         TaskMetrics::add(&self.metrics.busy_ns, total.saturating_sub(waited));
         TaskMetrics::add(&self.metrics.back_pressured_ns, waited);
         Ok(())
+    }
+
+    /// So many rows have gone through since `start`, and waited so long for full channels meanwhile.
+    fn learn(&mut self, rows: usize, start: Moment, waited: Duration) {
+        if waited < STOOD {
+            self.read_rows = self.read_rows.saturating_mul(2);
+            return;
+        }
+        self.pace.begin(start);
+        self.pace.passed(rows, false, self.env.now());
+        self.read_rows = self.pace.room(READ_ROWS_MIN, usize::MAX);
     }
 
     // ---- time

@@ -6,13 +6,15 @@
 //! *Piles.* Merging k neighbours of together n bytes takes k - 1 runs away for n bytes rewritten. Where many runs lie above
 //! one another, the window with the least n / (k - 1)^4 is merged: so small runs go first and together, a large one waits until
 //! much has come above it, and a byte is rewritten a number of times that grows with the logarithm of the number of
-//! flushes (measured in tests). A window takes runs that cover the same key groups, where there are such: so no merge leaves
-//! rests of its inputs in other key groups, in which they would have to be merged once more.
+//! flushes (measured in tests). A window takes runs that cover the same key groups, where there are such: a merge that leaves rests
+//! of its inputs in other key groups takes those apart, and what follows fits in fewer of them. One of more than a few outputs goes
+//! a few pieces at a time.
 //!
-//! *Rounds.* The oldest run, once it is large, is no part of a pile: a merge takes only a piece of it, and key groups that differ
-//! by piece in what lies above can never be merged together again. When a quarter of its bytes lies above it, all of that
-//! becomes one run, which then goes into the oldest one piece by piece: the round. What comes meanwhile covers all key groups,
-//! and is a pile of its own. The same brings key groups together that a rescale has put into one subtask.
+//! *Rounds.* The oldest run, once it is large, is no part of a pile: a merge takes only some of it, and key groups that differ
+//! in what lies above can hardly be merged together again. When a quarter of its bytes lies above it, those of that which cover the same
+//! key groups become one run, which then goes into the oldest one a few pieces at a time: the round. What comes meanwhile covers all
+//! key groups, and is a pile of its own. The same brings key groups together that a rescale has put into one subtask: what covers
+//! only some of them goes into the oldest run there, until no more than the oldest ones differ.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -44,8 +46,9 @@ const RUN_COST_BYTES: u64 = 4 << 10;
 pub struct Limits<'a> {
     /// Runs that are being merged.
     pub busy: &'a [Arc<Run>],
-    /// Merges into the oldest run of more than so many bytes wait, unless they are overdue: a key group has as many runs
-    /// as a read is to see at most ([`CompactionOptions::runs_max`]), or twice as many bytes above its oldest run as in it.
+    /// Merges into the oldest run of more than so many bytes wait, unless they are overdue: twice as many bytes lie above it as in
+    /// it, or, where it is part of a pile, a key group has as many runs as a read is to see at most
+    /// ([`CompactionOptions::runs_max`]).
     pub put_off_bytes: Option<u64>,
 }
 
@@ -76,9 +79,10 @@ pub fn pick_within(
     let mut order: Vec<&Segment> = segments.iter().filter(|(_, live)| scene.beyond(live).is_some()).collect();
     // Those with the most runs first.
     order.sort_by_key(|(_, live)| Reverse(live.len()));
-    let pile = order.iter().find_map(|segment| scene.pile(&segments, segment));
+    let pile = || order.iter().find_map(|segment| scene.pile(segment));
     // A round goes on when nothing else does.
-    pile.or_else(|| scene.round(&segments).filter(|_| limits.busy.is_empty()))
+    let round = || limits.busy.is_empty().then(|| scene.round(&segments)).flatten();
+    Some(scene.merge_of(&segments, &pile().or_else(round)?))
 }
 
 /// Key groups with the same logical runs, these newest first.
@@ -86,10 +90,8 @@ type Segment = (KeyGroupRange, Vec<usize>);
 
 /// A merge of more than so many outputs goes piece by piece.
 const WHOLE_OUTPUTS: u64 = 8;
-/// A round begins where so many times the bytes of the run above the oldest one are those of that.
-const ROUND_BEGINS: u64 = 4;
-/// And goes on while so many times are.
-const ROUND_GOES_ON: u64 = 8;
+/// A round is due where so many times the bytes above the oldest run are those of that.
+const ROUND_SHARE: u64 = 4;
 /// So many runs of a round that goes on do not count: else the young ones above them are merged again and again for want of
 /// places, and the round gets no turn.
 const ROUND_RUNS: usize = 3;
@@ -104,6 +106,15 @@ struct Logical {
     bytes: u64,
     /// A piece is being merged.
     busy: bool,
+    /// Those of one number cover the same key groups.
+    class: usize,
+}
+
+/// Logical runs to merge: neighbours in some segments, newest first.
+struct Window<'a> {
+    runs: &'a [usize],
+    /// They end with the oldest run.
+    bottom: bool,
 }
 
 impl Logical {
@@ -133,7 +144,8 @@ impl<'a> Scene<'a> {
             if clip.is_empty() {
                 continue;
             }
-            let none = || Logical { pieces: Vec::new(), cover: KeyGroupRanges::empty(), bytes: 0, busy: false };
+            let none =
+                || Logical { pieces: Vec::new(), cover: KeyGroupRanges::empty(), bytes: 0, busy: false, class: 0 };
             let logical = by_interval.entry(run.interval).or_insert_with(none);
             logical.bytes += bytes_in(run, clip.len());
             logical.busy |= limits.is_busy(run);
@@ -143,8 +155,11 @@ impl<'a> Scene<'a> {
             KeyGroupRanges::new(pieces.iter().flat_map(|p| p.1.iter().copied()))
         };
         let mut runs: Vec<Logical> = by_interval.into_values().rev().collect();
+        let mut classes: BTreeMap<Vec<(u32, u32)>, usize> = BTreeMap::new();
         for logical in &mut runs {
             logical.cover = cover(&logical.pieces);
+            let (bounds, next) = (logical.cover.iter().map(|r| (r.start, r.end)).collect(), classes.len());
+            logical.class = *classes.entry(bounds).or_insert(next);
             logical.pieces.sort_by_key(|(_, clip)| clip.as_slice().first().map(|r| r.start));
         }
         let all = KeyGroupRanges::new(runs.iter().flat_map(|l| l.cover.iter().copied()));
@@ -155,7 +170,9 @@ impl<'a> Scene<'a> {
     /// How many runs of a segment do not count, for a round is taking them away.
     fn grace(&self, live: &[usize]) -> usize {
         let above = &live[..live.len() - 1];
-        above.iter().filter(|i| self.runs[**i].cover != self.all).count().min(ROUND_RUNS)
+        let partial = above.iter().filter(|i| self.runs[**i].cover != self.all).count();
+        // With them there are fewer than a read is to see at most.
+        partial.min(ROUND_RUNS).min((self.runs_max - self.trigger).saturating_sub(1))
     }
 
     /// How many runs of a segment there are beyond those that start a merge.
@@ -164,7 +181,7 @@ impl<'a> Scene<'a> {
     }
 
     /// What to merge where there are many runs.
-    fn pile(&self, segments: &[Segment], (segment, live): &Segment) -> Option<Pick> {
+    fn pile<'b>(&self, (segment, live): &'b Segment) -> Option<Window<'b>> {
         let last = live.len() - 1;
         let oldest = &self.runs[live[last]];
         let for_round = oldest.bytes > self.whole_bytes || oldest.cover != self.all;
@@ -173,7 +190,7 @@ impl<'a> Scene<'a> {
                 let run = &self.runs[live[at]];
                 let bytes = run.bytes_in(segment.len()) + RUN_COST_BYTES;
                 let alone = for_round && at == last;
-                let class = self.runs.iter().position(|r| r.cover == run.cover).filter(|_| !alone);
+                let class = (!alone).then_some(run.class);
                 Neighbour { bytes, whole: run.bytes, busy: run.busy, class }
             })
             .collect();
@@ -186,84 +203,74 @@ impl<'a> Scene<'a> {
         let mut windows = vec![(least, true), (2, true), (2, false)];
         if neighbours.iter().any(|n| n.busy) {
             // A merge takes some away. Beside it, those that come are merged when they are many by themselves.
-            let many = self.trigger / 2 + 1;
-            let stretches = neighbours.chunk_by(|a, b| !a.busy && !b.busy && a.class == b.class);
-            let is_enough = stretches.map(<[_]>::len).max().is_some_and(|longest| longest >= many);
-            windows = if is_enough { vec![(3, true)] } else { Vec::new() };
+            let is_enough = |alike: bool| {
+                let near = |a: &Neighbour, b: &Neighbour| !a.busy && !b.busy && (!alike || a.class == b.class);
+                neighbours.chunk_by(near).any(|stretch| stretch.len() > self.trigger / 2)
+            };
+            let at_bound = live.len() >= self.runs_max + self.grace(live);
+            windows = vec![(3, true)];
+            windows.extend(at_bound.then_some((self.trigger / 2 + 1, false)));
+            windows.retain(|&(_, alike)| is_enough(alike));
         }
-        windows.into_iter().find_map(|(least, alike)| {
-            let (from, to) = best_window(&neighbours, least, put_off, alike)?;
-            self.merge_of(segments, &live[from..=to], to == last)
-        })
+        let (from, to) =
+            windows.into_iter().find_map(|(least, alike)| best_window(&neighbours, least, put_off, alike))?;
+        Some(Window { runs: &live[from..=to], bottom: to == last })
     }
 
-    /// The next step of a round over the oldest run: all that lies above it becomes one run, which goes into it piece by piece.
-    /// What comes meanwhile covers all key groups, and is merged by itself.
-    fn round(&self, segments: &[Segment]) -> Option<Pick> {
-        let step = |(segment, live): &Segment| {
+    /// The next step of a round over the oldest run.
+    fn round<'b>(&self, segments: &'b [Segment]) -> Option<Window<'b>> {
+        let step = |(segment, live): &'b Segment| {
             let (&oldest, above) = live.split_last()?;
             let (&upper, _) = above.split_last()?;
             let bytes = |i: usize| self.runs[i].bytes_in(segment.len());
             let (below, of_upper) = (bytes(oldest).max(1), bytes(upper));
-            let goes_on = self.runs[upper].cover != self.all;
-            if !goes_on && self.runs[oldest].bytes <= self.whole_bytes {
+            let in_pile = self.runs[oldest].bytes <= self.whole_bytes && self.runs[oldest].cover == self.all;
+            if in_pile && self.runs[upper].cover == self.all {
                 return None;
             }
-            let alike = above.iter().rev().take_while(|i| self.runs[**i].cover == self.runs[upper].cover).count();
-            let from = above.len() - alike;
-            let of_alike: u64 = above[from..].iter().map(|i| bytes(*i)).sum();
-            let share = if goes_on { ROUND_GOES_ON } else { ROUND_BEGINS };
-            let (bytes, pick) = if of_upper.saturating_mul(share) >= below {
-                let put_off = self.limits.put_off_bytes.is_some_and(|most| self.runs[oldest].bytes > most);
-                if put_off && of_upper < 2 * below {
-                    return None;
-                }
-                (of_upper, self.merge_of(segments, &live[above.len() - 1..], true)?)
-            } else if alike > 1 && of_alike.saturating_mul(ROUND_BEGINS) >= below {
-                (of_alike, self.merge_of(segments, &above[from..], false)?)
-            } else {
+            let of_above: u64 = above.iter().map(|i| bytes(*i)).sum();
+            if of_above.saturating_mul(ROUND_SHARE) < below {
                 return None;
-            };
-            Some((!pick.bottom, u128::from(bytes) * 1024 / u128::from(below), pick))
+            }
+            let alike = above.iter().rev().take_while(|i| self.runs[**i].class == self.runs[upper].class).count();
+            let share = u128::from(of_above) * 1024 / u128::from(below);
+            if alike > 1 && of_upper.saturating_mul(ROUND_SHARE) < below {
+                return Some((true, share, Window { runs: &above[above.len() - alike..], bottom: false }));
+            }
+            let put_off = self.limits.put_off_bytes.is_some_and(|most| self.runs[oldest].bytes > most);
+            if put_off && of_above < 2 * below {
+                return None;
+            }
+            Some((false, share, Window { runs: &live[above.len() - 1..], bottom: true }))
         };
         // One run first, everywhere.
-        segments.iter().filter_map(step).max_by_key(|(is_first, share, _)| (*is_first, *share)).map(|(.., pick)| pick)
+        let steps = segments.iter().filter_map(step);
+        steps.max_by_key(|(is_first, share, _)| (*is_first, *share)).map(|(.., window)| window)
     }
 
-    /// The merge of these logical runs, everywhere where they are neighbours in the same place; of one piece of the oldest of
-    /// them, when they are large. None when any of it is being merged.
-    fn merge_of(&self, segments: &[Segment], window: &[usize], bottom: bool) -> Option<Pick> {
+    /// The merge of a window, everywhere where its runs are neighbours in the same place; of some pieces of the oldest of them
+    /// when they are large. None of them is being merged.
+    fn merge_of(&self, segments: &[Segment], window: &Window<'_>) -> Pick {
         let same = |live: &[usize]| {
-            live.windows(window.len()).any(|w| w == window) && (live.last() == window.last()) == bottom
+            let ends = live.last() == window.runs.last();
+            live.windows(window.runs.len()).any(|w| w == window.runs) && ends == window.bottom
         };
         let mut ranges: KeyGroupRanges =
             segments.iter().filter(|(_, live)| same(live)).map(|(segment, _)| *segment).collect();
-        let bytes: u64 = window.iter().map(|&i| self.runs[i].bytes_in(ranges.len())).sum();
-        if bytes > self.whole_bytes {
-            // Neighbours among the pieces of the oldest of them.
-            let bytes_in =
-                |clip: &KeyGroupRanges| -> u64 { window.iter().map(|&i| self.runs[i].bytes_in(clip.len())).sum() };
-            let (mut some, mut of_some) = (Vec::new(), 0);
-            for (run, clip) in &self.runs[*window.last()?].pieces {
-                let clip = clip.intersect(&ranges);
-                if clip.is_empty() || self.limits.is_busy(run) {
-                    if some.is_empty() { continue } else { break }
-                }
-                let of_clip = bytes_in(&clip);
-                if !some.is_empty() && of_some + of_clip > self.whole_bytes {
-                    break;
-                }
-                of_some += of_clip;
-                some.extend(clip.iter().copied());
-            }
-            ranges = KeyGroupRanges::new(some);
-            if ranges.is_empty() {
-                return None;
-            }
+        let bytes_in = |groups: u32| -> u64 { window.runs.iter().map(|&i| self.runs[i].bytes_in(groups)).sum() };
+        if bytes_in(ranges.len()) > self.whole_bytes {
+            let pieces = window.runs.last().map_or(&[][..], |&oldest| &self.runs[oldest].pieces);
+            let clips = pieces.iter().map(|(_, clip)| clip.intersect(&ranges)).filter(|clip| !clip.is_empty());
+            let mut bytes = 0;
+            let some = clips.enumerate().take_while(|(i, clip)| {
+                bytes += bytes_in(clip.len());
+                *i == 0 || bytes <= self.whole_bytes
+            });
+            ranges = KeyGroupRanges::new(some.flat_map(|(_, clip)| clip.as_slice().to_vec()));
         }
-        let pieces = || window.iter().flat_map(|&i| &self.runs[i].pieces).filter(|(_, clip)| clip.overlaps(&ranges));
-        let inputs: Vec<Arc<Run>> = pieces().map(|(run, _)| run.clone()).collect();
-        (!inputs.iter().any(|run| self.limits.is_busy(run))).then_some(Pick { inputs, ranges, bottom })
+        let pieces = window.runs.iter().flat_map(|&i| &self.runs[i].pieces);
+        let inputs = pieces.filter(|(_, clip)| clip.overlaps(&ranges)).map(|(run, _)| run.clone()).collect();
+        Pick { inputs, ranges, bottom: window.bottom }
     }
 }
 

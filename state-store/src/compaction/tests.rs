@@ -64,10 +64,12 @@ fn a_pick_keeps_to_the_key_groups_where_its_runs_are_neighbours() {
         run("b", (2, 2), 10_000, &[(0, 100)]),
         run("a", (1, 1), 10_000, &[(50, 1000)]),
     ];
-    // What does not cover all goes into what is older; what comes meanwhile covers all.
     let picked = pick(&runs, &KeyGroupRanges::all(), &options(3)).unwrap();
+    assert_eq!((names(&picked.inputs), &picked.ranges), (vec!["c", "b", "a"], &ranges(&[(50, 100)])));
+    // Below the trigger what does not cover all goes into what is older.
+    let picked = pick(&runs, &KeyGroupRanges::all(), &options(8)).unwrap();
     assert_eq!((names(&picked.inputs), &picked.ranges, picked.bottom), (vec!["b", "a"], &ranges(&[(50, 100)]), true));
-    // That is merged first once there are many, and with what covers other key groups when nothing else is there.
+    // What covers the same key groups is merged first, where there is such.
     let more: Vec<_> = (4..=5).map(|e| run(&format!("d{e}"), (e, e), 10, ALL)).collect();
     let picked = pick(&[&runs[..], &more[..]].concat(), &KeyGroupRanges::all(), &options(3)).unwrap();
     assert_eq!((names(&picked.inputs), &picked.ranges), (vec!["d5", "d4", "c"], &ranges(&[(0, 1000)])));
