@@ -29,6 +29,8 @@ pub enum Command {
     Restore(StateArgs),
     /// Writes per checkpoint, as the S3 server counts them (needs MinIO with public metrics).
     Checkpoint(CheckpointArgs),
+    /// Requests of a job without events, as the S3 server counts them (needs MinIO with public metrics).
+    Idle(IdleArgs),
     /// A second job from a version of one that runs: how soon, what is copied, are the outputs right?
     Fork(ForkArgs),
     /// A long run of a job whose state is far larger than its memory: does anything grow, or slow down?
@@ -119,6 +121,20 @@ pub struct CheckpointArgs {
     /// Keys of 1,000 bytes.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub keys: u64,
+}
+
+/// `idle`.
+#[derive(Debug, Args)]
+pub struct IdleArgs {
+    /// How long it is left alone.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub minutes: u32,
+    /// Runs, each of a new cluster.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// From one checkpoint to the next.
+    #[arg(long, default_value = "500ms")]
+    pub checkpoint_interval: String,
 }
 
 /// `fork`.

@@ -8,10 +8,12 @@
 //! - [`rescale`], [`restore`]: how long a job stands still, over the size of its state.
 //! - [`fork`]: how soon a second job from a version of the first has a row, and what that copies.
 //! - [`checkpoint`]: writes per checkpoint as the S3 server counts them.
+//! - [`idle`]: requests of a job without events, as the S3 server counts them.
 //! - [`soak`]: a long run, minute by minute.
 //!
 //! Below them: [`binary`] (processes), [`cluster`] (a coordinator and workers), [`filled`] (a job with much state),
-//! [`place`] (folders and prefixes that go away again), [`counters`] (Prometheus text), [`table`] and [`stats`].
+//! [`place`] (folders and prefixes that go away again), [`counters`] (Prometheus text), [`s3_server`] (what a MinIO has
+//! counted), [`table`] and [`stats`].
 //! [`outside`] is the one module that asks the machine for time and variables.
 
 pub mod args;
@@ -21,11 +23,13 @@ pub mod cluster;
 pub mod counters;
 pub mod filled;
 pub mod fork;
+pub mod idle;
 pub mod outside;
 pub mod peers;
 pub mod place;
 pub mod rescale;
 pub mod restore;
+pub mod s3_server;
 pub mod soak;
 pub mod stats;
 pub mod store;
@@ -69,6 +73,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Rescale(args)) => rescale::run(&bench, args),
         Some(Command::Restore(args)) => restore::run(&bench, args),
         Some(Command::Checkpoint(args)) => checkpoint::run(&bench, args),
+        Some(Command::Idle(args)) => idle::run(&bench, args),
         Some(Command::Fork(args)) => fork::run(&bench, args),
         Some(Command::Soak(args)) => soak::run(&bench, args),
         None => all(&bench),
@@ -82,6 +87,7 @@ fn all(bench: &Bench) -> Result<()> {
     fork::run(bench, &args::default_of())?;
     if bench.places.has_s3() {
         checkpoint::run(bench, &args::default_of())?;
+        idle::run(bench, &args::default_of())?;
     }
     Ok(())
 }

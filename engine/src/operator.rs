@@ -51,6 +51,12 @@ pub trait Operator: Send {
     fn states(&mut self) -> Vec<&mut dyn StateSet> {
         Vec::new()
     }
+
+    /// What gives the entries of its states their meaning and does not show in their schemas: parameters by name. A later
+    /// release that has another value under one of these names is refused; names that only one of the two has do not matter.
+    fn parameters(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }
 
 /// Takes what an operator emits, and knows the time of its subtask.

@@ -28,6 +28,7 @@ mod commands;
 pub mod config_file;
 pub mod environment;
 pub mod failure;
+pub mod folders;
 pub mod http;
 pub mod logs;
 pub mod metrics;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use millstream_cache::{CacheOptions, CacheStats, DiskBudget, DiskOptions, FileStats, LocalFiles};
 use millstream_common::{Env, Error, Result};
@@ -14,6 +15,7 @@ use millstream_state_store::compaction::{CompactionOptions, Throttle};
 use millstream_state_store::{Caches, Residency, StateStoreOptions};
 use parking_lot::Mutex;
 
+use crate::folders::Folder;
 use crate::process::is_remote;
 
 /// So many compactions run at a time on a worker, as a rule.
@@ -27,6 +29,12 @@ const LEAST_BYTES: u64 = 1 << 20;
 
 /// The same for what is read ahead in a run.
 const LEAST_AHEAD_BYTES: u64 = 64 << 10;
+
+/// The error for a folder that cannot be used for local state.
+const UNUSABLE: u16 = 1212;
+
+/// A disk that stands still holds an end up no longer than this.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Below the folder of the caches: a folder for each job that keeps its state on the local disk.
 const LOCAL: &str = "local";
@@ -42,8 +50,8 @@ pub struct ProcessStores {
     merges: u64,
     throttle: Throttle,
     local: LocalState,
-    /// A folder that lives as long as this, when none was named.
-    _folder: Option<tempfile::TempDir>,
+    /// That of the SSD tier.
+    folder: Option<Folder>,
 }
 
 /// Where jobs keep their state on the local disk.
@@ -59,7 +67,7 @@ struct LocalState {
 #[derive(Default)]
 struct Opened {
     jobs: BTreeMap<String, LocalFiles>,
-    temporary: Option<tempfile::TempDir>,
+    temporary: Option<Folder>,
 }
 
 impl LocalState {
@@ -77,7 +85,7 @@ impl LocalState {
         let dir = match (&self.dir, &opened.temporary) {
             (Some(dir), _) => dir.join(LOCAL),
             (None, Some(temporary)) => temporary.path().to_owned(),
-            (None, None) => opened.temporary.insert(temporary_folder()?).path().to_owned(),
+            (None, None) => opened.temporary.insert(Folder::temporary()?).path().to_owned(),
         };
         let files = LocalFiles::open(&dir.join(job), &self.budget, &self.env)?;
         opened.jobs.insert(job.to_owned(), files.clone());
@@ -85,10 +93,38 @@ impl LocalState {
     }
 }
 
+impl LocalState {
+    /// A disk that fails makes a job slower and does not end it: everything is in the object store.
+    fn residency(&self, job: &str) -> Result<Residency> {
+        match self.of(job) {
+            Ok(files) => Ok(Residency::Local(files)),
+            Err(e) if e.number() == UNUSABLE => {
+                tracing::warn!(
+                    "state of job {job} is kept in the object store alone, as if residency were remote: {e}"
+                );
+                Ok(Residency::Remote)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Refuses a folder that cannot be used before anything runs.
+    fn check(&self) -> Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        std::fs::create_dir_all(dir.join(LOCAL)).map_err(|e| {
+            Error::config("the folder for local state cannot be used")
+                .code(UNUSABLE)
+                .at(dir.display().to_string())
+                .next("give another folder by --cache-dir, or use --residency remote")
+                .source(e)
+        })
+    }
+}
+
 impl ProcessStores {
     /// Opens the caches. `state` is the place that `state_url` names.
     pub async fn open(state: Store, state_url: &str, settings: &Settings, plan: MemoryPlan, env: &Env) -> Result<Self> {
-        let (disk, folder) = disk_tier(state_url, settings)?;
+        let (disk, folder) = disk_tier(state_url, settings)?.unzip();
         let options = CacheOptions {
             memory_bytes: plan.blocks_bytes,
             metadata_bytes: plan.metadata_bytes,
@@ -98,7 +134,11 @@ impl ProcessStores {
         let caches = Caches::new(&options, env).await?;
         let throttle = Throttle::new(settings.state.compaction_bytes_per_second.unwrap_or(0));
         let local = LocalState::new(settings, env);
-        Ok(Self { state, caches, plan, merges: MERGES, throttle, has_caches: true, local, _folder: folder })
+        // Of `run`, whose one job is known here.
+        if settings.state.residency == settings::Residency::Local {
+            local.check()?;
+        }
+        Ok(Self { state, caches, plan, merges: MERGES, throttle, has_caches: true, local, folder })
     }
 
     /// For a process that runs so many compactions at a time.
@@ -113,7 +153,17 @@ impl ProcessStores {
         let defaults = Settings::defaults();
         let (plan, local) = (MemoryPlan::new(&defaults, 0), LocalState::new(&defaults, env));
         let (caches, throttle) = (Caches::in_memory(1 << 20, 1 << 20), Throttle::default());
-        Self { state, caches, plan, merges: MERGES, throttle, has_caches: false, local, _folder: None }
+        Self { state, caches, plan, merges: MERGES, throttle, has_caches: false, local, folder: None }
+    }
+
+    /// Ends the SSD tier in order, so that a successor finds in it what was inserted. Waits no longer than `CLOSING`.
+    pub async fn close(&self, env: &Env) {
+        // One that goes with the process need not be complete.
+        if self.folder.as_ref().is_some_and(|f| !f.is_temporary())
+            && env.timeout(CLOSING, "the end of the cache on disk", self.caches.close()).await.is_err()
+        {
+            tracing::warn!("the cache on disk did not end within {CLOSING:?}: some of it may be lost");
+        }
     }
 
     /// What the caches did; none in a coordinator.
@@ -147,29 +197,20 @@ impl ProcessStores {
     }
 }
 
-/// The SSD tier that the settings ask for, and its folder when that is a temporary one.
-fn disk_tier(state_url: &str, settings: &Settings) -> Result<(Option<DiskOptions>, Option<tempfile::TempDir>)> {
+/// The SSD tier that the settings ask for, and its folder.
+fn disk_tier(state_url: &str, settings: &Settings) -> Result<Option<(DiskOptions, Folder)>> {
     let auto = if is_remote(state_url) { DISK_BYTES } else { 0 };
     let bytes = settings.cache.disk_bytes.unwrap_or(auto);
     // Of `run`, whose one job is known here. A worker's jobs say it themselves, and go round the SSD tier then.
     if bytes == 0 || settings.state.residency != settings::Residency::Remote {
-        return Ok((None, None));
+        return Ok(None);
     }
-    if let Some(dir) = &settings.cache.dir {
-        return Ok((Some(DiskOptions { dir: dir.clone(), bytes }), None));
-    }
-    let folder = temporary_folder()?;
-    let dir: PathBuf = folder.path().to_owned();
-    Ok((Some(DiskOptions { dir, bytes }), Some(folder)))
-}
-
-fn temporary_folder() -> Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix("millstream-cache-").tempdir().map_err(|e| {
-        Error::config("no temporary folder can be made for the SSD tier or local state")
-            .code(1423)
-            .next("name one by --cache-dir, or give --cache-disk 0 and --residency remote")
-            .source(e)
-    })
+    let folder = match &settings.cache.dir {
+        Some(dir) => Folder::of_ssd_tier(dir)?,
+        None => Folder::temporary()?,
+    };
+    let options = DiskOptions { dir: folder.path().to_owned(), bytes };
+    Ok(Some((options, folder)))
 }
 
 impl Stores for ProcessStores {
@@ -208,7 +249,7 @@ impl Stores for ProcessStores {
         Ok(match settings.state.residency {
             settings::Residency::Remote => Residency::Remote,
             settings::Residency::Memory => Residency::Memory,
-            settings::Residency::Local => Residency::Local(self.local.of(name)?),
+            settings::Residency::Local => self.local.residency(name)?,
         })
     }
 
@@ -291,16 +332,32 @@ mod tests {
     }
 
     #[test]
+    fn a_job_goes_on_without_a_folder_for_local_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        let words = [("cache.dir", cache.to_str().unwrap()), ("state.residency", "local")];
+        let local = LocalState::new(&settings(&words), &Env::test(1));
+        local.check().unwrap();
+        assert!(matches!(local.residency("a").unwrap(), Residency::Local(_)));
+        // The folder is there no more, and cannot be made.
+        std::fs::remove_dir_all(&cache).unwrap();
+        std::fs::write(&cache, "a file").unwrap();
+        assert!(matches!(local.residency("b").unwrap(), Residency::Remote));
+        assert_eq!(local.check().unwrap_err().number(), UNUSABLE);
+    }
+
+    #[test]
     fn the_ssd_tier_is_for_remote_state_unless_told_otherwise() {
-        let (disk, folder) = disk_tier("s3://b/x", &settings(&[])).unwrap();
-        assert_eq!(disk.unwrap().bytes, DISK_BYTES);
-        assert!(folder.unwrap().path().is_dir());
-        assert!(disk_tier("file:///x", &settings(&[])).unwrap().0.is_none());
-        assert!(disk_tier("s3://b/x", &settings(&[("cache.disk", "0")])).unwrap().0.is_none());
-        assert!(disk_tier("s3://b/x", &settings(&[("state.residency", "local")])).unwrap().0.is_none());
-        let (disk, folder) =
-            disk_tier("file:///x", &settings(&[("cache.disk", "1GB"), ("cache.dir", "/fast")])).unwrap();
-        assert_eq!(disk.unwrap(), DiskOptions { dir: "/fast".into(), bytes: 1_000_000_000 });
-        assert!(folder.is_none());
+        let (disk, folder) = disk_tier("s3://b/x", &settings(&[])).unwrap().unwrap();
+        assert_eq!(disk.bytes, DISK_BYTES);
+        assert!(folder.path().is_dir() && folder.is_temporary());
+        assert!(disk_tier("file:///x", &settings(&[])).unwrap().is_none());
+        assert!(disk_tier("s3://b/x", &settings(&[("cache.disk", "0")])).unwrap().is_none());
+        assert!(disk_tier("s3://b/x", &settings(&[("state.residency", "local")])).unwrap().is_none());
+        let fast = tempfile::tempdir().unwrap();
+        let named = settings(&[("cache.disk", "1GB"), ("cache.dir", fast.path().to_str().unwrap())]);
+        let (disk, folder) = disk_tier("file:///x", &named).unwrap().unwrap();
+        assert_eq!(disk, DiskOptions { dir: fast.path().join("ssd-0"), bytes: 1_000_000_000 });
+        assert!(!folder.is_temporary());
     }
 }

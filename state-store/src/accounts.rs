@@ -66,6 +66,8 @@ pub struct RequestUse {
     pub hedged: u64,
     /// Plans that had to make do with fewer GETs than may go at once, since the budget of GETs a second was used up.
     pub over_budget: u64,
+    /// Blocks that warm-ups brought.
+    pub warmed_blocks: u64,
     /// How long GETs waited for a place among those in flight, summed.
     pub queued: Duration,
     /// How long GETs took that somebody may wait for (reads and warm-ups), from their sending to the end of the body;
@@ -80,6 +82,7 @@ impl AddAssign<&RequestUse> for RequestUse {
         self.bundles += other.bundles;
         self.hedged += other.hedged;
         self.over_budget += other.over_budget;
+        self.warmed_blocks += other.warmed_blocks;
         self.queued += other.queued;
         self.gets += &other.gets;
         self.compaction_gets += &other.compaction_gets;
@@ -112,6 +115,7 @@ pub(crate) struct Accounts {
     latencies: Mutex<(Latencies, Latencies)>,
     bundles: AtomicU64,
     over_budget: AtomicU64,
+    warmed_blocks: AtomicU64,
     queued_us: AtomicU64,
 }
 
@@ -124,6 +128,7 @@ impl Accounts {
             latencies: Mutex::default(),
             bundles: AtomicU64::new(0),
             over_budget: AtomicU64::new(0),
+            warmed_blocks: AtomicU64::new(0),
             queued_us: AtomicU64::new(0),
         }
     }
@@ -155,6 +160,10 @@ impl Accounts {
         self.over_budget.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn warmed(&self, blocks: usize) {
+        self.warmed_blocks.fetch_add(blocks as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn got(&self, purpose: Purpose, queued: Duration, took: Duration) {
         self.queued_us.fetch_add(queued.as_micros() as u64, Ordering::Relaxed);
         let mut latencies = self.latencies.lock();
@@ -173,6 +182,7 @@ impl Accounts {
                 bundles: self.bundles.load(Ordering::Relaxed),
                 hedged,
                 over_budget: self.over_budget.load(Ordering::Relaxed),
+                warmed_blocks: self.warmed_blocks.load(Ordering::Relaxed),
                 queued: Duration::from_micros(self.queued_us.load(Ordering::Relaxed)),
                 gets,
                 compaction_gets,

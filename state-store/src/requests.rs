@@ -1,6 +1,6 @@
 //! How many requests a read may make, and when one is made twice.
 //!
-//! [`RequestBudget`]: GETs cost money whatever they bring, so a process has a sustained rate of them. Who plans a read sees
+//! [`RequestBudget`]: GETs cost money whatever they bring, so a job has a sustained rate of them in each worker. Who plans a read sees
 //! what is left and makes fewer, larger requests of it; nobody waits for the budget.
 //!
 //! [`Hedging`]: of a hundred GETs some take several times as long as the others, and a batch waits for its slowest. A GET
@@ -54,6 +54,8 @@ impl RequestBudget {
 
 /// Latencies that are looked at.
 const SAMPLES: usize = 128;
+/// So many say what is usual: a job that starts with cold caches needs it soon.
+const SAMPLES_LEAST: usize = 32;
 /// The quantile is computed anew after so many.
 const REFRESH: usize = 16;
 /// Larger GETs take time for their bytes: they are not compared.
@@ -163,10 +165,10 @@ impl Seen {
             self.latencies[self.next % SAMPLES] = latency;
         }
         self.next += 1;
-        if self.latencies.len() == SAMPLES && self.next.is_multiple_of(REFRESH) {
+        if self.latencies.len() >= SAMPLES_LEAST && self.next.is_multiple_of(REFRESH) {
             let mut sorted = self.latencies.clone();
             sorted.sort_unstable();
-            self.wait = Some(sorted[SAMPLES * 95 / 100].max(SHORTEST_WAIT));
+            self.wait = Some(sorted[sorted.len() * 95 / 100].max(SHORTEST_WAIT));
         }
     }
 }

@@ -240,6 +240,7 @@ impl StateStore {
             };
             let mode = BlockMode { purpose: Purpose::State, keep: false };
             self.blocks(parts, &some, mode, report, keep).await?;
+            self.0.accounts.warmed(some.len());
             let lives: Vec<bool> = parts.iter().map(|of| wanted(of.run)).collect();
             some.iter().filter(|wish| !lives[wish.part]).for_each(|wish| caches.forget_block(&key(wish)));
         }
@@ -271,6 +272,7 @@ impl StateStore {
                 Ok(())
             };
             self.blocks(parts, &some, mode, report, take).await?;
+            self.0.accounts.warmed(brought.len());
             caches.admit(brought.into_iter()).await;
         }
         Ok(())

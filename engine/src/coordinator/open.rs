@@ -63,7 +63,7 @@ pub(crate) async fn open(
     let spec = request.spec;
     let settings = Settings::from_job_map(&spec.settings)?;
     let job = registry.build(&spec.job, &spec.args, &JobContext { env: env.clone() })?;
-    let identity = Identity { job: spec.job.clone(), args: job.identity_args.clone(), plan: job.graph.describe() };
+    let identity = Identity::new(&spec.job, job.identity_args.clone(), &job.graph)?;
     let log = VersionLog::new(store.clone(), env.clone());
     // A planted bug: the state that a take-over starts from is read once, and is older than the number that it gets.
     let mut read_once = None;
@@ -274,3 +274,6 @@ async fn discover(graph: &JobGraph, base: Option<&VersionRecord>) -> Result<(Vec
     splits.sort_by(|a, b| (&a.source_uid, &a.id).cmp(&(&b.source_uid, &b.id)));
     Ok((splits, complete))
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,33 @@ pub struct Identity {
     pub args: Vec<(String, String)>,
     /// A line per task.
     pub plan: Vec<String>,
+    /// What gives its states their meaning beside their schemas.
+    pub parameters: BTreeMap<String, String>,
+    /// The states that it has: operator and name.
+    pub states: BTreeSet<(String, String)>,
+    /// The sources that it has.
+    pub sources: BTreeSet<String>,
+    /// The sinks that it has.
+    pub sinks: BTreeSet<String>,
+}
+
+impl Identity {
+    /// Of the job `job` with the graph that these arguments make.
+    pub fn new(job: &str, args: Vec<(String, String)>, graph: &JobGraph) -> Result<Self> {
+        let source = |head: &Head| match head {
+            Head::Source(source) => Some(source.uid.clone()),
+            Head::Exchange => None,
+        };
+        Ok(Self {
+            job: job.to_owned(),
+            args,
+            plan: graph.describe(),
+            parameters: graph.parameters()?,
+            states: graph.states()?,
+            sources: graph.tasks.iter().filter_map(|t| source(&t.head)).collect(),
+            sinks: graph.tasks.iter().flat_map(|t| &t.sinks).map(|s| s.uid.clone()).collect(),
+        })
+    }
 }
 
 /// What to do about what stands at the place of a job's state.
@@ -63,14 +90,18 @@ pub fn admit(newest: Option<VersionRecord>, identity: &Identity, from_none: bool
         .code(1502)
         .next("use the release that wrote it"));
     }
-    same_job(record.job.as_ref().unwrap_or(&JobIdentity::default()), identity)?;
+    same_job(&record, identity)?;
     if record.status() == Status::Finished {
         return Ok(Admission::Finished(Box::new(record)));
     }
     Ok(Admission::Continue(Box::new(record)))
 }
 
-fn same_job(there: &JobIdentity, here: &Identity) -> Result<()> {
+/// Whether this is the job that wrote the record. Operators are told from one another by their ids, as in Flink: the plan
+/// may change as long as everything that the record holds finds its place. Whether values do, their schemas decide later.
+fn same_job(record: &VersionRecord, here: &Identity) -> Result<()> {
+    let none = JobIdentity::default();
+    let there = record.job.as_ref().unwrap_or(&none);
     let mut differs = Vec::new();
     if there.job != here.job {
         differs.push(format!("the state belongs to another job: {} there, {} here", there.job, here.job));
@@ -84,23 +115,39 @@ fn same_job(there: &JobIdentity, here: &Identity) -> Result<()> {
                 differs.push(format!("--{name} differs: {} there, {} here", shown(a.get(*name)), shown(b.get(*name))));
             }
         }
-        if differs.is_empty() && there.plan != here.plan {
-            let (i, line) = here
-                .plan
-                .iter()
-                .enumerate()
-                .find(|(i, l)| there.plan.get(*i) != Some(l))
-                .map_or((0, ""), |(i, l)| (i, l));
-            let old = there.plan.get(i).map_or("nothing", String::as_str);
-            differs.push(format!("the plan differs: '{old}' there, '{line}' here"));
-        }
     }
-    if differs.is_empty() {
+    if !differs.is_empty() {
+        return Err(Error::config(differs.join("; "))
+            .code(1503)
+            .next("start it under another --name or --state, or with what the state was made with"));
+    }
+    let mut lost: Vec<String> = without_place(record, here).into_iter().collect();
+    let changed = there.parameters.iter().filter_map(|p| {
+        let now = here.parameters.get(&p.name).filter(|now| **now != p.value)?;
+        Some(format!("{} is '{}' there and '{now}' here", p.name, p.value))
+    });
+    lost.extend(changed);
+    if lost.is_empty() {
         return Ok(());
     }
-    Err(Error::config(differs.join("; "))
-        .code(1503)
-        .next("start it under another --name or --state, or with what the state was made with"))
+    Err(Error::config(format!("this plan cannot go on with the state: {}", lost.join("; "))).code(1515).next(
+        "give operators the ids that they had (`.uid(..)`), another name to what is new, or start under another --name; \
+         --discard-state starts without the state",
+    ))
+}
+
+/// What the record holds for operators, sources and sinks that the job does not have.
+fn without_place(record: &VersionRecord, here: &Identity) -> BTreeSet<String> {
+    let tree = record.tree.as_ref();
+    let has_runs = |task: u32| tree.is_some_and(|t| t.runs.iter().any(|r| r.task_id == task));
+    let states = tree.iter().flat_map(|t| &t.states).filter(|s| has_runs(s.task_id));
+    let states = states.filter(|s| !here.states.contains(&(s.operator_uid.clone(), s.name.clone())));
+    let sources = record.splits.iter().filter(|s| !s.finished && !here.sources.contains(&s.source_uid));
+    let sinks = record.committables.iter().filter(|c| !here.sinks.contains(&c.sink_uid));
+    let states = states.map(|s| format!("the state '{}' of operator '{}' would be lost", s.name, s.operator_uid));
+    let sources = sources.map(|s| format!("the positions of source '{}' would be lost", s.source_uid));
+    let sinks = sinks.map(|c| format!("output of sink '{}' that is not committed yet would be lost", c.sink_uid));
+    states.chain(sources).chain(sinks).collect()
 }
 
 /// The record by which a leader takes a job over: the snapshot of `base` under a higher generation. Ids of new tasks
@@ -154,6 +201,11 @@ pub fn take_over(
         args: identity.args.iter().map(|(name, value)| Argument { name: name.clone(), value: value.clone() }).collect(),
         plan: identity.plan.clone(),
         parallelism,
+        parameters: identity
+            .parameters
+            .iter()
+            .map(|(name, value)| Argument { name: name.clone(), value: value.clone() })
+            .collect(),
     });
     Ok(record)
 }

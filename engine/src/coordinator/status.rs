@@ -132,7 +132,7 @@ fn object_store(facts: &StatusFacts<'_>, store: &StoreFigures) -> Value {
         "bytes_read": all.bytes_read, "bytes_written": all.bytes_written, "usd": all.usd(),
         "retries": all.retries, "throttled": all.throttled, "limiter_wait_ms": all.limiter_wait_us / 1000,
         "reads_per_s_max": store.limits_per_s.0, "writes_per_s_max": store.limits_per_s.1,
-        "hedged": r.hedged, "over_budget": r.over_budget, "queued_ms": r.queued.as_millis() as u64,
+        "hedged": r.hedged, "over_budget": r.over_budget, "warmed_blocks": r.warmed_blocks, "queued_ms": r.queued.as_millis() as u64,
         "gets": latencies(&r.gets), "compaction_gets": latencies(&r.compaction_gets),
         "by": store.operators.iter().flat_map(|(operator, used)| tallies(operator, &used.requests)).collect::<Vec<_>>(),
         "coordinator": tallies(SHARED, &facts.own_requests),

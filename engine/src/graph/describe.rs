@@ -1,16 +1,41 @@
-//! A job graph in words: for the version record, which compares plans, and for people.
+//! A job graph in words: for the version record, which tells what wrote its state, and for people.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+use millstream_common::{Error, Result};
 
 use super::{EdgePlan, Head, JobGraph, NodePlan, Target, TaskPlan};
 
 impl JobGraph {
     /// One line per task: its id, where its rows come from with the key columns, its operators with their ids,
-    /// parameters and states, its sinks. Equal lines mean the same plan: state of one can go on under the other. It does
-    /// not depend on parallelism, rates or batch sizes.
+    /// parameters and states, its sinks. It does not depend on parallelism, rates or batch sizes.
     #[must_use]
     pub fn describe(&self) -> Vec<String> {
         (0..self.tasks.len()).map(|task| self.describe_task(task)).collect()
+    }
+
+    /// The states of all operators: the operator's id and the state's name.
+    pub fn states(&self) -> Result<BTreeSet<(String, String)>> {
+        let nodes = self.tasks.iter().flat_map(|t| &t.nodes);
+        let of_node = |n: &NodePlan| {
+            let mut operator = (n.make)()?;
+            let names = operator.states().iter().map(|s| (n.uid.clone(), s.descriptor().name.clone())).collect();
+            Ok::<Vec<_>, Error>(names)
+        };
+        Ok(nodes.map(of_node).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// What gives states their meaning beside their schemas ([`Operator::parameters`]), below the operator's id.
+    ///
+    /// [`Operator::parameters`]: crate::operator::Operator::parameters
+    pub fn parameters(&self) -> Result<BTreeMap<String, String>> {
+        let nodes = self.tasks.iter().flat_map(|t| &t.nodes);
+        let of_node = |n: &NodePlan| {
+            let all = (n.make)()?.parameters();
+            Ok::<Vec<_>, Error>(all.into_iter().map(|(name, value)| (format!("{}: {name}", n.uid), value)).collect())
+        };
+        Ok(nodes.map(of_node).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     fn describe_task(&self, index: usize) -> String {

@@ -106,6 +106,8 @@ pub(super) struct AggregateSet {
 #[derive(Debug)]
 struct Placed {
     call: AggregateCall,
+    /// Which values of which rows it takes, in words.
+    over: String,
     /// Where its numbers begin.
     at: usize,
 }
@@ -140,9 +142,12 @@ impl AggregateSet {
             if let Some(i) = call.filter {
                 check_type(schema, i, "a Boolean", |t| *t == DataType::Boolean)?;
             }
+            let name = |i: usize| schema.field(i).name();
+            let over = call.input.map_or_else(|| "rows".to_owned(), |i| format!("values of {}", name(i)));
+            let over = call.filter.map_or_else(|| over.clone(), |i| format!("{over} where {}", name(i)));
             let at = width;
             width += call.function.width();
-            placed.push(Placed { call, at });
+            placed.push(Placed { call, over, at });
         }
         let accumulate = Accumulate::of(&form_of(&placed, String::new()))
             .map_err(|why| Error::internal(format!("aggregates that do not add up: {why}")).code(9119))?;
@@ -159,6 +164,13 @@ impl AggregateSet {
     pub(super) fn value_schema(&self) -> String {
         let words: Vec<_> = self.calls.iter().map(|c| c.call.function.word()).collect();
         format!("accumulators/1 ({})", words.join(", "))
+    }
+
+    /// What each aggregate is over. Who has said by an id that an aggregate is the one that another release called
+    /// something else is believed.
+    pub(super) fn parameters(&self) -> Vec<(String, String)> {
+        let named = self.calls.iter().filter(|c| c.call.state_id.is_none());
+        named.map(|c| (format!("aggregate {}", c.call.name), c.over.clone())).collect()
     }
 
     /// What rows of accumulators are made of; `kind` says whose they are.

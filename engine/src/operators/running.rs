@@ -147,6 +147,10 @@ impl Operator for RunningAggregate {
         Ok(())
     }
 
+    fn parameters(&self) -> Vec<(String, String)> {
+        self.aggregates.parameters()
+    }
+
     fn states(&mut self) -> Vec<&mut dyn StateSet> {
         vec![&mut self.state]
     }

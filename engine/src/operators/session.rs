@@ -335,6 +335,10 @@ impl Operator for SessionAggregate {
         }
     }
 
+    fn parameters(&self) -> Vec<(String, String)> {
+        self.aggregates.parameters()
+    }
+
     fn states(&mut self) -> Vec<&mut dyn StateSet> {
         vec![&mut self.sessions, &mut self.timers]
     }

@@ -226,6 +226,16 @@ impl Operator for WindowTop {
         }
     }
 
+    fn parameters(&self) -> Vec<(String, String)> {
+        let window = match self.window {
+            WindowOf::Time { size_ms, .. } => format!("of {size_ms} ms"),
+            WindowOf::End { .. } => "that rows were put into before".to_owned(),
+        };
+        // The columns of the input come first.
+        let greatest = self.schema.field(self.value).name().clone();
+        vec![("window".to_owned(), window), ("greatest".to_owned(), greatest)]
+    }
+
     fn states(&mut self) -> Vec<&mut dyn StateSet> {
         vec![&mut self.state]
     }

@@ -241,6 +241,10 @@ impl Operator for WindowAggregate {
         Ok(Progress::Done)
     }
 
+    fn parameters(&self) -> Vec<(String, String)> {
+        self.aggregates.parameters()
+    }
+
     fn states(&mut self) -> Vec<&mut dyn StateSet> {
         vec![&mut self.state]
     }

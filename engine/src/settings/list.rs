@@ -250,6 +250,15 @@ pub static SETTINGS: &[SettingDef] = &[
         "Uncompressed bytes of a block, the unit of reads and caches. Below a power of two, since the SSD tier adds a header and rounds up to 4 KiB."
     ),
     setting!(
+        "state.gets-per-second" = "300",
+        Count,
+        COUNT,
+        state.gets_per_second,
+        Job,
+        None,
+        "GETs a second that a job's reads should make in each worker; what is not used gathers for 10 s. Nothing waits beyond it: blocks that lie near each other are then fetched together, by fewer and larger GETs."
+    ),
+    setting!(
         "state.compaction.trigger-runs" = "8",
         Count,
         COUNT,

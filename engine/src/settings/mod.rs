@@ -160,6 +160,8 @@ pub struct StateSettings {
     pub residency: Residency,
     /// Uncompressed bytes of a block of a state object.
     pub block_size_bytes: u64,
+    /// GETs a second that reads should make in each worker.
+    pub gets_per_second: u32,
     /// Runs of a key group are merged once there are so many.
     pub compaction_trigger_runs: u32,
     /// About so many bytes are written at once by a compaction.
@@ -422,6 +424,7 @@ impl Settings {
                 trigger_runs: self.state.compaction_trigger_runs as usize,
                 output_bytes: self.state.compaction_output_bytes,
             },
+            gets_per_second: self.state.gets_per_second,
             ..defaults
         }
     }

@@ -13,7 +13,7 @@ use millstream_state_store::key::{KeyBuffer, encode_keys};
 use tokio::sync::mpsc;
 
 use super::NewOutputs;
-use super::pace::Pace;
+use super::pace::Portion;
 use crate::element::{Assignment, Barrier, BarrierKind, StreamElement, TimestampMs};
 use crate::transport::DATA_QUEUE;
 
@@ -22,9 +22,7 @@ const COALESCE_ROWS: usize = 1_024;
 /// Or when its first row has waited so long.
 pub(crate) const LINGER: Duration = Duration::from_millis(5);
 /// A full channel is given pieces of so many rows at least.
-const PIECE_ROWS_MIN: usize = 32;
-/// Channels that take longer than this for what they are given are full.
-pub(crate) const STOOD: Duration = Duration::from_millis(2);
+pub(crate) const PIECE_ROWS_MIN: usize = 32;
 
 /// The sending ends of an edge, by receiving subtask.
 pub type OutputChannels = Vec<mpsc::Sender<StreamElement>>;
@@ -50,9 +48,7 @@ pub(crate) struct EdgeOutput {
     rows_of: Vec<Vec<u32>>,
     waiting_since: Option<Moment>,
     /// Rows of a piece at most: a channel has a fixed number of places.
-    piece_rows: usize,
-    /// While channels are full: how fast they empty.
-    pace: Pace,
+    piece: Portion,
     time: Option<TimeSignal>,
     announced: Option<TimeSignal>,
 }
@@ -83,8 +79,7 @@ impl EdgeOutput {
             keys: KeyBuffer::default(),
             rows_of: vec![Vec::new(); n],
             waiting_since: None,
-            piece_rows: usize::MAX,
-            pace: Pace::default(),
+            piece: Portion::new(PIECE_ROWS_MIN),
             time: None,
             announced: None,
         }
@@ -110,8 +105,10 @@ impl EdgeOutput {
         if self.waiting_since.is_none() {
             self.waiting_since = Some(now);
         }
+        // Before a full channel, what is gathered stands like what is in it.
+        let enough = COALESCE_ROWS.min(self.piece.rows().saturating_mul(DATA_QUEUE));
         for target in 0..self.channels.len() {
-            if self.slivers[target].rows >= COALESCE_ROWS {
+            if self.slivers[target].rows >= enough {
                 self.send_rows(target).await?;
             }
         }
@@ -159,7 +156,7 @@ impl EdgeOutput {
         };
         let mut from = 0;
         while from < batch.num_rows() {
-            let rows = self.piece_rows.min(batch.num_rows() - from);
+            let rows = self.piece.rows().min(batch.num_rows() - from);
             self.send(target, StreamElement::Batch(batch.slice(from, rows))).await?;
             from += rows;
         }
@@ -169,14 +166,8 @@ impl EdgeOutput {
     /// Rows were taken from `start` to `end`. While channels are full, pieces become so small that what fills the channels is
     /// processed in [`WAITING`](super::pace::WAITING); else they grow again.
     pub(crate) fn learn(&mut self, rows: usize, start: Moment, end: Moment) {
-        if end.since(start) < STOOD {
-            self.piece_rows = self.piece_rows.saturating_mul(2);
-            return;
-        }
-        self.pace.begin(start);
-        self.pace.passed(rows, false, end);
         let places = DATA_QUEUE * self.channels.len().max(1);
-        self.piece_rows = (self.pace.room(0, usize::MAX) / places).max(PIECE_ROWS_MIN);
+        self.piece.learn(rows, (start, end), end.since(start), places);
     }
 
     async fn send(&self, target: usize, element: StreamElement) -> Result<()> {

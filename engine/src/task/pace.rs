@@ -53,6 +53,42 @@ impl Pace {
     }
 }
 
+/// Channels that take longer than this for what they are given are full.
+const STOOD: Duration = Duration::from_millis(2);
+
+/// How many rows a sender hands out together: few at first, twice as many each time that channels take them at once. While
+/// channels are full: what goes through them in a moment, since a barrier waits until all that was handed out before it has gone.
+#[derive(Debug)]
+pub(crate) struct Portion {
+    rows: usize,
+    least: usize,
+    pace: Pace,
+}
+
+impl Portion {
+    /// At least `least` rows, however slow those are who take them.
+    pub(crate) fn new(least: usize) -> Self {
+        Self { rows: least, least, pace: Pace::default() }
+    }
+
+    /// So many rows may be handed out together.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// So many rows have gone from `start` to `end`, through full channels for `waited` of this time. `shares` portions
+    /// stand in the channels at a time.
+    pub(crate) fn learn(&mut self, rows: usize, (start, end): (Moment, Moment), waited: Duration, shares: usize) {
+        if waited < STOOD {
+            self.rows = self.rows.saturating_mul(2);
+            return;
+        }
+        self.pace.begin(start);
+        self.pace.passed(rows, false, end);
+        self.rows = (self.pace.room(0, usize::MAX) / shares.max(1)).max(self.least);
+    }
+}
+
 /// A subtask that is slowed down pauses for no longer than this at a time.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -101,5 +137,26 @@ mod tests {
             pace.passed(1, true, at(70_000 + i * 1_000));
         }
         assert_eq!(pace.room(10, 1_000), 10);
+    }
+
+    #[test]
+    fn a_portion_is_what_goes_through_full_channels_in_a_moment() {
+        let mut portion = Portion::new(32);
+        let second = |n: u64| (at(n * 1_000), at((n + 1) * 1_000));
+        assert_eq!(portion.rows(), 32, "nobody knows who comes behind it");
+        (0..10).for_each(|_| portion.learn(10_000, second(0), Duration::from_millis(1), 1));
+        assert_eq!(portion.rows(), 32 << 10, "nothing stood");
+        portion.learn(10_000, second(1), Duration::from_millis(900), 1);
+        assert_eq!(portion.rows(), 5_000);
+        portion.learn(10_000, second(2), Duration::from_millis(900), 10);
+        assert_eq!(portion.rows(), 500);
+        portion.learn(1, (at(3_000), at(99_000)), Duration::from_secs(96), 10);
+        assert!(portion.rows() < 500);
+        for n in 100..120 {
+            portion.learn(1, second(n), Duration::from_secs(1), 10);
+        }
+        assert_eq!(portion.rows(), 32);
+        portion.learn(32, (at(200_000), at(200_001)), Duration::ZERO, 10);
+        assert_eq!(portion.rows(), 64, "it grows again");
     }
 }

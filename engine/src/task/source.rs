@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 
 use super::chain::Chain;
 use super::keyed::Start;
-use super::output::{LINGER, STOOD, TimeSignal};
-use super::pace::Pace;
+use super::output::{LINGER, TimeSignal};
+use super::pace::Portion;
 use super::{
     EpochClosed, OwnedSplit, PUBLISH_INTERVAL, Preparation, SplitMetrics, SubtaskId, TaskControl, TaskEvent,
     TaskMetrics, VersionView,
@@ -84,10 +84,8 @@ pub(crate) struct SourceTask {
     ended: bool,
     said: Option<TimeSignal>,
     published: Moment,
-    /// Rows to read together at most. While channels are full, what goes through them in a moment: a barrier waits until all that was
-    /// read has gone.
-    read_rows: usize,
-    pace: Pace,
+    /// Rows to read together at most.
+    read: Portion,
 }
 
 /// Runs the subtask until its control queue closes or it fails.
@@ -123,8 +121,7 @@ impl SourceTask {
             ended: false,
             said: None,
             published: Moment::default(),
-            read_rows: usize::MAX,
-            pace: Pace::default(),
+            read: Portion::new(READ_ROWS_MIN),
         };
         match p.start {
             Start::When(id) => task.waiting = Some(id),
@@ -169,7 +166,7 @@ impl SourceTask {
                 Some(c) => control = Some(c),
                 None => return Ok(false),
             },
-            r = poll_fn(|cx| Self::poll_splits(&env, &self.plan, self.read_rows, &mut self.splits, &mut self.next, self.live_splits, cx)),
+            r = poll_fn(|cx| Self::poll_splits(&env, &self.plan, self.read.rows(), &mut self.splits, &mut self.next, self.live_splits, cx)),
                 if may_read => read = Some(r),
             () = env.sleep(timer.unwrap_or(Duration::from_secs(3600))), if timer.is_some() => {}
         }
@@ -205,7 +202,15 @@ impl SourceTask {
     // ---- reading
 
     fn poll_read(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<(usize, Read)>> {
-        Self::poll_splits(&self.env, &self.plan, self.read_rows, &mut self.splits, &mut self.next, self.live_splits, cx)
+        Self::poll_splits(
+            &self.env,
+            &self.plan,
+            self.read.rows(),
+            &mut self.splits,
+            &mut self.next,
+            self.live_splits,
+            cx,
+        )
     }
 
     fn poll_splits(
@@ -283,22 +288,12 @@ impl SourceTask {
             self.publish();
         }
         let waited = self.chain.back_pressured_ns - waited_before;
-        self.learn(rows as usize, start, Duration::from_nanos(waited));
-        let total = self.env.now().since(start).as_nanos() as u64;
+        let end = self.env.now();
+        self.read.learn(rows as usize, (start, end), Duration::from_nanos(waited), 1);
+        let total = end.since(start).as_nanos() as u64;
         TaskMetrics::add(&self.metrics.busy_ns, total.saturating_sub(waited));
         TaskMetrics::add(&self.metrics.back_pressured_ns, waited);
         Ok(())
-    }
-
-    /// So many rows have gone through since `start`, and waited so long for full channels meanwhile.
-    fn learn(&mut self, rows: usize, start: Moment, waited: Duration) {
-        if waited < STOOD {
-            self.read_rows = self.read_rows.saturating_mul(2);
-            return;
-        }
-        self.pace.begin(start);
-        self.pace.passed(rows, false, self.env.now());
-        self.read_rows = self.pace.room(READ_ROWS_MIN, usize::MAX);
     }
 
     // ---- time
@@ -567,7 +562,131 @@ fn until_next_row(split: &SplitRun, rate: f64, live: u64, now: Moment) -> Durati
 
 #[cfg(test)]
 mod tests {
+    use std::task::Context;
+
+    use arrow_array::Int64Array;
+    use arrow_schema::{DataType, Field, Schema, SchemaRef};
+    use millstream_common::{Epoch, KeyGroupRanges};
+
     use super::*;
+    use crate::element::{Assignment, StreamElement};
+    use crate::graph::Target;
+    use crate::source::{Source, Split, SplitEnumerator, WatermarkStrategy};
+    use crate::task::TASK_QUEUE;
+    use crate::task::output::EdgeOutput;
+    use crate::transport::DATA_QUEUE;
+
+    /// Has as many rows as anyone asks for.
+    #[derive(Clone)]
+    struct Endless(u64);
+
+    impl Source for Endless {
+        fn schema(&self) -> SchemaRef {
+            Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
+        }
+
+        fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
+            Err(Error::internal("its split is known"))
+        }
+
+        fn reader(&self, _: &Split, _: Option<&Position>) -> Result<Box<dyn SplitReader>> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    impl SplitReader for Endless {
+        fn poll_next(&mut self, _: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>> {
+            let rows = Int64Array::from_iter_values((0..max_rows).map(|n| self.0 as i64 + n as i64));
+            self.0 += max_rows as u64;
+            let batch = RecordBatch::try_new(self.schema(), vec![Arc::new(rows)]);
+            Poll::Ready(batch.map(Read::Batch).map_err(|e| Error::internal("a batch").source(e)))
+        }
+
+        fn position(&self) -> Position {
+            Position { offset: self.0, detail: Vec::new() }
+        }
+    }
+
+    /// An endless source before one who takes `rate` rows a second; how many rows stand before the barrier of a checkpoint.
+    async fn rows_before_a_barrier(rate: u32) -> usize {
+        const WHEN: Duration = Duration::from_secs(60);
+        let env = Env::test(1);
+        let source = Endless(0);
+        let assignment = Assignment { id: AssignmentId(1), ranges: vec![KeyGroupRanges::all()] };
+        let (channel, mut rows) = mpsc::channel(DATA_QUEUE);
+        let edge = EdgeOutput::new(0, vec![0], source.schema(), &assignment, vec![channel]);
+        let (orders, control) = mpsc::channel(TASK_QUEUE);
+        let (events, _events) = mpsc::channel(TASK_QUEUE);
+        let version = VersionView {
+            epoch: Epoch(0),
+            committed_ms: 0,
+            assignment,
+            runs: Vec::new(),
+            layouts: millstream_state_store::Layouts::default(),
+            fired: Vec::new(),
+            splits: BTreeMap::new(),
+            task_ids: Vec::new(),
+        };
+        let split = Split { id: "0".into(), payload: Vec::new() };
+        let subtask = run(SourceTaskParts {
+            env: env.clone(),
+            id: SubtaskId { task: 0, index: 0 },
+            plan: SourcePlan {
+                uid: "endless".into(),
+                name: "endless".into(),
+                source: Arc::new(source),
+                watermarks: WatermarkStrategy::monotonous(Arc::new(|_| Ok(None))),
+                rate: None,
+                batch_rows: 8_192,
+                targets: vec![Target::Edge(0)],
+            },
+            chain: Chain::new(env.clone(), 0, Vec::new(), Vec::new(), vec![edge]),
+            splits: vec![OwnedSplit { source_uid: "endless".into(), split, index: 0 }],
+            live_splits: 1,
+            control,
+            events,
+            metrics: Arc::default(),
+            start: Start::From(Arc::new(version)),
+        });
+        let receiver = async {
+            let mut before = None;
+            loop {
+                if before.is_none() && env.now().0 >= WHEN {
+                    let barrier = TaskControl::Barrier { epoch: Epoch(1), kind: BarrierKind::Checkpoint };
+                    orders.try_send(barrier).expect("room in its queue");
+                    before = Some(0);
+                }
+                match rows.recv().await {
+                    Some(StreamElement::Batch(batch)) => {
+                        before = before.map(|n| n + batch.num_rows());
+                        env.sleep(Duration::from_secs(1) * batch.num_rows() as u32 / rate).await;
+                    }
+                    Some(StreamElement::Barrier(_)) => return before.expect("nobody else sends one"),
+                    Some(_) => {}
+                    None => panic!("the subtask has ended"),
+                }
+            }
+        };
+        tokio::pin!(receiver);
+        match futures::future::select(receiver, Box::pin(subtask)).await {
+            futures::future::Either::Left((rows, _)) => rows,
+            futures::future::Either::Right(_) => panic!("the subtask has ended"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_barrier_waits_for_what_goes_through_in_a_moment() {
+        let (slow, medium, fast) = (
+            rows_before_a_barrier(100).await,
+            rows_before_a_barrier(4_000).await,
+            rows_before_a_barrier(400_000).await,
+        );
+        // What is read together, what is gathered, and what stands in the channel.
+        let least = READ_ROWS_MIN + (2 * DATA_QUEUE + 1) * crate::task::output::PIECE_ROWS_MIN;
+        assert!((1..=least).contains(&slow), "{slow}");
+        assert!((slow..=2 * 4_000).contains(&medium), "{medium}: two seconds' worth");
+        assert!(fast >= 8_192, "{fast}: it is not starved");
+    }
 
     #[test]
     fn the_first_row_comes_at_once_and_the_others_at_their_rate() {

@@ -84,7 +84,10 @@ impl Offer<'_> {
                 tracing::info!("{what} {} offers {slots} slots, state {url}", options.name);
             }
             registered.store(true, Ordering::Relaxed);
-            env.run(Lane::Io, what, run_worker(options, transport, registry, stores, env.clone())).await?
+            let work = run_worker(options, transport, registry, stores.clone(), env.clone());
+            let departure = env.run(Lane::Io, what, work).await?;
+            stores.close(env).await;
+            departure
         };
         let mut signals = Signals::listen()?;
         let asked = async {

@@ -94,7 +94,8 @@ async fn whole(
         run_coordinator(options, arrivals, transport.clone(), registry.clone(), stores.clone(), env.clone()),
     );
     let options = worker_options(vec![IN_PROCESS.to_owned()], request.parallelism, settings, env, &parts);
-    let mut worker = env.run(Lane::Io, "worker", run_worker(options, transport.clone(), registry, stores, env.clone()));
+    let mut worker =
+        env.run(Lane::Io, "worker", run_worker(options, transport.clone(), registry, stores.clone(), env.clone()));
     let client = Client::new(transport, vec![IN_PROCESS.to_owned()], env.clone());
     if let Some(address) = &args.metrics_listen {
         options::refuse_open_address("--metrics-listen", address, args.insecure)?;
@@ -114,6 +115,8 @@ async fn whole(
     // First: it would take the end of the worker for a loss.
     drop(coordinator);
     progress.end();
+    drop(worker);
+    stores.close(env).await;
     ended.map(|(document, signal)| (with_usage(document), signal))
 }
 

@@ -75,6 +75,7 @@ pub const METRICS: &[MetricDef] = &[
     def(Process, Gauge, "millstream_process_object_store_limit_per_second", &["class"], "Present limit of reads (get, head, list) or writes (put, delete, copy) a second; absent while the store does not throttle."),
     def(Process, Counter, "millstream_process_hedged_gets_total", JOB, "GETs that were sent a second time because the first one was slow."),
     def(Process, Counter, "millstream_process_plans_over_budget_total", JOB, "Plans that had to make do with fewer, larger GETs since the budget of GETs a second was used up. Nobody waits for that budget."),
+    def(Process, Counter, "millstream_process_warmed_blocks_total", JOB, "Blocks that warm-ups brought before anybody asked for them: at a start or rescale, what heat lists name; behind a compaction, what was hot in its inputs."),
     def(Process, Counter, "millstream_process_get_queue_seconds_total", JOB, "How long GETs waited for a place among those in flight, seconds, summed."),
     def(Process, Histogram, "millstream_process_get_duration_seconds", &["job", "id", "purpose"], "How long GETs of state took, with repetitions and waits for the limiter, seconds. purpose state: reads and warm-ups; compaction."),
 

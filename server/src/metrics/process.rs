@@ -124,6 +124,7 @@ fn add_job(families: &mut Families, figures: &JobFigures) {
     let r = &figures.store.requests;
     families.count("millstream_process_hedged_gets_total", &[job, id], r.hedged);
     families.count("millstream_process_plans_over_budget_total", &[job, id], r.over_budget);
+    families.count("millstream_process_warmed_blocks_total", &[job, id], r.warmed_blocks);
     families.add("millstream_process_get_queue_seconds_total", &[job, id], r.queued.as_secs_f64());
     families.count("millstream_process_bundles_total", &[job, id], r.bundles);
     families.durations("millstream_process_get_duration_seconds", &[job, id, "state"], &r.gets);

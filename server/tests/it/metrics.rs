@@ -41,10 +41,15 @@ fn start(slots: &str) -> (Cluster, String, String) {
     out.read_line(&mut line).unwrap();
     let address = serde_json::from_str::<Value>(&line).unwrap()["listen"].as_str().unwrap().to_owned();
     let cache = folder.path().join("cache").display().to_string();
-    let words = ["worker", "--coordinator", &address, "--slots", slots, "-D", HEARTBEAT, "--cache-memory", "1MB"];
-    let words = [&words[..], &["--cache-dir", &cache, "--cache-disk", "80MB"]].concat();
-    let (worker, _, of_worker) = scraped(&words);
+    let (worker, of_worker) = worker(&address, slots, &["--cache-dir", &cache, "--cache-disk", "80MB"]);
     (Cluster { folder, address, processes: vec![coordinator, worker] }, of_coordinator, of_worker)
+}
+
+/// A worker with little memory for blocks, and where it serves its metrics.
+fn worker(coordinator: &str, slots: &str, more: &[&str]) -> (Running, String) {
+    let words = ["worker", "--coordinator", coordinator, "--slots", slots, "-D", HEARTBEAT, "--cache-memory", "1MB"];
+    let (running, _, address) = scraped(&[&words[..], more].concat());
+    (running, address)
 }
 
 /// Samples by series, as the text has them.
@@ -192,6 +197,35 @@ fn what_worker_and_coordinator_serve_adds_up_to_what_status_says() {
     assert_eq!((&store["reads_per_s_max"], &store["writes_per_s_max"]), (&Value::Null, &Value::Null));
     let of_first = |s: &Samples| s.sum("millstream_process_rows_in_total", &[("id", &first)]);
     assert_eq!(of_first(&worker), of_first(&stopped), "what is over stays as it was");
+}
+
+#[test]
+fn workers_with_empty_caches_are_warmed_up_at_a_restart_and_before_a_rescale() {
+    let (mut cluster, _, _) = start("2");
+    let id = cluster.ask(&words("warmed", "20000")).ok().out.trim().to_owned();
+    cluster.wait_for(&id, "it has state", |s| s["events_in"].as_u64() > Some(60_000));
+    let warmed = |worker: &str| Samples::of(worker).sum("millstream_process_warmed_blocks_total", &[("id", &id)]);
+    let wait_for_blocks = |worker: &str| {
+        let start = std::time::Instant::now();
+        while warmed(worker) == 0.0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "{worker} is not warmed up");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // The job goes on in another process.
+    let (second, of_second) = worker(&cluster.address, "2", &["--cache-disk", "0"]);
+    cluster.processes.push(second);
+    drop(cluster.processes.remove(1));
+    wait_for_blocks(&of_second);
+    cluster.wait_for(&id, "it runs again", |s| s["restarts"] == 1 && s["state"] == "running");
+    // A third one gains a half of the key groups: the blocks are there before it serves them.
+    let (third, of_third) = worker(&cluster.address, "2", &["--cache-disk", "0"]);
+    cluster.processes.push(third);
+    let start = std::time::Instant::now();
+    while cluster.ask(&["rescale", &id, "-p", "4"]).code != Some(0) {
+        assert!(start.elapsed() < Duration::from_secs(60), "there are four slots");
+    }
+    assert!(warmed(&of_third) > 0.0);
 }
 
 #[test]

@@ -151,13 +151,10 @@ impl<'a> Scene<'a> {
             logical.busy |= limits.is_busy(run);
             logical.pieces.push((run.clone(), clip));
         }
-        let cover = |pieces: &[(Arc<Run>, KeyGroupRanges)]| {
-            KeyGroupRanges::new(pieces.iter().flat_map(|p| p.1.iter().copied()))
-        };
         let mut runs: Vec<Logical> = by_interval.into_values().rev().collect();
         let mut classes: BTreeMap<Vec<(u32, u32)>, usize> = BTreeMap::new();
         for logical in &mut runs {
-            logical.cover = cover(&logical.pieces);
+            logical.cover = KeyGroupRanges::new(logical.pieces.iter().flat_map(|p| p.1.iter().copied()));
             let (bounds, next) = (logical.cover.iter().map(|r| (r.start, r.end)).collect(), classes.len());
             logical.class = *classes.entry(bounds).or_insert(next);
             logical.pieces.sort_by_key(|(_, clip)| clip.as_slice().first().map(|r| r.start));

@@ -65,6 +65,7 @@ fn full_record() -> VersionRecord {
             args: vec![proto::Argument { name: "keys".to_owned(), value: "10".to_owned() }],
             plan: vec!["source -> count".to_owned()],
             parallelism: 2,
+            parameters: Vec::new(),
         }),
         tree: Some(proto::Tree {
             tasks: vec![proto::TaskEntry { task_id: 1, uid: "count".to_owned() }],

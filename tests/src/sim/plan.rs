@@ -163,7 +163,7 @@ pub enum Fault {
 }
 
 /// How many seeds of 100 play a scene.
-const SCENES_PERCENT: u64 = 20;
+const SCENES_PERCENT: u64 = 30;
 /// Coordinators that there can be at a time.
 pub const COORDINATORS: usize = 2;
 

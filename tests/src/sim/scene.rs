@@ -12,11 +12,13 @@ use super::plan::{COORDINATORS, Fault, Joins, Leave, Plan, Request};
 
 /// Puts a scene in the place of what `plan` has drawn for clients and faults.
 pub fn set(plan: &mut Plan, dice: &mut Dice) {
-    match dice.within(0..4) {
+    match dice.within(0..6) {
         0 => rivals(plan, dice),
         1 => blind(plan, dice),
         2 => crowd(plan, dice),
-        _ => farewell(plan, dice),
+        3 => farewell(plan, dice),
+        4 => doorstep(plan, dice),
+        _ => stumble(plan, dice),
     }
 }
 
@@ -142,4 +144,40 @@ fn farewell(plan: &mut Plan, dice: &mut Dice) {
     }
     plan.requests.sort_by_key(|r| r.0);
     plan.faults.sort_by_key(|f| f.0);
+}
+
+/// A leader dies; the next one stands still between becoming it and taking the job over. Meanwhile the first is back, finds nobody
+/// who answers, and takes the job over: the other must not take it away again when it wakes.
+fn doorstep(plan: &mut Plan, dice: &mut Dice) {
+    quiet(plan, dice, Duration::from_secs(20));
+    plan.heartbeat_timeout = Duration::from_secs(4);
+    let dies = dice.millis(800..4_000);
+    let comes = dies + dice.millis(0..30);
+    // It has found no answer for 2 s, has written that it leads, and has not read the job's newest record yet.
+    let stops = comes + dice.millis(2_150..2_600);
+    let back = stops + dice.millis(20..400);
+    plan.faults.push((dies, Fault::Kill { place: 0, silently: false, back_after: back - dies }));
+    plan.faults.push((comes, Fault::SecondCoordinator));
+    plan.faults.push((stops, Fault::Pause { place: 1, lasts: dice.millis(4_000..8_000) }));
+}
+
+/// Barriers of rescales pass some subtasks and not others before their time is over, while checkpoints may fail.
+fn stumble(plan: &mut Plan, dice: &mut Dice) {
+    quiet(plan, dice, Duration::from_secs(18));
+    plan.heartbeat_timeout = Duration::from_secs(4);
+    plan.store.multipart_part_bytes = 16 << 20;
+    let pairs = [("checkpoint.timeout", "1s"), ("checkpoint.tolerable-failures", "10")];
+    plan.settings.extend(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    for i in 0..4 {
+        let when = Duration::from_secs(2 + 4 * i) + dice.millis(0..1_500);
+        plan.requests.push((when, Request::Rescale(dice.within(1..5) as u32)));
+        let lasts = dice.millis(1_100..2_500);
+        let fault = if dice.chance(50) {
+            Fault::Pause { place: COORDINATORS + dice.within(0..u64::from(plan.workers)) as usize, lasts }
+        } else {
+            let faults = Faults { error_before: 1.0, only_paths_with: "/data/".into(), ..plan.latency.clone() };
+            Fault::Store { faults: Box::new(faults), lasts }
+        };
+        plan.faults.push((when + dice.millis(0..300), fault));
+    }
 }
