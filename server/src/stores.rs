@@ -307,7 +307,7 @@ mod tests {
             merges: MERGES,
             throttle: Throttle::default(),
             local: LocalState::new(s, &env),
-            _folder: None,
+            folder: None,
         };
         let tight = stores(&small).state_options(&small);
         let plan = MemoryPlan::new(&small, 0);
