@@ -5,7 +5,7 @@
 //! calls [`Operator::advance`] until that says `Done`.
 
 use arrow_array::RecordBatch;
-use millstream_common::{KeyGroup, KeyGroupRange, KeyGroupRanges, Result};
+use millstream_common::{KeyGroup, Result};
 use millstream_state_store::key::KeyBuffer;
 
 use crate::element::TimestampMs;
@@ -141,7 +141,7 @@ impl Collector {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubtaskTime {
     /// Sorted, disjoint; key groups that no range holds have fired up to `min`.
-    ranges: Vec<(KeyGroupRange, TimestampMs)>,
+    ranges: Vec<(millstream_common::KeyGroupRange, TimestampMs)>,
     min: TimestampMs,
     max: TimestampMs,
 }
@@ -161,7 +161,7 @@ impl SubtaskTime {
 
     /// Each range has fired up to its own time.
     #[must_use]
-    pub fn of_ranges(mut ranges: Vec<(KeyGroupRange, TimestampMs)>) -> Self {
+    pub fn of_ranges(mut ranges: Vec<(millstream_common::KeyGroupRange, TimestampMs)>) -> Self {
         let min = ranges.iter().map(|r| r.1).min().unwrap_or(crate::element::WATERMARK_MIN);
         let max = ranges.iter().map(|r| r.1).max().unwrap_or(crate::element::WATERMARK_MIN);
         if min == max {
@@ -180,22 +180,6 @@ impl SubtaskTime {
             self.ranges.clear();
         }
         self.ranges.iter_mut().for_each(|r| r.1 = r.1.max(watermark));
-    }
-
-    /// As [`SubtaskTime::advance`], for `some` of `all` its key groups.
-    #[must_use]
-    pub(crate) fn advanced(&self, all: &KeyGroupRanges, some: &KeyGroupRanges, watermark: TimestampMs) -> Self {
-        let own = self.ranges.iter().map(|(range, _)| range);
-        let mut cuts: Vec<u32> = all.iter().chain(some.iter()).chain(own).flat_map(|r| [r.start, r.end]).collect();
-        cuts.sort_unstable();
-        cuts.dedup();
-        let pieces = cuts.windows(2).map(|cut| KeyGroupRange { start: cut[0], end: cut[1] });
-        let fired = |piece: KeyGroupRange| {
-            let first = KeyGroup(piece.start as u16);
-            let before = self.fired(first);
-            all.contains(first).then(|| (piece, if some.contains(first) { before.max(watermark) } else { before }))
-        };
-        Self::of_ranges(pieces.filter_map(fired).collect())
     }
 
     /// Up to where `group` has fired.
@@ -223,26 +207,7 @@ impl SubtaskTime {
 
     /// The ranges with a time of their own; empty when all are alike.
     #[must_use]
-    pub fn ranges(&self) -> &[(KeyGroupRange, TimestampMs)] {
+    pub fn ranges(&self) -> &[(millstream_common::KeyGroupRange, TimestampMs)] {
         &self.ranges
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn some_key_groups_fire_before_others() {
-        let set = |pairs: &[(u32, u32)]| pairs.iter().map(|&(start, end)| KeyGroupRange { start, end }).collect();
-        let all: KeyGroupRanges = set(&[(0, 100), (200, 300)]);
-        let fired = |time: &SubtaskTime| [0, 49, 50, 99, 200, 299].map(|g| time.fired(KeyGroup(g)));
-        let time = SubtaskTime::uniform(5).advanced(&all, &set(&[(50, 100), (200, 210)]), 9);
-        assert_eq!((fired(&time), time.min(), time.max()), ([5, 5, 9, 9, 9, 5], 5, 9));
-        // What has fired farther stays.
-        let time = time.advanced(&all, &set(&[(0, 60)]), 7);
-        assert_eq!(fired(&time), [7, 7, 9, 9, 9, 5]);
-        let time = time.advanced(&all, &all, 10);
-        assert_eq!((time.min(), time.max(), time.ranges().len()), (10, 10, 0));
     }
 }

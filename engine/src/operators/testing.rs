@@ -19,7 +19,7 @@ use millstream_common::{
 use millstream_objects::{Store, StoreEnvironment, StoreOptions};
 use millstream_state_store::Caches;
 use millstream_state_store::compaction::{CompactionDone, CompactionOptions, CompactionOutcome, Pick, apply, pick};
-use millstream_state_store::key::{KeyBuffer, encode_keys, split_timed_key, timed_key};
+use millstream_state_store::key::{KeyBuffer, encode_keys, timed_key};
 use millstream_state_store::section::{EncodedSection, Interval, SectionOptions, SectionWriter};
 use millstream_state_store::{
     Layout, Layouts, MergeOperators, ReadTime, Run, StateLayout as StoredLayout, StateStore, StateStoreOptions, Tree,
@@ -33,7 +33,6 @@ use crate::element::{TimestampMs, WATERMARK_MAX, WATERMARK_MIN};
 use crate::operator::{Collector, KeyedBatch, Operator, Progress, SubtaskTime};
 use crate::state::{StateLayout, TimeScan};
 use crate::task::paging::{of_prefix, scan_maps};
-use crate::task::slices::Slices;
 
 /// A value of a row, for comparison.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,7 +131,6 @@ struct Subtask {
     answered: u64,
     /// `advance` waits for this read.
     waits: u64,
-    slices: Slices,
     view: View,
     own: Vec<Arc<Run>>,
     encoding: Option<(SectionWriter, Interval)>,
@@ -296,7 +294,6 @@ impl<'a> Cluster<'a> {
             asked: 0,
             answered: 0,
             waits: 0,
-            slices: Slices::default(),
             view,
             own: Vec::new(),
             encoding: None,
@@ -403,29 +400,10 @@ impl<'a> Cluster<'a> {
                     None => to.extend_from_slice(&(id.0 + 1).to_be_bytes()),
                 }
                 let mut from = Some(Bytes::from(from));
-                let mut pieces = Vec::new();
                 while let Some(start) = from {
                     let piece = self.runtime.block_on(view.scan(&start, &to, 200, &time)).unwrap();
                     from = piece.next;
-                    pieces.push(piece.entries);
-                }
-                // At times it is more than may be brought at once.
-                if self.rng.random_bool(0.05) {
-                    return states[state].abandon_scan();
-                }
-                if self.rng.random_bool(0.2) {
-                    let until = self.rng.random_range(
-                        scan.after.max(-1_000)..scan.until.min(1_000_000).max(scan.after.max(-1_000) + 1),
-                    );
-                    if (scan.after + 1..scan.until).contains(&until) {
-                        let is_within =
-                            |e: &(Bytes, Bytes)| split_timed_key(&e.0).is_some_and(|(_, time, ..)| time <= until);
-                        pieces.iter_mut().for_each(|p| p.retain(is_within));
-                        states[state].shorten_scan(until);
-                    }
-                }
-                for (i, piece) in pieces.iter().enumerate() {
-                    states[state].install_scan(piece, i + 1 == pieces.len()).unwrap();
+                    states[state].install_scan(&piece.entries, from.is_none()).unwrap();
                 }
             }
         }
@@ -454,7 +432,6 @@ impl<'a> Cluster<'a> {
                 if w > s.out.fired_min() {
                     match s.operator.advance(w, &mut s.out).unwrap() {
                         Progress::More => {}
-                        Progress::NeedsState if self.rng.random_bool(0.008) && s.cut() => {}
                         Progress::NeedsState => {
                             s.gather(self.wall);
                             s.scan(self.wall);
@@ -462,14 +439,10 @@ impl<'a> Cluster<'a> {
                             s.waits = s.asked;
                         }
                         Progress::Done => {
-                            let (time, operator) = (s.out.time().clone(), s.operator.as_mut());
-                            let next = s.slices.next(&s.ranges, operator, &time, w);
-                            let (mut time, more) = next.unwrap_or((time, false));
-                            if !more {
-                                time.advance(w);
-                                s.queue.pop_front();
-                            }
+                            let mut time = s.out.time().clone();
+                            time.advance(w);
                             s.out.set_time(time);
+                            s.queue.pop_front();
                         }
                     }
                 } else {
@@ -610,19 +583,9 @@ impl<'a> Cluster<'a> {
 }
 
 impl Subtask {
-    /// Fires fewer key groups at once.
-    fn cut(&mut self) -> bool {
-        let time = self.slices.cut(&self.ranges, self.operator.as_mut(), self.out.time());
-        time.map(|time| self.out.set_time(time)).is_some()
-    }
-
     fn read(&mut self, what: Asked, wall: i64) {
         let time = ReadTime { event_time_ms: self.out.fired_min(), processing_time_ms: wall };
-        let view = match what {
-            Asked::Scan(..) => self.view.within(self.slices.present(&self.ranges)),
-            _ => self.view.clone(),
-        };
-        self.reads.push_back(Read { view, time, what });
+        self.reads.push_back(Read { view: self.view.clone(), time, what });
         self.asked += 1;
     }
 

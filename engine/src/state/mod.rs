@@ -220,30 +220,6 @@ pub trait StateSet: Send {
     /// What the store holds in that range, piece by piece; `last` with the final piece. Entries that are resident are
     /// ignored.
     fn install_scan(&mut self, entries: &[(Bytes, Bytes)], last: bool) -> Result<()>;
-    /// The scan on its way reaches no farther than this, which lies within what was asked for: the rest would have been too much at
-    /// once. Called before it is installed.
-    fn shorten_scan(&mut self, _until: TimestampMs) {}
-    /// The scan on its way brings nothing, and is asked for again if it is still needed.
-    fn abandon_scan(&mut self) {}
-
-    // ---- slices of key groups
-
-    /// From here on `advance` is about these key groups alone, and no scan reads what stands at or below the time; until it is
-    /// told of others or, with `None`, of all again.
-    fn set_slice(&mut self, _slice: Option<(&KeyGroupRanges, TimestampMs)>) {}
-    /// Everything up to this time was dropped as fired since the slice, or the present `advance`, began; the least time when
-    /// nothing was said of a time as a whole.
-    fn fired_until(&self) -> TimestampMs {
-        TimestampMs::MIN
-    }
-    /// The greatest time of what was dropped as fired since then.
-    fn expired_until(&self) -> TimestampMs {
-        TimestampMs::MIN
-    }
-    /// Bytes of what scans brought for this `advance` and has not fired.
-    fn due_bytes(&self) -> u64 {
-        0
-    }
 
     // ---- writes
 

@@ -118,7 +118,7 @@ impl<V: StateValue> WorkingSet<V> {
             return;
         }
         let slots = self.times.range((std::ops::Bound::Excluded(after), std::ops::Bound::Included(until)));
-        let is_partial = |i: &u32| self.slots[*i].is(PARTIAL) && self.in_slice(*i);
+        let is_partial = |i: &u32| self.slots[*i].is(PARTIAL);
         let partial: Vec<u32> = slots.flat_map(|(_, slots)| slots.iter().copied()).filter(is_partial).collect();
         for i in partial {
             self.complete(i, None);

@@ -22,7 +22,7 @@ use millstream_state_store::schema::Form;
 
 use super::partial::MergeFn;
 use super::slab::{PENDING, STORED};
-use super::working_set::{Slice, WorkingSet};
+use super::working_set::WorkingSet;
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
 use crate::element::TimestampMs;
 
@@ -88,12 +88,6 @@ pub struct TimedState<V> {
     wanted: Option<TimeScan>,
     /// Entries that the scan on its way has brought.
     brought: usize,
-    /// Bytes of what scans have brought and has not fired.
-    due_bytes: u64,
-    /// Everything up to here was dropped as fired, since the slice or the present `advance` began.
-    fired_until: TimestampMs,
-    /// Something at this time was: a scan never goes back behind it.
-    expired_until: TimestampMs,
 }
 
 impl<V: StateValue> TimedState<V> {
@@ -111,9 +105,6 @@ impl<V: StateValue> TimedState<V> {
             step_ms: ahead_ms,
             wanted: None,
             brought: 0,
-            due_bytes: 0,
-            fired_until: TimestampMs::MIN,
-            expired_until: TimestampMs::MIN,
         }
     }
 
@@ -207,16 +198,7 @@ impl<V: StateValue> TimedState<V> {
     /// Drops an entry that has fired: the watermark of its key group is about to pass its time. Its slot may not be used
     /// any more.
     pub fn expire(&mut self, slot: SlotId) -> Option<V> {
-        self.expire_slot(slot.0)
-    }
-
-    fn expire_slot(&mut self, i: u32) -> Option<V> {
-        self.expired_until = self.expired_until.max(self.set.slots.time(i));
-        if self.set.slots[i].written == 0 {
-            // A scan or a read has brought it.
-            self.due_bytes = self.due_bytes.saturating_sub(self.set.slot_bytes(i) as u64);
-        }
-        self.set.expire(i)
+        self.set.expire(slot.0)
     }
 
     /// The encoded key of a slot.
@@ -255,7 +237,7 @@ impl<V: StateValue> TimedState<V> {
     /// any more.
     pub fn load_until(&mut self, until: TimestampMs, fired_min: TimestampMs) -> bool {
         self.set.known_until = self.set.known_until.max(fired_min);
-        let loaded = self.loaded_until();
+        let loaded = self.set.known_until;
         if loaded >= until {
             self.set.hold_until = self.set.hold_until.max(until);
             self.step_ms = self.ahead_ms;
@@ -275,70 +257,52 @@ impl<V: StateValue> TimedState<V> {
     /// Everything that the store holds up to this time is resident.
     #[must_use]
     pub fn loaded_until(&self) -> TimestampMs {
-        self.set.slice.as_ref().map_or(self.set.known_until, |s| s.known_until.max(self.set.known_until))
+        self.set.known_until
     }
 
     /// What is due has fired: entries need not stay any more.
     pub fn end_advance(&mut self) {
         self.set.hold_until = i64::MIN;
-        self.due_bytes = 0;
-        (self.fired_until, self.expired_until) = (TimestampMs::MIN, TimestampMs::MIN);
     }
 
     /// The least time of a resident entry.
     #[must_use]
     pub fn first_time(&self) -> Option<TimestampMs> {
-        self.time_in(Bound::Unbounded)
+        self.set.times.first_key_value().map(|(t, _)| *t)
     }
 
     /// The least time of a resident entry behind `time`.
     #[must_use]
     pub fn next_time(&self, time: TimestampMs) -> Option<TimestampMs> {
-        self.time_in(Bound::Excluded(time))
-    }
-
-    fn time_in(&self, from: Bound<TimestampMs>) -> Option<TimestampMs> {
-        let mut times = self.set.times.range((from, Bound::Unbounded));
-        times.find(|(_, slots)| slots.iter().any(|&i| self.set.in_slice(i))).map(|(t, _)| *t)
+        self.set.times.range((Bound::Excluded(time), Bound::Unbounded)).next().map(|(t, _)| *t)
     }
 
     /// The resident entries with `after < time <= until`, by time, in no order within a time.
     pub fn between(&self, after: TimestampMs, until: TimestampMs) -> impl Iterator<Item = SlotId> {
         let range = (Bound::Excluded(after), Bound::Included(until));
         let times = (after < until).then(|| self.set.times.range(range));
-        let slots = times.into_iter().flatten().flat_map(|(_, slots)| slots.iter().copied());
-        slots.filter(|&i| self.set.in_slice(i)).map(SlotId)
+        times.into_iter().flatten().flat_map(|(_, slots)| slots.iter().map(|&i| SlotId(i)))
     }
 
     /// The resident entries of one time, ordered by key.
     #[must_use]
     pub fn sorted_at(&self, time: TimestampMs) -> Vec<SlotId> {
-        let mut slots: Vec<SlotId> = self
-            .set
-            .times
-            .get(&time)
-            .into_iter()
-            .flatten()
-            .filter(|i| self.set.in_slice(**i))
-            .map(|&i| SlotId(i))
-            .collect();
+        let mut slots: Vec<SlotId> =
+            self.set.times.get(&time).map(|l| l.iter().map(|&i| SlotId(i)).collect()).unwrap_or_default();
         slots.sort_unstable_by(|a, b| self.key(*a).cmp(self.key(*b)));
         slots
     }
 
     /// Drops all resident entries at or below `time`: they have fired.
     pub fn expire_until(&mut self, time: TimestampMs) {
-        self.fired_until = self.fired_until.max(time);
-        let mut next = self.first_time();
-        while let Some(first) = next.filter(|first| *first <= time) {
-            // From the end of the list, so that nothing moves.
-            let slots = self.set.times.get(&first).cloned().unwrap_or_default();
-            for i in slots.into_iter().rev() {
-                if self.set.in_slice(i) {
-                    self.expire_slot(i);
-                }
+        while let Some((&first, slots)) = self.set.times.first_key_value() {
+            if first > time {
+                return;
             }
-            next = self.next_time(first);
+            // From the end of the list, so that nothing moves.
+            for i in slots.clone().into_iter().rev() {
+                self.set.expire(i);
+            }
         }
     }
 }
@@ -371,58 +335,18 @@ impl<V: StateValue> StateSet for TimedState<V> {
 
     fn install_scan(&mut self, entries: &[(Bytes, Bytes)], last: bool) -> Result<()> {
         self.brought += entries.len();
-        let before = self.set.memory_bytes();
         entries.iter().try_for_each(|(key, value)| self.set.install_scanned(key, value))?;
-        self.due_bytes += self.set.memory_bytes().saturating_sub(before);
         if last && let Some((after, until)) = self.set.scanning {
             self.set.complete_between(after, until);
             self.set.scanning = None;
             self.set.drop_asides();
             // What was lost meanwhile (a range was gained) has put the mark back: then this scan says nothing.
-            match &mut self.set.slice {
-                Some(slice) => slice.known_until = slice.known_until.max(until),
-                None if self.set.known_until >= after => self.set.known_until = self.set.known_until.max(until),
-                None => {}
+            if self.set.known_until >= after {
+                self.set.known_until = self.set.known_until.max(until);
             }
             self.step_ms = if self.brought == 0 { self.step_ms.saturating_mul(STEP_GROWTH) } else { self.ahead_ms };
         }
         Ok(())
-    }
-
-    fn shorten_scan(&mut self, until: TimestampMs) {
-        if let Some((_, end)) = &mut self.set.scanning {
-            *end = until;
-        }
-    }
-
-    fn abandon_scan(&mut self) {
-        self.set.scanning = None;
-        self.set.drop_asides();
-    }
-
-    fn set_slice(&mut self, slice: Option<(&KeyGroupRanges, TimestampMs)>) {
-        if let Some((_, known)) = slice
-            && self.set.slice.is_none()
-            && self.set.known_until < i64::MAX
-        {
-            // What was read for all groups and has not fired may go, and is read again with its slice.
-            self.set.known_until = self.set.known_until.min(known);
-        }
-        self.set.slice = slice.map(|(groups, known_until)| Slice { groups: groups.clone(), known_until });
-        self.wanted = None;
-        self.end_advance();
-    }
-
-    fn expired_until(&self) -> TimestampMs {
-        self.expired_until.max(self.fired_until)
-    }
-
-    fn fired_until(&self) -> TimestampMs {
-        self.fired_until
-    }
-
-    fn due_bytes(&self) -> u64 {
-        self.due_bytes
     }
 
     fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool) {

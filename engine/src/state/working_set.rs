@@ -59,8 +59,6 @@ pub(super) struct WorkingSet<V> {
     pub(super) asides: VecDeque<Aside<V>>,
     /// Entries at or below it stay until what is due has fired.
     pub(super) hold_until: i64,
-    /// While the key groups fire one part after the other: the part that does.
-    pub(super) slice: Option<Slice>,
 
     /// Stamp of what is being named.
     pub(super) stamp: u64,
@@ -103,13 +101,6 @@ pub(super) struct WorkingSet<V> {
     pub(super) stored: Stored,
 }
 
-/// See [`super::StateSet::set_slice`].
-pub(super) struct Slice {
-    pub(super) groups: KeyGroupRanges,
-    /// As [`WorkingSet::known_until`], for these groups.
-    pub(super) known_until: i64,
-}
-
 /// Keys that are looked up together when a batch is named: their slots fit into the nearest cache.
 const GROUP: usize = 64;
 /// No slot has this number: the slab ends before.
@@ -144,7 +135,6 @@ impl<V: StateValue> WorkingSet<V> {
             merge: None,
             asides: VecDeque::new(),
             hold_until: i64::MIN,
-            slice: None,
             stamp: 1,
             groups: VecDeque::new(),
             released: 0,
@@ -660,24 +650,13 @@ impl<V: StateValue> WorkingSet<V> {
             || (self.mapped && self.maps.is_loading(time))
     }
 
-    /// Whether a slot's key group is among those that fire.
-    #[inline]
-    pub(super) fn in_slice(&self, i: u32) -> bool {
-        self.slice.as_ref().is_none_or(|s| s.groups.contains(self.slots[i].group()))
-    }
-
-    /// Whether what is due must find a slot of this time resident. The scan of its own slice brings one of another slice.
-    fn is_held(&self, i: u32, time: i64) -> bool {
-        time <= self.hold_until && (time <= self.known_until || self.in_slice(i))
-    }
-
     /// Whether a slot may go: live, resident, encoded, in the store, not pinned, not held.
     pub(super) fn may_go(&self, i: u32) -> bool {
         self.slots.live_at(i).is_some_and(|s| {
             s.flags & (PENDING | UNENCODED) == 0
                 && s.written <= self.flushed
                 && s.named <= self.released
-                && !self.is_held(i, self.slots.time(i))
+                && self.slots.time(i) > self.hold_until
                 && !self.is_scanning(self.slots.time(i))
         })
     }

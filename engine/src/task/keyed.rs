@@ -33,7 +33,6 @@ use super::gate::{GateEvent, InputChannel, InputGate};
 use super::output::TimeSignal;
 use super::pace::{Pace, pause_for};
 use super::paging::Paging;
-use super::slices::Slices;
 use super::{
     EpochClosed, PUBLISH_INTERVAL, PendingSection, Preparation, SubtaskId, TaskControl, TaskEvent, TaskMetrics,
     VersionView,
@@ -48,10 +47,6 @@ const QUEUE_ROWS: usize = 65_536;
 const QUEUE_ROWS_MIN: usize = 1_024;
 /// Batches that may wait in the queue of a subtask.
 const QUEUE_ITEMS: usize = 256;
-/// So many scans for what is due fit into the memory for rows.
-const SCANS_IN_MEMORY: u64 = 4;
-/// A scan for what is due may bring so much, however small that memory is.
-const SCAN_BYTES_MIN: u64 = 4 << 10;
 /// Frozen entries that are encoded between two batches.
 const ENCODE_SLICE: usize = 4_096;
 /// So long the first rows behind a rescale are waited for, before nothing to do counts as serving.
@@ -153,8 +148,6 @@ pub(crate) struct KeyedTask {
     /// What it lost is to be forgotten once all that is encoded: it keeps these.
     shrinking: Option<KeyGroupRanges>,
     advancing: Option<u64>,
-    /// Of key groups, while what is due does not fire all at once.
-    slices: Slices,
     waiting: Option<AssignmentId>,
     /// This instance leaves with the barrier of the next assignment.
     leaves: bool,
@@ -228,7 +221,6 @@ impl KeyedTask {
             encodings: VecDeque::new(),
             shrinking: None,
             advancing: None,
-            slices: Slices::default(),
             waiting,
             leaves: false,
             waiting_since: None,
@@ -505,13 +497,10 @@ impl KeyedTask {
                     self.tend_memory().await?;
                     return Ok(true);
                 }
-                Progress::NeedsState if self.must_slice().await? && self.slice() => return Ok(true),
                 Progress::NeedsState => {
-                    let max_bytes = self.scan_bytes();
-                    let groups = self.slices.present(&self.ranges);
                     let operator = self.chain.nodes[0].operator.as_mut();
                     let keys = self.paging.gather(operator, &self.time);
-                    let scans = self.paging.scan(operator, &self.time, groups, max_bytes);
+                    let scans = self.paging.scan(operator, &self.time);
                     // What it misses may be on its way already, asked for by a batch behind this watermark.
                     self.advancing = keys.max(scans).or_else(|| self.paging.last());
                     if self.advancing.is_none() {
@@ -519,12 +508,7 @@ impl KeyedTask {
                     }
                     return Ok(true);
                 }
-                Progress::Done => {
-                    if self.next_slice(w) {
-                        self.tend_memory().await?;
-                        return Ok(true);
-                    }
-                }
+                Progress::Done => {}
             }
             self.time.advance(w);
             self.chain.set_subtask_time(&self.time);
@@ -534,45 +518,6 @@ impl KeyedTask {
         self.chain.set_time(TimeSignal::Watermark(self.time.min()));
         self.tend_memory().await?;
         Ok(true)
-    }
-
-    /// What a scan may bring at once. A single key group has no parts.
-    fn scan_bytes(&self) -> u64 {
-        if self.slices.present(&self.ranges).len() <= 1 { u64::MAX } else { self.due_bytes_max() / SCANS_IN_MEMORY }
-    }
-
-    /// What is read for an `advance` and has not fired may take so much memory.
-    fn due_bytes_max(&self) -> u64 {
-        self.memory.rows_bytes.max(SCANS_IN_MEMORY * SCAN_BYTES_MIN)
-    }
-
-    /// Whether what is due does not fit: a single time is too much for a scan, or what was read and cannot fire yet leaves no
-    /// room for another one.
-    async fn must_slice(&mut self) -> Result<bool> {
-        if self.paging.take_too_large() {
-            return Ok(true);
-        }
-        self.tend_memory().await?;
-        let due: u64 = self.chain.nodes[0].operator.states().iter().map(|s| s.due_bytes()).sum();
-        Ok(due.saturating_add(self.scan_bytes()) > self.due_bytes_max())
-    }
-
-    /// Fires fewer key groups at once, if there are any to leave out.
-    fn slice(&mut self) -> bool {
-        let operator = self.chain.nodes[0].operator.as_mut();
-        let Some(time) = self.slices.cut(&self.ranges, operator, &self.time) else { return false };
-        self.time = time;
-        self.chain.set_subtask_time(&self.time);
-        true
-    }
-
-    /// What fired has done so up to `w`; whether a slice of key groups is left.
-    fn next_slice(&mut self, w: TimestampMs) -> bool {
-        let operator = self.chain.nodes[0].operator.as_mut();
-        let Some((time, more)) = self.slices.next(&self.ranges, operator, &self.time, w) else { return false };
-        self.time = time;
-        self.chain.set_subtask_time(&self.time);
-        more
     }
 
     // ---- epochs

@@ -22,7 +22,6 @@ use millstream_state_store::key::{map_prefix_end, split_timed_key, state_of, tim
 use millstream_state_store::{ReadReport, ReadTime, Run, StateStore, Values, View};
 
 use super::TaskMetrics;
-use crate::element::TimestampMs;
 use crate::operator::{Operator, SubtaskTime};
 use crate::state::TimeScan;
 
@@ -69,16 +68,8 @@ enum Answer {
     Keys(Wanted, Values, Vec<(Bytes, Bytes)>),
     Scan {
         state: usize,
-        scan: TimeScan,
-        found: Found,
+        entries: Vec<(Bytes, Bytes)>,
     },
-}
-
-/// What a scan brought: all entries up to a time.
-struct Found {
-    entries: Vec<(Bytes, Bytes)>,
-    until: TimestampMs,
-    report: ReadReport,
 }
 
 struct Reading {
@@ -107,8 +98,6 @@ pub(crate) struct Paging {
     entry_bytes: u64,
     /// Processing time is at least this: see [`Paging::processing_ms`].
     committed_ms: i64,
-    /// A scan brought nothing, since a single time has more than it may bring.
-    too_large: bool,
     /// Where it is counted what reads cost.
     metrics: Arc<TaskMetrics>,
 }
@@ -139,7 +128,6 @@ impl Paging {
             reads_bytes,
             entry_bytes,
             committed_ms: i64::MIN,
-            too_large: false,
             metrics,
         }
     }
@@ -248,35 +236,21 @@ impl Paging {
         }
     }
 
-    /// Starts the scans that the operator's states ask for, of these key groups and for about so many bytes each; the number of the
-    /// last one.
-    pub(crate) fn scan(
-        &mut self,
-        operator: &mut dyn Operator,
-        time: &SubtaskTime,
-        groups: &KeyGroupRanges,
-        max_bytes: u64,
-    ) -> Option<u64> {
+    /// Starts the scans that the operator's states ask for; the number of the last one.
+    pub(crate) fn scan(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Option<u64> {
         let mut last = None;
         for (i, state) in operator.states().into_iter().enumerate() {
             let Some(scan) = state.take_scan() else { continue };
-            let view = self.view.within(groups);
-            let (read_time, id) = (self.read_time(time), self.ids[i]);
+            let (view, read_time, id) = (self.view.clone(), self.read_time(time), self.ids[i]);
             let running = self.env.run(Lane::Background, "scan", async move {
-                let found = scan_until(&view, id, &scan, max_bytes, &read_time).await?;
-                let report = found.report;
-                Ok((Answer::Scan { state: i, scan, found }, report))
+                let (entries, report) = scan_all(&view, id, &scan, &read_time).await?;
+                Ok((Answer::Scan { state: i, entries }, report))
             });
             self.reading.push_back(Reading { number: self.next_number, keys: 0, running });
             last = Some(self.next_number);
             self.next_number += 1;
         }
         last
-    }
-
-    /// Whether a scan found more at a single time than it may bring, since this was last asked.
-    pub(crate) fn take_too_large(&mut self) -> bool {
-        std::mem::take(&mut self.too_large)
     }
 
     fn read_time(&self, time: &SubtaskTime) -> ReadTime {
@@ -321,16 +295,7 @@ impl Paging {
                     }
                 }
             }
-            Answer::Scan { state, scan, found } if found.until < scan.until => {
-                if found.until <= scan.after {
-                    self.too_large = true;
-                    states[state].abandon_scan();
-                } else {
-                    states[state].shorten_scan(found.until);
-                    states[state].install_scan(&found.entries, true)?;
-                }
-            }
-            Answer::Scan { state, found, .. } => states[state].install_scan(&found.entries, true)?,
+            Answer::Scan { state, entries } => states[state].install_scan(&entries, true)?,
         }
         Ok(())
     }
@@ -405,36 +370,32 @@ async fn scan_ranges(
     Ok((entries, report))
 }
 
-/// All entries of a stretch of time; when those have more than about `max_bytes`, all up to an earlier time, `scan.after` at least.
-async fn scan_until(view: &View, id: StateId, scan: &TimeScan, max_bytes: u64, time: &ReadTime) -> Result<Found> {
-    let mut found = Found { entries: Vec::new(), until: scan.until, report: ReadReport::default() };
+async fn scan_all(
+    view: &View,
+    id: StateId,
+    scan: &TimeScan,
+    time: &ReadTime,
+) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
+    let mut from = Vec::new();
+    let mut to = Vec::new();
     if scan.after >= scan.until {
-        return Ok(found);
+        return Ok((Vec::new(), ReadReport::default()));
     }
-    let (mut from, mut to) = (Vec::new(), Vec::new());
+    let mut report = ReadReport::default();
     timed_key(id, scan.after + 1, millstream_common::KeyGroup(0), &[], &mut from);
     match scan.until.checked_add(1) {
         Some(end) => timed_key(id, end, millstream_common::KeyGroup(0), &[], &mut to),
         None => to.extend_from_slice(&(u32::from(id.0) + 1).to_be_bytes()[2..]),
     }
-    let time_of = |key: &Bytes| split_timed_key(key).map(|(_, time, ..)| time);
-    let piece_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX).clamp(1, SCAN_PIECE_BYTES);
-    let (mut from, mut bytes) = (Bytes::from(from), 0);
+    let mut entries = Vec::new();
+    let mut from = Bytes::from(from);
     loop {
-        let piece = view.scan(&from, &to, piece_bytes, time).await?;
-        found.report += piece.report;
-        bytes += piece.entries.iter().map(|(k, v)| (k.len() + v.len()) as u64 + ENTRY_OVERHEAD_BYTES).sum::<u64>();
-        found.entries.extend(piece.entries.into_iter().filter(|(k, _)| time_of(k).is_some()));
-        let Some(next) = piece.next else { return Ok(found) };
-        if bytes > max_bytes
-            && let Some(last) = found.entries.last().and_then(|(k, _)| time_of(k))
-        {
-            // Of the last time there may be more.
-            found.until = last - 1;
-            let whole = found.entries.partition_point(|(k, _)| time_of(k) < Some(last));
-            found.entries.truncate(whole);
-            return Ok(found);
+        let piece = view.scan(&from, &to, SCAN_PIECE_BYTES, time).await?;
+        report += piece.report;
+        entries.extend(piece.entries.into_iter().filter(|(k, _)| split_timed_key(k).is_some()));
+        match piece.next {
+            Some(next) => from = next,
+            None => return Ok((entries, report)),
         }
-        from = next;
     }
 }
