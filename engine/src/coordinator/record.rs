@@ -122,6 +122,10 @@ fn same_job(record: &VersionRecord, here: &Identity) -> Result<()> {
             .next("start it under another --name or --state, or with what the state was made with"));
     }
     let mut lost: Vec<String> = without_place(record, here).into_iter().collect();
+    // Releases before this one compared plans word by word, and left no parameters.
+    if there.parameters.is_empty() && !here.parameters.is_empty() && there.plan != here.plan {
+        lost.push("it is of a release that tells less of its plan, and that differs".to_owned());
+    }
     let changed = there.parameters.iter().filter_map(|p| {
         let now = here.parameters.get(&p.name).filter(|now| **now != p.value)?;
         Some(format!("{} is '{}' there and '{now}' here", p.name, p.value))

@@ -35,7 +35,14 @@ impl JobGraph {
             let all = (n.make)()?.parameters();
             Ok::<Vec<_>, Error>(all.into_iter().map(|(name, value)| (format!("{}: {name}", n.uid), value)).collect())
         };
-        Ok(nodes.map(of_node).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        let mut all: BTreeMap<String, String> =
+            nodes.map(of_node).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        // Schemas know the types of key columns alone.
+        for edge in &self.edges {
+            let names: Vec<&str> = edge.key_columns.iter().map(|&k| edge.schema.field(k).name().as_str()).collect();
+            all.insert(format!("{}: key of input {}", self.tasks[edge.to].uid, edge.input), names.join(", "));
+        }
+        Ok(all)
     }
 
     fn describe_task(&self, index: usize) -> String {
