@@ -1,7 +1,7 @@
 //! `bench idle`: what a job without events asks of the object store, as the S3 server counts it.
 //!
-//! A cluster of two workers runs a windowed query whose source has one event and then none. Once the server's counters
-//! stand still it is left alone for some minutes; everything that anyone asks the server meanwhile counts: checkpoints, the
+//! A cluster of two workers runs a query whose source has one event and then none. Once the server's counters have caught up
+//! with that, it is left alone for some minutes; everything that anyone asks the server meanwhile counts: checkpoints, the
 //! collector, the leader. Nothing else may use the server.
 
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub fn run(bench: &Bench, args: &IdleArgs) -> Result<()> {
             args.checkpoint_interval
         ))?;
         cluster.wait_for_job(&id, "it has had its one event", |c| c.events_in >= 1.0 && c.checkpoints >= 1.0)?;
-        // Counters that never stand still would be requests of the idle job: then what is seen here is not waited for.
+        // Not until they stand still: requests of the idle job itself would hold that up.
         sleep(LAG);
         let before = server.requests()?;
         sleep(Duration::from_secs(60) * args.minutes);

@@ -4,8 +4,8 @@ use foyer::{
     BlockEngineConfig, Cache, CacheBuilder, DeviceBuilder, FsDeviceBuilder, HybridCache, HybridCacheBuilder,
     HybridCachePolicy, HybridCacheProperties, Load, Location, RecoverMode, S3FifoConfig,
 };
+use millstream_common::Result;
 use millstream_common::collections::StableBuildHasher;
-use millstream_common::{Error, Result};
 
 use crate::disk::DiskBlock;
 use crate::drops::Drops;
@@ -42,13 +42,7 @@ impl<B: CacheBlock> Blocks<B> {
 
     pub(crate) async fn open(options: &CacheOptions) -> Result<Self> {
         let Some(disk) = &options.disk else { return Ok(Self::in_memory(options.memory_bytes)) };
-        std::fs::create_dir_all(&disk.dir).map_err(|e| {
-            Error::config("the folder of the cache cannot be made")
-                .code(1211)
-                .at(disk.dir.display().to_string())
-                .next("give another folder, or none")
-                .source(e)
-        })?;
+        std::fs::create_dir_all(&disk.dir).map_err(|e| DiskOptions::unusable(&disk.dir, e))?;
         let drops = Drops::default();
         match hybrid(options.memory_bytes, disk, &drops).await {
             Ok(cache) => Ok(Self::Hybrid(cache, drops)),

@@ -202,13 +202,7 @@ impl LocalFiles {
     /// # Errors
     /// 1212: it cannot be made or read; 1213: another process has it.
     pub fn open(dir: &Path, budget: &DiskBudget, env: &Env) -> Result<Self> {
-        let unusable = |e: io::Error| {
-            Error::config("the folder for local state cannot be used")
-                .code(1212)
-                .at(dir.display().to_string())
-                .next("give another folder by --cache-dir, or use --residency remote")
-                .source(e)
-        };
+        let unusable = |e| Self::unusable(dir, e);
         std::fs::create_dir_all(dir).map_err(unusable)?;
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(unusable)?;
@@ -245,6 +239,16 @@ impl LocalFiles {
             next: AtomicU64::new(next),
             _lock: lock,
         })))
+    }
+
+    /// The error for a folder of local state that cannot be made or read (1212).
+    #[must_use]
+    pub fn unusable(dir: &Path, e: io::Error) -> Error {
+        Error::config("the folder for local state cannot be used")
+            .code(1212)
+            .at(dir.display().to_string())
+            .next("give another folder by --cache-dir, or use --residency remote")
+            .source(e)
     }
 
     fn path(&self, section: &BlockKey, number: u64, suffix: &str) -> PathBuf {

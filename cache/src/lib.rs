@@ -291,12 +291,14 @@ impl<B: CacheBlock> Caches<B> {
         let started = env.now();
         let patience = otherwise.map_or(DISK_PATIENCE, |o| o.clamp(DISK_PATIENCE, LONGEST_DISK_PATIENCE));
         let looked = env.timeout(patience, "a look-up on the SSD", look).await;
-        if matches!(looked, Ok(Err(_) | Ok(Some(_)))) {
+        if matches!(looked, Ok(Ok(None))) {
+            // The index in memory said so: nothing was asked of the disk.
+            return None;
+        }
+        if looked.is_ok() {
             self.0.counters.disk_look_ups.lock().note(env.now().since(started));
         }
         let (outcome, found) = match looked {
-            // The index in memory said so: nothing was asked of the disk.
-            Ok(Ok(None)) => return None,
             Ok(Ok(found)) => (Outcome::Good, found),
             Ok(Err(reason)) => {
                 count(&self.0.counters.disk_errors);

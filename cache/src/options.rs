@@ -1,6 +1,7 @@
 //! Settings of the caches, as data.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use millstream_common::{Error, Result};
 
@@ -24,6 +25,18 @@ pub struct DiskOptions {
     pub dir: PathBuf,
     /// Bytes on disk.
     pub bytes: u64,
+}
+
+impl DiskOptions {
+    /// The error for a folder of the SSD tier that cannot be made or written to (1211).
+    #[must_use]
+    pub fn unusable(dir: &Path, e: io::Error) -> Error {
+        Error::config("the folder of the cache on disk cannot be made")
+            .code(1211)
+            .at(dir.display().to_string())
+            .next("give another folder by --cache-dir, or --cache-disk 0 to go without")
+            .source(e)
+    }
 }
 
 /// The SSD tier writes in units of this size; it holds at least four.

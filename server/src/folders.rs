@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use millstream_cache::DiskOptions;
 use millstream_common::{Error, Result};
 
 /// The file that is locked.
@@ -26,7 +27,7 @@ const SHARED_BY: u32 = 64;
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    // Before the folder, so that nobody finds a folder without its owner and not removed.
+    // Let go before the folder is removed: another process may do that, too.
     _owner: File,
     temporary: Option<tempfile::TempDir>,
 }
@@ -48,8 +49,7 @@ impl Folder {
     pub fn temporary() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix(TEMPORARY).tempdir().map_err(no_temporary)?;
         let path = folder.path().to_owned();
-        let owner =
-            own(&path).map_err(no_temporary)?.ok_or_else(|| no_temporary(io::ErrorKind::ResourceBusy.into()))?;
+        let owner = own_fresh(&path).map_err(no_temporary)?;
         if let Some(beside) = path.parent() {
             remove_left_over(beside);
         }
@@ -58,13 +58,7 @@ impl Folder {
 
     /// The first folder of an SSD tier below `dir` that no other process has.
     pub fn of_ssd_tier(dir: &Path) -> Result<Self> {
-        let unusable = |e: io::Error| {
-            Error::config("the folder of the cache on disk cannot be made")
-                .code(1211)
-                .at(dir.display().to_string())
-                .next("give another folder by --cache-dir, or --cache-disk 0 to go without")
-                .source(e)
-        };
+        let unusable = |e| DiskOptions::unusable(dir, e);
         for n in 0..SHARED_BY {
             let path = dir.join(format!("{SSD}{n}"));
             std::fs::create_dir_all(&path).map_err(unusable)?;
@@ -83,6 +77,14 @@ impl Folder {
 fn own(folder: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join(OWNER))?;
     locked(file)
+}
+
+/// Takes a folder that was just made. The file has its name once it is locked: whoever looks for left-overs meanwhile finds none.
+fn own_fresh(folder: &Path) -> io::Result<File> {
+    let unnamed = folder.join("owner");
+    let file = locked(File::create(&unnamed)?)?.ok_or(io::ErrorKind::ResourceBusy)?;
+    std::fs::rename(&unnamed, folder.join(OWNER))?;
+    Ok(file)
 }
 
 fn locked(file: File) -> io::Result<Option<File>> {
@@ -153,7 +155,7 @@ mod tests {
         assert_eq!([&killed, &alive, &being_made, &of_others].map(|p| p.is_dir()), [false, true, true, true]);
         let path = {
             let temporary = Folder::temporary().unwrap();
-            assert!(temporary.is_temporary() && temporary.path().join(OWNER).is_file());
+            assert!(temporary.is_temporary() && own(temporary.path()).unwrap().is_none(), "it is locked");
             temporary.path().to_owned()
         };
         assert!(!path.exists());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream_cache::{CacheOptions, CacheStats, DiskBudget, DiskOptions, FileStats, LocalFiles};
-use millstream_common::{Env, Error, Result};
+use millstream_common::{Env, ErrorKind, Result};
 use millstream_engine::memory_plan::MemoryPlan;
 use millstream_engine::settings::{self, Settings};
 use millstream_engine::worker::Stores;
@@ -29,9 +29,6 @@ const LEAST_BYTES: u64 = 1 << 20;
 
 /// The same for what is read ahead in a run.
 const LEAST_AHEAD_BYTES: u64 = 64 << 10;
-
-/// The error for a folder that cannot be used for local state.
-const UNUSABLE: u16 = 1212;
 
 /// A disk that stands still holds an end up no longer than this.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -98,7 +95,8 @@ impl LocalState {
     fn residency(&self, job: &str) -> Result<Residency> {
         match self.of(job) {
             Ok(files) => Ok(Residency::Local(files)),
-            Err(e) if e.number() == UNUSABLE => {
+            // Not when another process has it: that passes.
+            Err(e) if e.kind() == ErrorKind::Config => {
                 tracing::warn!(
                     "state of job {job} is kept in the object store alone, as if residency were remote: {e}"
                 );
@@ -111,13 +109,7 @@ impl LocalState {
     /// Refuses a folder that cannot be used before anything runs.
     fn check(&self) -> Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
-        std::fs::create_dir_all(dir.join(LOCAL)).map_err(|e| {
-            Error::config("the folder for local state cannot be used")
-                .code(UNUSABLE)
-                .at(dir.display().to_string())
-                .next("give another folder by --cache-dir, or use --residency remote")
-                .source(e)
-        })
+        std::fs::create_dir_all(dir.join(LOCAL)).map_err(|e| LocalFiles::unusable(dir, e))
     }
 }
 
@@ -343,7 +335,7 @@ mod tests {
         std::fs::remove_dir_all(&cache).unwrap();
         std::fs::write(&cache, "a file").unwrap();
         assert!(matches!(local.residency("b").unwrap(), Residency::Remote));
-        assert_eq!(local.check().unwrap_err().number(), UNUSABLE);
+        assert_eq!(local.check().unwrap_err().number(), 1212);
     }
 
     #[test]

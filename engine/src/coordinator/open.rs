@@ -98,8 +98,12 @@ pub(crate) async fn open(
                 return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
             }
             Admission::Continue(record) => {
-                if matches!(request.from, From::Version(_)) {
-                    for sink in job.graph.tasks.iter().flat_map(|t| &t.sinks) {
+                // Releases that did not list sinks went on with the plan that they had.
+                let before: &[String] = record.job.as_ref().map_or(&[], |j| &j.sinks);
+                for sink in job.graph.tasks.iter().flat_map(|t| &t.sinks) {
+                    if !before.is_empty() && !before.contains(&sink.uid) {
+                        sink.sink.check_fresh()?;
+                    } else if matches!(request.from, From::Version(_)) {
                         sink.sink.check_goes_back(Epoch(record.epoch))?;
                     }
                 }

@@ -122,9 +122,12 @@ fn same_job(record: &VersionRecord, here: &Identity) -> Result<()> {
             .next("start it under another --name or --state, or with what the state was made with"));
     }
     let mut lost: Vec<String> = without_place(record, here).into_iter().collect();
-    // Releases before this one compared plans word by word, and left no parameters.
-    if there.parameters.is_empty() && !here.parameters.is_empty() && there.plan != here.plan {
-        lost.push("it is of a release that tells less of its plan, and that differs".to_owned());
+    // Releases that compared plans word by word left no sinks and no parameters.
+    if there.sinks.is_empty() && there.plan != here.plan {
+        let differs = |(i, line): &(usize, &String)| there.plan.get(*i) != Some(line);
+        let (i, line) = here.plan.iter().enumerate().find(differs).map_or((0, ""), |(i, line)| (i, line));
+        let old = there.plan.get(i).map_or("nothing", String::as_str);
+        lost.push(format!("an earlier release wrote it, by another plan: '{old}' there, '{line}' here"));
     }
     let changed = there.parameters.iter().filter_map(|p| {
         let now = here.parameters.get(&p.name).filter(|now| **now != p.value)?;
@@ -210,6 +213,7 @@ pub fn take_over(
             .iter()
             .map(|(name, value)| Argument { name: name.clone(), value: value.clone() })
             .collect(),
+        sinks: identity.sinks.iter().cloned().collect(),
     });
     Ok(record)
 }

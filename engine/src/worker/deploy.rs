@@ -6,7 +6,8 @@ use std::sync::Arc;
 use millstream_common::env::AbortOnDrop;
 use millstream_common::{AssignmentId, Epoch, Error, KeyGroupRanges, Lane, Result, StateId, TaskId};
 use millstream_proto::control::{Deploy, Placement, PrepareRescale, SplitOwner};
-use millstream_proto::version::VersionRecord;
+use millstream_proto::version::{JobIdentity, VersionRecord};
+use millstream_state_store::schema::{Schema, Upgrade};
 use millstream_state_store::tree::Tree;
 use tokio::sync::mpsc;
 
@@ -205,7 +206,7 @@ fn start_subtask(
             context.env.spawn(Lane::Compute, "source subtask", source::run(parts))
         }
         Head::Exchange => {
-            let (task, state_ids) = ids_of(d, plan, &mut chain)?;
+            let (task, state_ids) = ids_of(d, &context.graph, id.task, &mut chain)?;
             let mut inputs: Vec<_> = context.graph.edges.iter().filter(|e| e.to == id.task).collect();
             inputs.sort_by_key(|e| e.input);
             let key_columns = inputs.into_iter().map(|e| e.key_columns.clone()).collect();
@@ -243,20 +244,49 @@ fn keyed_subtasks(context: &JobContext, d: &Deployment) -> usize {
 }
 
 /// The ids that the version allotted to the task and to the states of its head.
-fn ids_of(d: &Deployment, plan: &TaskPlan, chain: &mut Chain) -> Result<(TaskId, Vec<StateId>)> {
+fn ids_of(d: &Deployment, graph: &JobGraph, task: usize, chain: &mut Chain) -> Result<(TaskId, Vec<StateId>)> {
+    let (plan, key) = (&graph.tasks[task], graph.key_of(task));
     let absent = |what: &str| Error::internal(format!("the version has no id for {what}"));
     let tree = d.tree.as_ref().ok_or_else(|| absent("anything"))?;
-    let task = tree.task_id(&plan.uid).ok_or_else(|| absent(&plan.uid))?;
+    let id = tree.task_id(&plan.uid).ok_or_else(|| absent(&plan.uid))?;
     let mut ids = Vec::new();
     for state in chain.head().operator.states() {
         let name = &state.descriptor().name;
         let known =
             |s: &&millstream_state_store::tree::StateEntry| s.operator_uid == plan.nodes[0].uid && s.name == *name;
         let entry = tree.states().iter().find(known).ok_or_else(|| absent(name))?;
+        if let Some(newest) = entry.schemas.last() {
+            check_values(newest, &state.descriptor().schema(key.clone()))
+                .map_err(|e| e.at(format!("state '{name}' of operator '{}'", entry.operator_uid)))?;
+        }
         state.set_history(&entry.schemas)?;
         ids.push(entry.id);
     }
-    Ok((task, ids))
+    Ok((id, ids))
+}
+
+/// Refuses a deployment of a job of which this process would make another one: each builds the job from its own binary.
+pub(crate) fn check_program(record: &VersionRecord, graph: &JobGraph) -> Result<()> {
+    let none = JobIdentity::default();
+    let there = record.job.as_ref().unwrap_or(&none);
+    let parameters = graph.parameters()?;
+    if there.plan == graph.describe() && there.parameters.iter().map(|p| (&p.name, &p.value)).eq(&parameters) {
+        return Ok(());
+    }
+    Err(other_program("this worker's program has another plan of the job than the coordinator's".to_owned()))
+}
+
+/// The same for the values of a state, which a plan does not tell in whole: they would be written under the number of a
+/// schema that they do not have.
+fn check_values(there: &Schema, here: &Schema) -> Result<()> {
+    if Upgrade::new(there, here).is_ok_and(|upgrade| upgrade.is_same()) {
+        return Ok(());
+    }
+    Err(other_program(format!("this worker's program has other values than the coordinator's: {here}, not {there}")))
+}
+
+fn other_program(what: String) -> Error {
+    Error::unavailable(what).code(7026).next("start workers and coordinator from the same release of the program")
 }
 
 fn make_chain(context: &JobContext, plan: &TaskPlan, id: SubtaskId, edges: Vec<EdgeOutput>) -> Result<Chain> {

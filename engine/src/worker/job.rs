@@ -323,6 +323,9 @@ impl JobActor {
         self.assignment = current_assignment(&deploy)?;
         let gained = deploy.subtasks.iter().filter_map(|i| assignment.ranges.get(*i as usize));
         let gained = gained.fold(KeyGroupRanges::empty(), |all, r| all.union(r));
+        if let Some(record) = &deploy.version {
+            deploy::check_program(record, &self.context.graph)?;
+        }
         let deployment = Deployment::new(&deploy, assignment, version.clone())?;
         let tasks = deploy::start_subtasks(&self.context, &deployment).await?;
         if let Some(id) = tasks.keys().find(|id| self.tasks.contains_key(id)) {

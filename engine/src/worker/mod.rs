@@ -26,7 +26,7 @@ use crate::transport::{Transport, WorkerLink};
 pub(crate) mod channels;
 mod committer;
 mod compactor;
-mod deploy;
+pub(crate) mod deploy;
 mod gauges;
 mod heat;
 mod in_use;

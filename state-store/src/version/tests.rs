@@ -66,6 +66,7 @@ fn full_record() -> VersionRecord {
             plan: vec!["source -> count".to_owned()],
             parallelism: 2,
             parameters: Vec::new(),
+            sinks: Vec::new(),
         }),
         tree: Some(proto::Tree {
             tasks: vec![proto::TaskEntry { task_id: 1, uid: "count".to_owned() }],

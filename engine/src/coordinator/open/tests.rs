@@ -13,13 +13,19 @@ use super::*;
 use crate::dataflow::{Dataflow, JobDefinition, KeyedStream, NoArgs, Stream, TtlClock, count, max, min, sum};
 use crate::sink::{Committer, Sink, SinkContext, SinkWriter};
 use crate::source::{Discovery, Position, Source, Split, SplitEnumerator, SplitReader};
+use crate::worker::deploy::check_program;
 
 struct Orders;
 
 impl Source for Orders {
     fn schema(&self) -> SchemaRef {
         let column = |name: &str, of| Field::new(name, of, false);
-        let columns = [("shop", DataType::Utf8), ("amount", DataType::Int64), ("weight", DataType::Int64)];
+        let columns = [
+            ("shop", DataType::Utf8),
+            ("amount", DataType::Int64),
+            ("weight", DataType::Int64),
+            ("city", DataType::Utf8),
+        ];
         Arc::new(Schema::new(columns.map(|(name, of)| column(name, of)).to_vec()))
     }
     fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
@@ -38,7 +44,10 @@ impl SplitEnumerator for Orders {
     }
 }
 
-struct Nowhere;
+/// A place that holds something already, or nothing.
+struct Nowhere {
+    taken: bool,
+}
 
 impl Sink for Nowhere {
     fn writer(&self, _: SchemaRef, _: SinkContext) -> Result<Box<dyn SinkWriter>> {
@@ -47,20 +56,40 @@ impl Sink for Nowhere {
     fn committer(&self) -> Result<Box<dyn Committer>> {
         Err(Error::internal("not written"))
     }
+    fn check_fresh(&self) -> Result<()> {
+        if self.taken { Err(Error::config("it holds the output of others")) } else { Ok(()) }
+    }
 }
 
-/// Opens the job with this plan behind its keyed orders.
+fn nowhere() -> Arc<dyn Sink> {
+    Arc::new(Nowhere { taken: false })
+}
+
+/// The plan behind orders by `key`.
+fn graph(source: &str, key: &str, plan: impl Fn(&KeyedStream) -> Stream) -> Result<JobGraph> {
+    let flow = Dataflow::new();
+    plan(&flow.source(source, Arc::new(Orders)).key_by([key])).sink("out", nowhere());
+    flow.build()
+}
+
+/// Opens the job with this plan behind its orders by shop.
 async fn open_release(
     store: &Store,
     env: &Env,
     source: &'static str,
     plan: impl Fn(&KeyedStream) -> Stream + Send + Sync + 'static,
 ) -> Result<Opened> {
-    let job = JobDefinition::new("shops", "orders by shop", move |_: &NoArgs, _: &JobContext| {
-        let flow = Dataflow::new();
-        plan(&flow.source(source, Arc::new(Orders)).key_by(["shop"])).sink("out", Arc::new(Nowhere));
-        flow.build()
-    });
+    open_keyed(store, env, (source, "shop"), plan).await
+}
+
+async fn open_keyed(
+    store: &Store,
+    env: &Env,
+    (source, key): (&'static str, &'static str),
+    plan: impl Fn(&KeyedStream) -> Stream + Send + Sync + 'static,
+) -> Result<Opened> {
+    let build = move |_: &NoArgs, _: &JobContext| graph(source, key, &plan);
+    let job = JobDefinition::new("shops", "orders by shop", build);
     let spec = JobSpec { id: "1".into(), name: "shops".into(), job: "shops".into(), ..JobSpec::default() };
     let request = OpenRequest { spec, parallelism: None, from: From::Latest, discard_state: false, taken_over: false };
     open(Arc::new(JobRegistry::new().with(job)), store.clone(), request, 0, env.clone()).await
@@ -128,7 +157,7 @@ async fn operators_without_state_may_come_and_state_of_new_ones_begins_empty() {
     let (store, env) = first_release().await;
     let opened = open_release(&store, &env, "orders", |keyed| {
         let totals = first(keyed);
-        keyed.aggregate("largest", [max("amount")]).sink("largest", Arc::new(Nowhere));
+        keyed.aggregate("largest", [max("amount")]).sink("largest", nowhere());
         totals.map("same", totals.schema().clone(), |rows| Ok(rows.clone()))
     });
     let opened = opened.await.unwrap();
@@ -147,9 +176,17 @@ async fn what_finds_no_place_or_means_something_else_is_refused() {
     let smallest = |keyed: &KeyedStream| keyed.aggregate("totals", [count(), min("amount").as_("total")]);
     must_say(open_release(&store, &env, "orders", smallest).await, 1202, &["total", "sum", "min"]);
     // The same function over something else.
-    let weights = |keyed: &KeyedStream| keyed.aggregate("totals", [count(), sum("weight").as_("total")]);
     let words = ["aggregate total", "'values of amount' there", "'values of weight' here"];
-    must_say(open_release(&store, &env, "orders", weights).await, 1515, &words);
+    must_say(open_release(&store, &env, "orders", over_weights).await, 1515, &words);
+    // The same key columns by their types, and others.
+    let words = ["key of input 0", "'shop' there", "'city' here"];
+    must_say(open_keyed(&store, &env, ("orders", "city"), first).await, 1515, &words);
+    // A new sink whose place is not empty.
+    let more = |keyed: &KeyedStream| {
+        keyed.aggregate("largest", [max("amount")]).sink("largest", Arc::new(Nowhere { taken: true }));
+        first(keyed)
+    };
+    must_say(open_release(&store, &env, "orders", more).await, 1000, &["of others"]);
     // An operator that has another id now.
     let other = |keyed: &KeyedStream| first(keyed).uid("sums");
     must_say(open_release(&store, &env, "orders", other).await, 1515, &["'aggregates'", "totals", "would be lost"]);
@@ -157,4 +194,33 @@ async fn what_finds_no_place_or_means_something_else_is_refused() {
     must_say(open_release(&store, &env, "purchases", first).await, 1515, &["positions of source 'orders'"]);
     // Nothing of this has changed anything.
     assert_eq!(open_release(&store, &env, "orders", first).await.unwrap().master.record.number, 3);
+}
+
+fn over_weights(keyed: &KeyedStream) -> Stream {
+    keyed.aggregate("totals", [count(), sum("weight").as_("total")])
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_earlier_release_wrote_wants_the_plan_that_it_had() {
+    let (store, env) = first_release().await;
+    let mut record = open_release(&store, &env, "orders", first).await.unwrap().master.record;
+    let job = record.job.as_mut().unwrap();
+    (job.parameters, job.sinks) = (Vec::new(), Vec::new());
+    let admitted = |plan: fn(&KeyedStream) -> Stream| {
+        let here = Identity::new("shops", Vec::new(), &graph("orders", "shop", plan).unwrap()).unwrap();
+        record::admit(Some(record.clone()), &here, false, false)
+    };
+    assert!(admitted(first).is_ok());
+    let error = admitted(over_weights).unwrap_err();
+    assert!(error.number() == 1515 && error.to_string().contains("(project shop, weight)"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_of_another_release_runs_nothing() {
+    let (store, env) = first_release().await;
+    let opened = open_release(&store, &env, "orders", first).await.unwrap();
+    let check = |graph: &JobGraph| check_program(&opened.master.record, graph);
+    check(&opened.graph).unwrap();
+    let others = [graph("orders", "shop", over_weights), graph("orders", "city", first)];
+    others.into_iter().for_each(|other| assert_eq!(check(&other.unwrap()).unwrap_err().number(), 7026));
 }
