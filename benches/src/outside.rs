@@ -39,6 +39,35 @@ pub fn load_average() -> Option<f64> {
     std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
+/// What the CPUs of the machine have done since it started, in ticks of the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuTicks {
+    all: u64,
+    stolen: u64,
+}
+
+impl CpuTicks {
+    /// Until now, by the first line of `/proc/stat` (proc(5): `cpu user nice system idle iowait irq softirq steal ...`).
+    /// `None` where nobody tells.
+    #[must_use]
+    pub fn now() -> Option<Self> {
+        Self::parse(&std::fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        let ticks: Vec<u64> =
+            stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().map_while(|t| t.parse().ok()).collect();
+        // What guests took, behind `steal`, is counted in `user` already.
+        Some(Self { all: ticks.iter().take(8).sum(), stolen: *ticks.get(7)? })
+    }
+
+    /// Of the time since `before`, the part in which other machines on the same host had this one's CPUs, in %.
+    #[must_use]
+    pub fn stolen_percent_since(self, before: Self) -> f64 {
+        100.0 * self.stolen.saturating_sub(before.stolen) as f64 / self.all.saturating_sub(before.all).max(1) as f64
+    }
+}
+
 /// Asks every `every` until there is an answer, `None` when there was none within `limit`.
 pub fn wait_for<T>(
     limit: Duration,
@@ -85,6 +114,15 @@ mod tests {
         assert_eq!(counted.unwrap(), Some("done"));
         assert_eq!(wait_for::<()>(Duration::ZERO, Duration::ZERO, || Ok(None)).unwrap(), None);
         assert!(wait_for::<()>(Duration::ZERO, Duration::ZERO, || Err(Error::unavailable("x"))).is_err());
+    }
+
+    #[test]
+    fn stolen_time_is_a_part_of_all_time() {
+        let before = CpuTicks::parse("cpu  10 0 10 60 0 0 0 20 5 0\ncpu0 1 2").unwrap();
+        let after = CpuTicks::parse("cpu  20 0 20 110 10 0 0 40 9 0\n").unwrap();
+        assert_eq!(after.stolen_percent_since(before), 20.0);
+        assert_eq!(before.stolen_percent_since(before), 0.0);
+        assert!(CpuTicks::parse("cpu  10 0 10 60\n").is_none() && CpuTicks::parse("").is_none());
     }
 
     #[test]

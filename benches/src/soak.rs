@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::args::SoakArgs;
 use crate::cluster::{Cluster, Plan};
 use crate::filled::{Load, PARALLELISM};
-use crate::outside::{now, sleep};
+use crate::outside::{CpuTicks, now, sleep};
 use crate::place::Place;
 use crate::stats::{Spread, hundredths, tenths, whole};
 use crate::table::Table;
@@ -28,12 +28,18 @@ const TO_SEE_GROWTH: usize = 9;
 /// The bucket may hold so much more in the last third than it did in the first one.
 const BOUNDED_WITHIN: f64 = 1.2;
 
+/// The state is there when so many events per key have come: the source sends each key once first, its subtasks not at
+/// quite the same speed.
+const PASSES: f64 = 1.02;
+
 /// A minute.
 #[derive(Clone, Copy, Debug, Default)]
 struct Minute {
     events_per_s: f64,
     gets: f64,
     checkpoints: f64,
+    /// Of the machine's CPUs, in %: other machines on its host had it.
+    stolen: f64,
     /// Greatest resident sets that were seen.
     worker_bytes: u64,
     coordinator_bytes: u64,
@@ -53,7 +59,7 @@ pub fn run(bench: &Bench, args: &SoakArgs) -> Result<()> {
     let load = Load::of_size(args.gigabytes, args.rate);
     let filling = Load { rate: 0, ..load }.submit_zipf(&cluster)?;
     note(&format!("soak: {} keys come once each", load.keys));
-    cluster.wait_for_job(&filling, "all keys have come", |c| c.events_in >= load.filled_at())?;
+    cluster.wait_for_job(&filling, "all keys have come", |c| c.events_in >= load.keys as f64 * PASSES)?;
     note(&format!("soak: they have after {:.0} s", cluster.started.elapsed().as_secs_f64()));
     // The same job goes on, at its rate.
     let job = if args.rate == 0 {
@@ -89,19 +95,25 @@ fn watch(cluster: &mut Cluster<'_>, place: &Place, job: &str, args: &SoakArgs) -
     for n in 1..=args.minutes {
         let end = before.0 + Duration::from_secs(args.minute.into());
         let mut minute = Minute::default();
+        let ticks = CpuTicks::now();
         resident(cluster, end, &mut minute)?;
         let after = (now(), cluster.wait_for_job(job, "it runs", |_| true)?);
         minute.events_per_s = (after.1.events_in - before.1.events_in) / (after.0 - before.0).as_secs_f64();
         minute.gets = after.1.gets - before.1.gets;
         minute.checkpoints = after.1.checkpoints - before.1.checkpoints;
+        minute.stolen = match (ticks, CpuTicks::now()) {
+            (Some(before), Some(after)) => after.stolen_percent_since(before),
+            _ => f64::NAN,
+        };
         (minute.objects, minute.bytes) = place.objects("")?;
         note(&format!(
-            "soak: minute {n}: {:.0} events/s, {} checkpoints, {} MB resident, {} objects of {:.2} GB",
+            "soak: minute {n}: {:.0} events/s, {} checkpoints, {} MB resident, {} objects of {:.2} GB, {:.0} % of the CPUs stolen",
             minute.events_per_s,
             minute.checkpoints,
             minute.worker_bytes / 1_000_000,
             minute.objects,
-            minute.bytes as f64 / 1e9
+            minute.bytes as f64 / 1e9,
+            minute.stolen
         ));
         minutes.push(minute);
         before = after;
@@ -142,6 +154,7 @@ fn print(args: &SoakArgs, minutes: &[Minute], status: &Value, most: u64) {
         "coordinator MB",
         "objects",
         "GB stored",
+        "CPU stolen %",
     ]);
     for (n, m) in (1..).zip(minutes) {
         table.row(vec![
@@ -153,6 +166,7 @@ fn print(args: &SoakArgs, minutes: &[Minute], status: &Value, most: u64) {
             whole(m.coordinator_bytes as f64 / 1e6),
             m.objects.to_string(),
             hundredths(m.bytes as f64 / 1e9),
+            whole(m.stolen),
         ]);
     }
     println!("{table}");
