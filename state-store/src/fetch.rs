@@ -63,7 +63,10 @@ impl PartOf<'_> {
         {
             let slots = self.part.slots().read();
             let slots = slots.blocks();
-            blocks.iter().for_each(|&b| prefetch_address(slots[b].as_ptr()));
+            for &b in blocks {
+                let start: *const u8 = slots[b].as_ptr().cast();
+                (0..size_of::<Block>()).step_by(64).for_each(|at| prefetch_address(start.wrapping_add(at)));
+            }
             out.extend(blocks.iter().map(|&b| slots[b].upgrade().map(SharedBlock)));
         }
         let (mut known, mut found) = (0, 0);

@@ -12,6 +12,7 @@
 //! table, the key, the entry. So keys go through these steps in groups, and each step asks the processor for the memory of
 //! the next one before it is taken.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::Layout;
 use crate::entry::{ReadTime, ends_chain, is_plain_put};
 use crate::fetch::{BlockMode, BlockWish, PartOf};
 use crate::fold::{Resolved, resolve};
+use crate::heads::{Headed, sorted};
 use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
@@ -233,7 +235,9 @@ impl View {
         batch.keys.reserve(bytes);
         let mut state: Option<(StateId, Layout)> = None;
         let mut before: &[u8] = &[];
-        for i in sorted(keys) {
+        // Which of those that are alike comes first does not matter.
+        let order = sorted(keys.len() as u32, |i| keys[i as usize].as_ref(), |_, _| Ordering::Equal);
+        for Headed { number: i, .. } in order {
             let key = keys[i as usize].as_ref();
             if batch.ends.is_empty() || !is_same(before, key) {
                 let id = key::state_of(key).ok_or_else(|| crate::layout::bad_key(key))?;
@@ -309,24 +313,6 @@ impl View {
         }
         Ok(())
     }
-}
-
-/// The order of the keys.
-fn sorted<K: AsRef<[u8]>>(keys: &[K]) -> Vec<u32> {
-    // Most are told apart by 16 bytes, which are compared where they are sorted.
-    let head = |key: &[u8]| match key.first_chunk::<16>() {
-        Some(head) => u128::from_be_bytes(*head),
-        None => {
-            let mut head = [0; 16];
-            head[..key.len()].copy_from_slice(key);
-            u128::from_be_bytes(head)
-        }
-    };
-    let mut order: Vec<(u128, u32)> = (0u32..).zip(keys).map(|(i, k)| (head(k.as_ref()), i)).collect();
-    order.sort_unstable_by(|(a, i), (b, j)| {
-        a.cmp(b).then_with(|| keys[*i as usize].as_ref().cmp(keys[*j as usize].as_ref()))
-    });
-    order.into_iter().map(|(_, i)| i).collect()
 }
 
 impl Batch {

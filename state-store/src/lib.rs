@@ -23,6 +23,7 @@ pub mod fsck;
 mod get;
 #[cfg(test)]
 mod golden;
+mod heads;
 pub mod heat;
 pub mod key;
 mod layout;

@@ -22,6 +22,7 @@ use millstream_common::prefetch::prefetch;
 use millstream_common::{Error, Result};
 
 use super::column::{Column, Width};
+use crate::heads::common_prefix;
 
 const BODY_HEAD: usize = 16;
 const RAW: u8 = 0;
@@ -178,11 +179,6 @@ impl Compressor {
             }
         }
     }
-}
-
-/// Bytes that both begin with.
-pub(super) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
 }
 
 fn bad_block(why: &str) -> Error {

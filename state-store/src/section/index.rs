@@ -21,9 +21,10 @@ use bytes::Bytes;
 use millstream_common::{Error, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use parking_lot::RwLock;
 
-use super::block::{Block, common_prefix};
+use super::block::Block;
 use super::filter::Filter;
 use super::{SECTION_FORMAT, StateStats};
+use crate::heads::{common_prefix, head_of};
 
 const MAGIC: &[u8; 4] = b"MSSM";
 /// What stands before the key of a block without times.
@@ -308,19 +309,6 @@ impl Part {
             return Err(bad_meta("its index is not in order"));
         }
         Ok(part)
-    }
-}
-
-/// The first 8 bytes as a number that compares as they do, as far as they differ.
-#[inline]
-fn head_of(suffix: &[u8]) -> u64 {
-    match suffix.first_chunk::<8>() {
-        Some(head) => u64::from_be_bytes(*head),
-        None => {
-            let mut head = [0; 8];
-            head[..suffix.len()].copy_from_slice(suffix);
-            u64::from_be_bytes(head)
-        }
     }
 }
 

@@ -3,10 +3,10 @@
 use millstream_common::prefetch::prefetch;
 use millstream_common::{Error, KeyGroupRanges, Result, TaskId};
 
-use super::block::common_prefix;
 use super::{EncodedSection, Interval, SectionBuilder, SectionOptions};
 use crate::Layouts;
 use crate::entry::{EntryRef, Expiry, ends_chain};
+use crate::heads::{Headed, sorted};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const FIRST_CHUNK_BYTES: usize = 16 << 10;
@@ -31,13 +31,6 @@ struct Slot {
     at: u32,
     key_len: u32,
     entry_len: u32,
-}
-
-/// What is sorted: 16 bytes of the key behind the prefix that all keys share, and the slot.
-#[derive(Clone, Copy)]
-struct Item {
-    head: [u64; 2],
-    slot: u32,
 }
 
 impl SectionWriter {
@@ -151,12 +144,12 @@ impl SectionWriter {
         for (i, item) in order.iter().enumerate() {
             // In the order of keys every slot and every entry lies somewhere else.
             if let Some(later) = order.get(i + 2 * AHEAD) {
-                prefetch(&self.slots, later.slot as usize);
+                prefetch(&self.slots, later.number as usize);
             }
             if let Some(later) = order.get(i + AHEAD) {
-                self.prefetch(&self.slots[later.slot as usize]);
+                self.prefetch(&self.slots[later.number as usize]);
             }
-            let slot = &self.slots[item.slot as usize];
+            let slot = &self.slots[item.number as usize];
             let key = self.key(slot);
             if done == Some(key) {
                 continue; // something newer hides it
@@ -185,31 +178,7 @@ impl SectionWriter {
     }
 
     /// All slots by key, those of one key newest first.
-    fn sorted(&self) -> Vec<Item> {
-        let Some(first) = self.slots.first() else { return Vec::new() };
-        let first = self.key(first);
-        let shared = self.slots.iter().fold(first.len(), |n, s| common_prefix(&first[..n], self.key(s)));
-        let mut items: Vec<Item> = self
-            .slots
-            .iter()
-            .enumerate()
-            .map(|(i, s)| Item { head: head_of(&self.key(s)[shared..]), slot: i as u32 })
-            .collect();
-        items.sort_unstable_by(|a, b| {
-            a.head.cmp(&b.head).then_with(|| {
-                let (x, y) = (&self.slots[a.slot as usize], &self.slots[b.slot as usize]);
-                self.key(x).cmp(self.key(y)).then(b.slot.cmp(&a.slot))
-            })
-        });
-        items
+    fn sorted(&self) -> Vec<Headed> {
+        sorted(self.slots.len() as u32, |i| self.key(&self.slots[i as usize]), |a, b| b.cmp(&a))
     }
-}
-
-/// The first 16 bytes as numbers that compare as the bytes do.
-fn head_of(key: &[u8]) -> [u64; 2] {
-    let mut bytes = [0; 16];
-    let n = key.len().min(16);
-    bytes[..n].copy_from_slice(&key[..n]);
-    let wide = u128::from_be_bytes(bytes);
-    [(wide >> 64) as u64, wide as u64]
 }
