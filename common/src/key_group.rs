@@ -142,6 +142,38 @@ impl KeyGroupRanges {
         }
     }
 
+    /// Those of it that come before `end`.
+    #[must_use]
+    pub fn before(&self, end: KeyGroup) -> Self {
+        let end = u32::from(end.0);
+        let ranges = self.0.iter().take_while(|r| r.start < end);
+        Self(ranges.map(|r| KeyGroupRange { start: r.start, end: r.end.min(end) }).collect())
+    }
+
+    /// In at most `parts` pieces of as many key groups each, in order; none is empty.
+    #[must_use]
+    pub fn split(&self, parts: u32) -> Vec<Self> {
+        let size = self.len().div_ceil(parts.max(1)).max(1);
+        let (mut pieces, mut piece, mut room) = (Vec::new(), Vec::new(), size);
+        for range in &self.0 {
+            let mut start = range.start;
+            while start < range.end {
+                let end = range.end.min(start + room);
+                piece.push(KeyGroupRange { start, end });
+                room -= end - start;
+                start = end;
+                if room == 0 {
+                    pieces.push(Self(std::mem::take(&mut piece)));
+                    room = size;
+                }
+            }
+        }
+        if !piece.is_empty() {
+            pieces.push(Self(piece));
+        }
+        pieces
+    }
+
     /// Whether it holds all that `other` holds.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
@@ -248,6 +280,34 @@ mod tests {
         assert!(a.contains(KeyGroup(29)) && !a.contains(KeyGroup(30)) && !a.contains(KeyGroup(15)));
         assert_eq!(ranges(&[(3, 4), (4, 9), (1, 2)]), ranges(&[(1, 2), (3, 9)]));
         assert_eq!(KeyGroupRanges::all().len(), KEY_GROUPS);
+    }
+
+    #[test]
+    fn pieces_are_alike_and_make_up_the_whole() {
+        let set = ranges(&[(0, 3), (10, 17), (30, 31)]);
+        let pieces = set.split(4);
+        assert_eq!(
+            pieces,
+            [ranges(&[(0, 3)]), ranges(&[(10, 13)]), ranges(&[(13, 16)]), ranges(&[(16, 17), (30, 31)])]
+        );
+        for parts in 0..20 {
+            let pieces = set.split(parts);
+            assert!(
+                pieces.len() <= parts.max(1) as usize && pieces.iter().all(|p| !p.is_empty()),
+                "{parts}: {pieces:?}"
+            );
+            assert_eq!(pieces.iter().flat_map(|p| p.iter().copied()).collect::<KeyGroupRanges>(), set);
+        }
+        assert!(KeyGroupRanges::empty().split(3).is_empty());
+    }
+
+    #[test]
+    fn what_comes_before_a_group_is_a_part() {
+        let set = ranges(&[(0, 3), (10, 17)]);
+        for end in 0..20 {
+            let expected = set.intersect(&ranges(&[(0, u32::from(end))]));
+            assert_eq!(set.before(KeyGroup(end)), expected, "{end}");
+        }
     }
 
     #[test]

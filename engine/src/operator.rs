@@ -5,7 +5,7 @@
 //! calls [`Operator::advance`] until that says `Done`.
 
 use arrow_array::RecordBatch;
-use millstream_common::{KeyGroup, Result};
+use millstream_common::{KeyGroup, KeyGroupRange, KeyGroupRanges, Result};
 use millstream_state_store::key::KeyBuffer;
 
 use crate::element::TimestampMs;
@@ -141,7 +141,7 @@ impl Collector {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubtaskTime {
     /// Sorted, disjoint; key groups that no range holds have fired up to `min`.
-    ranges: Vec<(millstream_common::KeyGroupRange, TimestampMs)>,
+    ranges: Vec<(KeyGroupRange, TimestampMs)>,
     min: TimestampMs,
     max: TimestampMs,
 }
@@ -161,7 +161,7 @@ impl SubtaskTime {
 
     /// Each range has fired up to its own time.
     #[must_use]
-    pub fn of_ranges(mut ranges: Vec<(millstream_common::KeyGroupRange, TimestampMs)>) -> Self {
+    pub fn of_ranges(mut ranges: Vec<(KeyGroupRange, TimestampMs)>) -> Self {
         let min = ranges.iter().map(|r| r.1).min().unwrap_or(crate::element::WATERMARK_MIN);
         let max = ranges.iter().map(|r| r.1).max().unwrap_or(crate::element::WATERMARK_MIN);
         if min == max {
@@ -180,6 +180,37 @@ impl SubtaskTime {
             self.ranges.clear();
         }
         self.ranges.iter_mut().for_each(|r| r.1 = r.1.max(watermark));
+    }
+
+    /// As [`SubtaskTime::advance`], for `some` of `all` its key groups.
+    #[must_use]
+    pub(crate) fn advanced(&self, all: &KeyGroupRanges, some: &KeyGroupRanges, watermark: TimestampMs) -> Self {
+        let own = self.ranges.iter().map(|(range, _)| range);
+        let mut cuts: Vec<u32> = all.iter().chain(some.iter()).chain(own).flat_map(|r| [r.start, r.end]).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let pieces = cuts.windows(2).map(|cut| KeyGroupRange { start: cut[0], end: cut[1] });
+        let mut ranges: Vec<(KeyGroupRange, TimestampMs)> = Vec::new();
+        for piece in pieces {
+            let first = KeyGroup(piece.start as u16);
+            if !all.contains(first) {
+                continue;
+            }
+            let before = self.fired(first);
+            let fired = if some.contains(first) { before.max(watermark) } else { before };
+            match ranges.last_mut() {
+                Some((last, time)) if last.end == piece.start && *time == fired => last.end = piece.end,
+                _ => ranges.push((piece, fired)),
+            }
+        }
+        Self::of_ranges(ranges)
+    }
+
+    /// Up to where all of `groups` have fired.
+    #[must_use]
+    pub(crate) fn min_of(&self, groups: &KeyGroupRanges) -> TimestampMs {
+        let within = |r: &&(KeyGroupRange, TimestampMs)| !groups.intersect(&KeyGroupRanges::from(r.0)).is_empty();
+        self.ranges.iter().filter(within).map(|r| r.1).min().unwrap_or(self.min)
     }
 
     /// Up to where `group` has fired.
@@ -207,7 +238,29 @@ impl SubtaskTime {
 
     /// The ranges with a time of their own; empty when all are alike.
     #[must_use]
-    pub fn ranges(&self) -> &[(millstream_common::KeyGroupRange, TimestampMs)] {
+    pub fn ranges(&self) -> &[(KeyGroupRange, TimestampMs)] {
         &self.ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_key_groups_fire_before_others() {
+        let set = |pairs: &[(u32, u32)]| pairs.iter().map(|&(start, end)| KeyGroupRange { start, end }).collect();
+        let all: KeyGroupRanges = set(&[(0, 100), (200, 300)]);
+        let fired = |time: &SubtaskTime| [0, 49, 50, 99, 200, 299].map(|g| time.fired(KeyGroup(g)));
+        let time = SubtaskTime::uniform(5).advanced(&all, &set(&[(50, 100), (200, 210)]), 9);
+        assert_eq!((fired(&time), time.min(), time.max()), ([5, 5, 9, 9, 9, 5], 5, 9));
+        assert_eq!([(60, 80), (60, 210), (0, 60)].map(|pair| time.min_of(&set(&[pair]))), [9, 9, 5]);
+        // What has fired farther stays.
+        let time = time.advanced(&all, &set(&[(0, 60)]), 7);
+        assert_eq!(fired(&time), [7, 7, 9, 9, 9, 5]);
+        // Neighbours with the same time are one.
+        assert_eq!(time.advanced(&all, &set(&[(0, 50)]), 9).ranges().len(), 3);
+        let time = time.advanced(&all, &all, 10);
+        assert_eq!((time.min(), time.max(), time.ranges().len()), (10, 10, 0));
     }
 }

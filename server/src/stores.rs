@@ -30,6 +30,9 @@ const LEAST_BYTES: u64 = 1 << 20;
 /// The same for what is read ahead in a run.
 const LEAST_AHEAD_BYTES: u64 = 64 << 10;
 
+/// What is due may take so much in a subtask, however little memory there is: smaller scans would be a GET for a few rows.
+const DUE_BYTES_MIN: u64 = 4 << 20;
+
 /// A disk that stands still holds an end up no longer than this.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -256,6 +259,7 @@ impl Stores for ProcessStores {
         let rows_bytes = if pins_rows { self.plan.rows_bytes - self.plan.pinned_bytes } else { self.plan.rows_bytes };
         TaskMemory {
             rows_bytes: share(rows_bytes),
+            due_bytes: share(rows_bytes).max(DUE_BYTES_MIN),
             write_buffer_bytes: share(self.plan.write_buffer_bytes),
             // The rest is for the GETs that bring them.
             reads_bytes: share(self.plan.reads_bytes / 3 * 2),

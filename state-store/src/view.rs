@@ -33,6 +33,16 @@ impl View {
         Self { store, inner: Arc::new(Inner { runs, clips, ranges, layouts }) }
     }
 
+    /// The same for a part of its key groups.
+    #[must_use]
+    pub fn within(&self, ranges: &KeyGroupRanges) -> Self {
+        let ranges = self.ranges().intersect(ranges);
+        if ranges == *self.ranges() {
+            return self.clone();
+        }
+        Self::new(self.store.clone(), self.runs().to_vec(), ranges, self.layouts().clone())
+    }
+
     /// The runs, newest first.
     #[must_use]
     pub fn runs(&self) -> &[Arc<Run>] {

@@ -21,7 +21,7 @@ impl Panes {
     }
 
     /// From the end of a pane to the end of the last window that it may be in.
-    fn keep_ms(&self) -> i64 {
+    pub(super) fn keep_ms(&self) -> i64 {
         self.size_ms - self.width_ms
     }
 

@@ -19,7 +19,7 @@ use millstream_common::{
 use millstream_objects::{Store, StoreEnvironment, StoreOptions};
 use millstream_state_store::Caches;
 use millstream_state_store::compaction::{CompactionDone, CompactionOptions, CompactionOutcome, Pick, apply, pick};
-use millstream_state_store::key::{KeyBuffer, encode_keys, timed_key};
+use millstream_state_store::key::{KeyBuffer, encode_keys};
 use millstream_state_store::section::{EncodedSection, Interval, SectionOptions, SectionWriter};
 use millstream_state_store::{
     Layout, Layouts, MergeOperators, ReadTime, Run, StateLayout as StoredLayout, StateStore, StateStoreOptions, Tree,
@@ -32,7 +32,8 @@ use super::EMIT_ROWS;
 use crate::element::{TimestampMs, WATERMARK_MAX, WATERMARK_MIN};
 use crate::operator::{Collector, KeyedBatch, Operator, Progress, SubtaskTime};
 use crate::state::{StateLayout, TimeScan};
-use crate::task::paging::{of_prefix, scan_maps};
+use crate::task::paging::{Overflow, of_prefix, scan_due, scan_maps};
+use crate::task::slices::{Cut, Slices};
 
 /// A value of a row, for comparison.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +91,9 @@ pub(super) struct Outcome {
     pub(super) late: u64,
     /// Merge operands that were written.
     pub(super) operands: u64,
+    /// Scans that brought more than they might, and slices that were cut beside them.
+    pub(super) overflows: u64,
+    pub(super) cuts: u64,
     /// Compactions that were run.
     pub(super) compactions: u64,
 }
@@ -131,6 +135,8 @@ struct Subtask {
     answered: u64,
     /// `advance` waits for this read.
     waits: u64,
+    slices: Slices,
+    overflows: Vec<Overflow>,
     view: View,
     own: Vec<Arc<Run>>,
     encoding: Option<(SectionWriter, Interval)>,
@@ -294,6 +300,8 @@ impl<'a> Cluster<'a> {
             asked: 0,
             answered: 0,
             waits: 0,
+            slices: Slices::default(),
+            overflows: Vec::new(),
             view,
             own: Vec::new(),
             encoding: None,
@@ -392,19 +400,13 @@ impl<'a> Cluster<'a> {
                 }
             }
             Asked::Scan(state, scan) => {
-                let (id, group) = (StateId(state as u16 + 3), millstream_common::KeyGroup(0));
-                let (mut from, mut to) = (Vec::new(), Vec::new());
-                timed_key(id, scan.after + 1, group, &[], &mut from);
-                match scan.until.checked_add(1) {
-                    Some(end) => timed_key(id, end, group, &[], &mut to),
-                    None => to.extend_from_slice(&(id.0 + 1).to_be_bytes()),
-                }
-                let mut from = Some(Bytes::from(from));
-                while let Some(start) = from {
-                    let piece = self.runtime.block_on(view.scan(&start, &to, 200, &time)).unwrap();
-                    from = piece.next;
-                    states[state].install_scan(&piece.entries, from.is_none()).unwrap();
-                }
+                // At times there is room for a few entries only.
+                let may_cut = s.slices.may_cut(&s.ranges) && self.rng.random_bool(0.5);
+                let max_bytes = if may_cut { self.rng.random_range(1..700) } else { u64::MAX };
+                let scan_due = scan_due(&view, StateId(state as u16 + 3), &scan, max_bytes, &time);
+                let found = self.runtime.block_on(scan_due).unwrap();
+                self.outcome.overflows += u64::from(found.cut.is_some());
+                s.overflows.extend(found.install(state, &scan, &mut states).unwrap());
             }
         }
     }
@@ -429,24 +431,37 @@ impl<'a> Cluster<'a> {
                 if s.waits > s.answered {
                     return;
                 }
-                if w > s.out.fired_min() {
-                    match s.operator.advance(w, &mut s.out).unwrap() {
-                        Progress::More => {}
-                        Progress::NeedsState => {
-                            s.gather(self.wall);
-                            s.scan(self.wall);
-                            assert!(s.asked > s.answered, "it waits for nothing");
-                            s.waits = s.asked;
-                        }
-                        Progress::Done => {
+                let (operator, overflows) = (s.operator.as_mut(), std::mem::take(&mut s.overflows));
+                s.slices.overflowed(overflows, &s.ranges, operator, s.out.time(), w).unwrap();
+                let target = s.slices.target(w);
+                let progress = if target > s.slices.fired(s.out.time()) {
+                    s.operator.advance(target, &mut s.out).unwrap()
+                } else {
+                    Progress::Done
+                };
+                let cut_chance = s.cut_chance();
+                let operator = s.operator.as_mut();
+                match progress {
+                    Progress::More => {}
+                    Progress::NeedsState if s.slices.may_cut(&s.ranges) && self.rng.random_bool(cut_chance) => {
+                        self.outcome.cuts += 1;
+                        s.slices.cut(Cut::Parts, &s.ranges, operator, s.out.time(), w);
+                    }
+                    Progress::NeedsState => {
+                        s.gather(self.wall);
+                        s.scan(self.wall);
+                        assert!(s.asked > s.answered, "it waits for nothing");
+                        s.waits = s.asked;
+                    }
+                    Progress::Done => match s.slices.done(&s.ranges, operator, s.out.time(), w) {
+                        Some(time) => s.out.set_time(time),
+                        None => {
                             let mut time = s.out.time().clone();
                             time.advance(w);
                             s.out.set_time(time);
                             s.queue.pop_front();
                         }
-                    }
-                } else {
-                    s.queue.pop_front();
+                    },
                 }
             }
         }
@@ -583,9 +598,18 @@ impl<'a> Cluster<'a> {
 }
 
 impl Subtask {
+    /// A part is seldom cut again.
+    fn cut_chance(&self) -> f64 {
+        if self.slices.present(&self.ranges) == &self.ranges { 0.03 } else { 0.002 }
+    }
+
     fn read(&mut self, what: Asked, wall: i64) {
         let time = ReadTime { event_time_ms: self.out.fired_min(), processing_time_ms: wall };
-        self.reads.push_back(Read { view: self.view.clone(), time, what });
+        let view = match what {
+            Asked::Scan(..) => self.view.within(self.slices.present(&self.ranges)),
+            _ => self.view.clone(),
+        };
+        self.reads.push_back(Read { view, time, what });
         self.asked += 1;
     }
 

@@ -186,10 +186,12 @@ fn windows_are_right(size: i64, slide: i64) {
         let spec = WindowSpec { size_ms: size, slide_ms: slide };
         Box::new(WindowAggregate::new(&schema(), &[KEY], TIME, spec, calls(), both()).unwrap())
     };
-    let (operands, compactions) = (Counter::new(0), Counter::new(0));
+    let [operands, compactions, overflows, cuts] = [(); 4].map(|()| Counter::new(0));
     let (out, late) = try_all(40, &SHAPE, &[KEY], make, |outcome| {
         operands.set(operands.get() + outcome.operands);
         compactions.set(compactions.get() + outcome.compactions);
+        overflows.set(overflows.get() + outcome.overflows);
+        cuts.set(cuts.get() + outcome.cuts);
         let mut windows: BTreeMap<(Cell, i64), Vec<&Logged>> = BTreeMap::new();
         let mut late = 0;
         for row in &outcome.log {
@@ -210,9 +212,11 @@ fn windows_are_right(size: i64, slide: i64) {
         assert_eq!(outcome.late, late);
     });
     assert!(out > 4_000 && late > 0, "{out} {late}");
-    let (operands, compactions) = (operands.get(), compactions.get());
-    println!("windows of {size} every {slide}: {operands} merge operands, {compactions} compactions");
+    let [operands, compactions, overflows, cuts] = [operands, compactions, overflows, cuts].map(|c| c.get());
+    println!("windows of {size} every {slide}: {operands} merge operands, {compactions} compactions,");
+    println!("{overflows} scans that brought too much, {cuts} other cuts");
     assert!(operands > 500 && compactions > 20, "{operands} {compactions}");
+    assert!(overflows > 50 && cuts > 10, "{overflows} {cuts}");
 }
 
 #[test]

@@ -108,15 +108,17 @@ impl WindowAggregate {
         let value_schema = format!("size {} slide {}: {}", window.size_ms, window.slide_ms, aggregates.value_schema());
         let form = aggregates.form(format!("panes of windows of {} ms every {} ms", window.size_ms, window.slide_ms));
         let accumulate = aggregates.accumulate().clone();
+        let panes = Panes::new(window.size_ms, window.slide_ms);
         let state = TimedState::new("panes", &value_schema, window.slide_ms).described(form).merged(
             ACCUMULATORS,
             Box::new(move |older: &mut Accumulators, newer: &Accumulators| accumulate.add(&mut older.0, &newer.0)),
         );
+        let state = state.looking_beyond(panes.keep_ms());
         Ok(Self {
             keys,
             time_column,
             window,
-            panes: Panes::new(window.size_ms, window.slide_ms),
+            panes,
             aggregates,
             columns,
             schema,

@@ -73,9 +73,8 @@ impl<V: StateValue> WorkingSet<V> {
                 continue;
             }
             if slot.value.is_some() && !slot.is(PARTIAL) {
-                // The store knows more than is resident, from now on.
                 let time = self.slots.time(i);
-                self.known_until = self.known_until.min(time.saturating_sub(1));
+                self.forget(time, self.slots[i].group());
                 if self.mapped {
                     self.maps.lose(time);
                 }

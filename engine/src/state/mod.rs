@@ -220,6 +220,31 @@ pub trait StateSet: Send {
     /// What the store holds in that range, piece by piece; `last` with the final piece. Entries that are resident are
     /// ignored.
     fn install_scan(&mut self, entries: &[(Bytes, Bytes)], last: bool) -> Result<()>;
+    /// The scan on its way reaches no farther than this, which lies within what was asked for: the rest would have been too much at
+    /// once. Called before it is installed.
+    fn shorten_scan(&mut self, _until: TimestampMs) {}
+    /// The scan that was asked for, or is on its way, brings nothing; it is asked for again if it is still needed.
+    fn abandon_scan(&mut self) {}
+
+    // ---- slices of key groups
+
+    /// From here on `advance` is about these key groups alone, and each key group has fired up to the time that it has in
+    /// `fired`; until it is told of others or, with `None`, of all again. No scan is on its way.
+    fn set_slice(&mut self, _slice: Option<(&KeyGroupRanges, &SubtaskTime)>) {}
+    /// The slice has these key groups only, all of them its own; a scan on its way brings no others.
+    fn narrow_slice(&mut self, _groups: &KeyGroupRanges) {}
+    /// Up to where an operator can fire with what is resident.
+    fn fires_until(&self) -> TimestampMs {
+        TimestampMs::MAX
+    }
+    /// Whether firing up to a time needs entries of later times.
+    fn looks_beyond(&self) -> bool {
+        false
+    }
+    /// Bytes of what is resident and due, while a scan for more of it is asked for; it looks at each of them.
+    fn due_bytes(&self) -> u64 {
+        0
+    }
 
     // ---- writes
 

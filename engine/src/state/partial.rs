@@ -53,7 +53,7 @@ impl<V: StateValue> WorkingSet<V> {
     pub(super) fn begin_anew(&mut self, i: u32, written: u32) {
         let slot = &self.slots[i];
         if slot.value.is_none() && !slot.is(ASIDE) {
-            if self.slots.time(i) <= self.known_until {
+            if self.knows(self.slots.time(i), self.slots[i].group()) {
                 // It was named before a scan that brought nothing for it.
                 self.slots[i].flags &= !PARTIAL;
             }
@@ -118,7 +118,7 @@ impl<V: StateValue> WorkingSet<V> {
             return;
         }
         let slots = self.times.range((std::ops::Bound::Excluded(after), std::ops::Bound::Included(until)));
-        let is_partial = |i: &u32| self.slots[*i].is(PARTIAL);
+        let is_partial = |i: &u32| self.slots[*i].is(PARTIAL) && self.in_slice(*i);
         let partial: Vec<u32> = slots.flat_map(|(_, slots)| slots.iter().copied()).filter(is_partial).collect();
         for i in partial {
             self.complete(i, None);

@@ -13,6 +13,7 @@
 //! nothing: what it adds to keys that are not resident goes out as merge operands, and the scan for what is due brings the
 //! sums.
 
+use std::cell::Cell;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -22,9 +23,10 @@ use millstream_state_store::schema::Form;
 
 use super::partial::MergeFn;
 use super::slab::{PENDING, STORED};
-use super::working_set::WorkingSet;
+use super::working_set::{Slice, WorkingSet};
 use super::{Rows, SlotId, StateDescriptor, StateLayout, StateSet, StateValue, TimeScan};
 use crate::element::TimestampMs;
+use crate::operator::SubtaskTime;
 
 /// How far a scan goes when the one before it brought nothing: this much farther each time.
 const STEP_GROWTH: i64 = 4;
@@ -83,9 +85,13 @@ pub struct TimedState<V> {
     opened: bool,
     /// How far beyond what is due a scan looks.
     ahead_ms: i64,
+    /// What fires at a time needs entries of times up to so much later.
+    beyond_ms: i64,
     /// How far the next scan goes.
     step_ms: i64,
     wanted: Option<TimeScan>,
+    /// What is due reaches to here.
+    due_until: TimestampMs,
     /// Entries that the scan on its way has brought.
     brought: usize,
 }
@@ -102,10 +108,21 @@ impl<V: StateValue> TimedState<V> {
             set: WorkingSet::new(true),
             opened: false,
             ahead_ms,
+            beyond_ms: 0,
             step_ms: ahead_ms,
             wanted: None,
+            due_until: TimestampMs::MIN,
             brought: 0,
         }
+    }
+
+    /// What fires at a time needs entries of times up to `beyond_ms` later, as a sliding window needs its panes: `advance` to
+    /// a watermark never asks [`TimedState::load_until`] for more than that beyond it. Entries count for themselves
+    /// without it.
+    #[must_use]
+    pub fn looking_beyond(mut self, beyond_ms: i64) -> Self {
+        self.beyond_ms = beyond_ms;
+        self
     }
 
     /// Says what values are made of: then they can be shown, and may change from one release of the program to the next
@@ -158,7 +175,7 @@ impl<V: StateValue> TimedState<V> {
 
     /// Removes an entry before its time, without reading it.
     pub fn unset(&mut self, hash: u64, time: TimestampMs, key: &[u8]) {
-        if self.set.find(hash, time, key).is_none() && time <= self.set.known_until {
+        if self.set.find(hash, time, key).is_none() && self.set.knows(time, KeyGroup::of_hash(hash)) {
             return;
         }
         let i = self.set.find_or_add_blind(hash, time, key);
@@ -234,17 +251,20 @@ impl<V: StateValue> TimedState<V> {
     /// Makes all entries up to `until` resident. True: they are, and stay until [`TimedState::end_advance`]. False: a
     /// scan is asked for (in steps, so that memory stays bounded: what [`TimedState::loaded_until`] has reached can be
     /// fired first), and `advance` says [`crate::operator::Progress::NeedsState`]. Nothing at or below `fired_min` counts
-    /// any more.
+    /// any more. An operator with several states by time fires nothing beyond what all of them have reached.
     pub fn load_until(&mut self, until: TimestampMs, fired_min: TimestampMs) -> bool {
         self.set.known_until = self.set.known_until.max(fired_min);
-        let loaded = self.set.known_until;
+        self.due_until = until;
+        let loaded = self.loaded_until();
         if loaded >= until {
             self.set.hold_until = self.set.hold_until.max(until);
             self.step_ms = self.ahead_ms;
             return true;
         }
         if self.set.scanning.is_none() && self.wanted.is_none() {
-            let farthest = until.saturating_add(self.ahead_ms);
+            // A slice is there for what is due now.
+            let ahead_ms = if self.set.slice.is_some() { 0 } else { self.ahead_ms };
+            let farthest = until.saturating_add(ahead_ms);
             // Where nothing is known of the time before, there is nothing to count steps from.
             let step = if loaded == i64::MIN { farthest } else { loaded.saturating_add(self.step_ms) };
             let scan = TimeScan { after: loaded, until: farthest.min(step) };
@@ -257,7 +277,7 @@ impl<V: StateValue> TimedState<V> {
     /// Everything that the store holds up to this time is resident.
     #[must_use]
     pub fn loaded_until(&self) -> TimestampMs {
-        self.set.known_until
+        self.set.slice.as_ref().map_or(self.set.known_until, |s| s.known_until.max(self.set.known_until))
     }
 
     /// What is due has fired: entries need not stay any more.
@@ -268,41 +288,63 @@ impl<V: StateValue> TimedState<V> {
     /// The least time of a resident entry.
     #[must_use]
     pub fn first_time(&self) -> Option<TimestampMs> {
-        self.set.times.first_key_value().map(|(t, _)| *t)
+        self.first_from(Bound::Unbounded)
     }
 
     /// The least time of a resident entry behind `time`.
     #[must_use]
     pub fn next_time(&self, time: TimestampMs) -> Option<TimestampMs> {
-        self.set.times.range((Bound::Excluded(time), Bound::Unbounded)).next().map(|(t, _)| *t)
+        self.first_from(Bound::Excluded(time))
+    }
+
+    fn first_from(&self, from: Bound<TimestampMs>) -> Option<TimestampMs> {
+        let Some(slice) = &self.set.slice else {
+            return self.set.times.range((from, Bound::Unbounded)).next().map(|(t, _)| *t);
+        };
+        // What other slices have at times that this one has passed is walked over once.
+        let first = slice.first_time.get();
+        let is_first = from == Bound::Unbounded;
+        let from = match from {
+            Bound::Excluded(time) if time >= first => from,
+            _ => Bound::Included(first),
+        };
+        let mut times = self.set.times.range((from, Bound::Unbounded));
+        let found = times.find(|(_, slots)| slots.iter().any(|&i| self.set.in_slice(i))).map(|(t, _)| *t);
+        if is_first {
+            slice.first_time.set(found.unwrap_or(TimestampMs::MAX));
+        }
+        found
     }
 
     /// The resident entries with `after < time <= until`, by time, in no order within a time.
     pub fn between(&self, after: TimestampMs, until: TimestampMs) -> impl Iterator<Item = SlotId> {
         let range = (Bound::Excluded(after), Bound::Included(until));
         let times = (after < until).then(|| self.set.times.range(range));
-        times.into_iter().flatten().flat_map(|(_, slots)| slots.iter().map(|&i| SlotId(i)))
+        let slots = times.into_iter().flatten().flat_map(|(_, slots)| slots.iter().copied());
+        slots.filter(|&i| self.set.in_slice(i)).map(SlotId)
     }
 
     /// The resident entries of one time, ordered by key.
     #[must_use]
     pub fn sorted_at(&self, time: TimestampMs) -> Vec<SlotId> {
-        let mut slots: Vec<SlotId> =
-            self.set.times.get(&time).map(|l| l.iter().map(|&i| SlotId(i)).collect()).unwrap_or_default();
+        let slots = self.set.times.get(&time).into_iter().flatten().copied();
+        let mut slots: Vec<SlotId> = slots.filter(|&i| self.set.in_slice(i)).map(SlotId).collect();
         slots.sort_unstable_by(|a, b| self.key(*a).cmp(self.key(*b)));
         slots
     }
 
     /// Drops all resident entries at or below `time`: they have fired.
     pub fn expire_until(&mut self, time: TimestampMs) {
-        while let Some((&first, slots)) = self.set.times.first_key_value() {
-            if first > time {
-                return;
-            }
+        let mut next = self.first_time();
+        while let Some(first) = next.filter(|first| *first <= time) {
             // From the end of the list, so that nothing moves.
-            for i in slots.clone().into_iter().rev() {
-                self.set.expire(i);
+            let slots = self.set.times.get(&first).cloned().unwrap_or_default();
+            for i in slots.into_iter().rev() {
+                if self.set.in_slice(i) {
+                    self.set.expire(i);
+                }
             }
+            next = self.next_time(first);
         }
     }
 }
@@ -312,7 +354,7 @@ impl<V: StateValue> WorkingSet<V> {
     fn find_or_add_blind(&mut self, hash: u64, time: i64, key: &[u8]) -> u32 {
         self.find(hash, time, key).unwrap_or_else(|| {
             let i = self.add(hash, time, key);
-            if time > self.known_until {
+            if !self.knows(time, KeyGroup::of_hash(hash)) {
                 // Pending until the write: whether there is an older one is not known.
                 self.slots[i].flags |= STORED | PENDING;
                 self.pending += 1;
@@ -341,21 +383,70 @@ impl<V: StateValue> StateSet for TimedState<V> {
             self.set.scanning = None;
             self.set.drop_asides();
             // What was lost meanwhile (a range was gained) has put the mark back: then this scan says nothing.
-            if self.set.known_until >= after {
-                self.set.known_until = self.set.known_until.max(until);
+            let known_until = match &mut self.set.slice {
+                Some(slice) => &mut slice.known_until,
+                None => &mut self.set.known_until,
+            };
+            if *known_until >= after {
+                *known_until = until.max(*known_until);
             }
             self.step_ms = if self.brought == 0 { self.step_ms.saturating_mul(STEP_GROWTH) } else { self.ahead_ms };
         }
         Ok(())
     }
 
+    fn shorten_scan(&mut self, until: TimestampMs) {
+        if let Some((_, end)) = &mut self.set.scanning {
+            *end = until;
+        }
+    }
+
+    fn abandon_scan(&mut self) {
+        self.wanted = None;
+        self.set.scanning = None;
+        self.set.drop_asides();
+    }
+
+    fn set_slice(&mut self, slice: Option<(&KeyGroupRanges, &SubtaskTime)>) {
+        self.abandon_scan();
+        self.end_advance();
+        self.set.stuck = None;
+        self.set.slice = slice.map(|(groups, fired)| Slice {
+            groups: groups.clone(),
+            known_until: self.set.known_until.max(fired.min_of(groups)),
+            fired: fired.clone(),
+            first_time: Cell::new(TimestampMs::MIN),
+        });
+    }
+
+    fn narrow_slice(&mut self, groups: &KeyGroupRanges) {
+        if let Some(slice) = &mut self.set.slice {
+            slice.groups = groups.clone();
+        }
+        self.set.stuck = None;
+    }
+
+    fn fires_until(&self) -> TimestampMs {
+        self.loaded_until().saturating_sub(self.beyond_ms)
+    }
+
+    fn looks_beyond(&self) -> bool {
+        self.beyond_ms > 0
+    }
+
+    fn due_bytes(&self) -> u64 {
+        if self.wanted.is_none() {
+            return 0;
+        }
+        let due = self.set.times.range(..=self.due_until).flat_map(|(_, slots)| slots.iter().copied());
+        due.filter(|&i| self.set.in_slice(i)).map(|i| self.set.slot_bytes(i) as u64).sum()
+    }
+
     fn retain(&mut self, ranges: &KeyGroupRanges, gained: bool) {
         self.set.retain(ranges, gained);
         if gained {
             // A scan that is on its way read too little.
-            self.wanted = None;
-            self.set.scanning = None;
-            self.set.drop_asides();
+            self.abandon_scan();
         }
     }
 }

@@ -13,6 +13,7 @@
 //!
 //! A working set never reads or writes the store itself and never knows what time it is.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 use millstream_common::hash::stable_hash;
@@ -29,6 +30,7 @@ use super::slab::{PARTIAL, PENDING, STORED, Slab, SlotKey, TRASHED, UNENCODED};
 use super::stored::Stored;
 use super::table::SlotTable;
 use super::{Rows, SlotId, StateValue};
+use crate::operator::SubtaskTime;
 
 /// The time of every entry of a point state.
 pub(super) const NO_TIME: i64 = 0;
@@ -59,6 +61,8 @@ pub(super) struct WorkingSet<V> {
     pub(super) asides: VecDeque<Aside<V>>,
     /// Entries at or below it stay until what is due has fired.
     pub(super) hold_until: i64,
+    /// While the key groups fire one part after the other: the part that does.
+    pub(super) slice: Option<Slice>,
 
     /// Stamp of what is being named.
     pub(super) stamp: u64,
@@ -101,6 +105,17 @@ pub(super) struct WorkingSet<V> {
     pub(super) stored: Stored,
 }
 
+/// See [`super::StateSet::set_slice`].
+pub(super) struct Slice {
+    pub(super) groups: KeyGroupRanges,
+    /// As [`WorkingSet::known_until`], for these groups.
+    pub(super) known_until: i64,
+    /// Up to where key groups have fired: what they had up to there is dead.
+    pub(super) fired: SubtaskTime,
+    /// These groups have no resident value before it.
+    pub(super) first_time: Cell<i64>,
+}
+
 /// Keys that are looked up together when a batch is named: their slots fit into the nearest cache.
 const GROUP: usize = 64;
 /// No slot has this number: the slab ends before.
@@ -135,6 +150,7 @@ impl<V: StateValue> WorkingSet<V> {
             merge: None,
             asides: VecDeque::new(),
             hold_until: i64::MIN,
+            slice: None,
             stamp: 1,
             groups: VecDeque::new(),
             released: 0,
@@ -205,10 +221,13 @@ impl<V: StateValue> WorkingSet<V> {
     #[cold]
     fn name_new(&mut self, hash: u64, time: i64, key: &[u8]) -> u32 {
         let i = self.add(hash, time, key);
-        if time > self.known_until && self.merge.is_some() {
+        if self.knows(time, KeyGroup::of_hash(hash)) {
+            return i;
+        }
+        if self.merge.is_some() {
             // Nothing is asked: what comes is added to whatever the store holds.
             self.slots[i].flags |= PARTIAL | STORED;
-        } else if time > self.known_until {
+        } else {
             // What is not known may be in the store.
             self.slots[i].flags |= PENDING | STORED;
             self.pending += 1;
@@ -614,6 +633,9 @@ impl<V: StateValue> WorkingSet<V> {
             let list = self.times.entry(time).or_default();
             slot.position = list.len() as u32;
             list.push(i);
+            if let Some(slice) = &self.slice {
+                slice.first_time.set(time.min(slice.first_time.get()));
+            }
         } else if self.mapped {
             let (position, pinned) = self.maps.attach(time, i);
             (slot.position, slot.named) = (position, slot.named.max(pinned));
@@ -650,14 +672,41 @@ impl<V: StateValue> WorkingSet<V> {
             || (self.mapped && self.maps.is_loading(time))
     }
 
+    /// Whether nothing of this time in this key group is in the store and not resident.
+    #[inline]
+    pub(super) fn knows(&self, time: i64, group: KeyGroup) -> bool {
+        time <= self.known_until || self.slice.as_ref().is_some_and(|s| s.knows(time, group))
+    }
+
+    /// Whether a slot's key group is among those that fire.
+    #[inline]
+    pub(super) fn in_slice(&self, i: u32) -> bool {
+        self.slice.as_ref().is_none_or(|s| s.groups.contains(self.slots[i].group()))
+    }
+
+    /// An entry of this time and key group goes: from now on the store knows more than is resident.
+    pub(super) fn forget(&mut self, time: i64, group: KeyGroup) {
+        let before = time.saturating_sub(1);
+        self.known_until = self.known_until.min(before);
+        if let Some(slice) = self.slice.as_mut().filter(|s| s.groups.contains(group)) {
+            slice.known_until = slice.known_until.min(before);
+        }
+    }
+
     /// Whether a slot may go: live, resident, encoded, in the store, not pinned, not held.
     pub(super) fn may_go(&self, i: u32) -> bool {
         self.slots.live_at(i).is_some_and(|s| {
             s.flags & (PENDING | UNENCODED) == 0
                 && s.written <= self.flushed
                 && s.named <= self.released
-                && self.slots.time(i) > self.hold_until
+                && (self.slots.time(i) > self.hold_until || !self.in_slice(i))
                 && !self.is_scanning(self.slots.time(i))
         })
+    }
+}
+
+impl Slice {
+    fn knows(&self, time: i64, group: KeyGroup) -> bool {
+        time <= self.fired.fired(group) || (time <= self.known_until && self.groups.contains(group))
     }
 }

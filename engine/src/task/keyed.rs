@@ -33,6 +33,7 @@ use super::gate::{GateEvent, InputChannel, InputGate};
 use super::output::TimeSignal;
 use super::pace::{Pace, pause_for};
 use super::paging::Paging;
+use super::slices::{Cut, Slices};
 use super::{
     EpochClosed, PUBLISH_INTERVAL, PendingSection, Preparation, SubtaskId, TaskControl, TaskEvent, TaskMetrics,
     VersionView,
@@ -47,6 +48,8 @@ const QUEUE_ROWS: usize = 65_536;
 const QUEUE_ROWS_MIN: usize = 1_024;
 /// Batches that may wait in the queue of a subtask.
 const QUEUE_ITEMS: usize = 256;
+/// So many scans for what is due fit into the memory for that.
+const SCANS_IN_MEMORY: u64 = 4;
 /// Frozen entries that are encoded between two batches.
 const ENCODE_SLICE: usize = 4_096;
 /// So long the first rows behind a rescale are waited for, before nothing to do counts as serving.
@@ -61,6 +64,8 @@ pub struct TaskMemory {
     pub write_buffer_bytes: u64,
     /// Values that were asked of the store and are not resident yet, bytes (about).
     pub reads_bytes: u64,
+    /// Rows that are kept resident to be fired, bytes: with more of them, key groups fire one part after the other.
+    pub due_bytes: u64,
 }
 
 /// What a keyed subtask is made from.
@@ -148,6 +153,10 @@ pub(crate) struct KeyedTask {
     /// What it lost is to be forgotten once all that is encoded: it keeps these.
     shrinking: Option<KeyGroupRanges>,
     advancing: Option<u64>,
+    /// Of key groups, while what is due does not fire all at once.
+    slices: Slices,
+    /// What scans have brought since it was looked at how much is due; all of it when that was not.
+    due_unseen_bytes: u64,
     waiting: Option<AssignmentId>,
     /// This instance leaves with the barrier of the next assignment.
     leaves: bool,
@@ -221,6 +230,8 @@ impl KeyedTask {
             encodings: VecDeque::new(),
             shrinking: None,
             advancing: None,
+            slices: Slices::default(),
+            due_unseen_bytes: u64::MAX,
             waiting,
             leaves: false,
             waiting_since: None,
@@ -487,10 +498,13 @@ impl KeyedTask {
             return Ok(false);
         }
         self.advancing = None;
-        if w > self.time.min() {
+        let (operator, overflows) = (self.chain.nodes[0].operator.as_mut(), self.paging.take_overflows());
+        self.slices.overflowed(overflows, &self.ranges, operator, &self.time, w)?;
+        let target = self.slices.target(w);
+        if target > self.slices.fired(&self.time) {
             self.tell_time();
             let node = self.chain.head();
-            let progress = node.operator.advance(w, &mut node.collector)?;
+            let progress = node.operator.advance(target, &mut node.collector)?;
             self.chain.deliver_head().await?;
             match progress {
                 Progress::More => {
@@ -498,26 +512,56 @@ impl KeyedTask {
                     return Ok(true);
                 }
                 Progress::NeedsState => {
-                    let operator = self.chain.nodes[0].operator.as_mut();
-                    let keys = self.paging.gather(operator, &self.time);
-                    let scans = self.paging.scan(operator, &self.time);
-                    // What it misses may be on its way already, asked for by a batch behind this watermark.
-                    self.advancing = keys.max(scans).or_else(|| self.paging.last());
-                    if self.advancing.is_none() {
-                        return Err(Error::internal("an operator waits for state that it has not named").code(9113));
-                    }
+                    self.read_due(w).await?;
                     return Ok(true);
                 }
                 Progress::Done => {}
             }
+        }
+        self.due_unseen_bytes = u64::MAX;
+        let operator = self.chain.nodes[0].operator.as_mut();
+        if let Some(time) = self.slices.done(&self.ranges, operator, &self.time, w) {
+            self.time = time;
+            self.chain.set_subtask_time(&self.time);
+            self.tend_memory().await?;
+            return Ok(true);
+        }
+        if w > self.time.min() {
             self.time.advance(w);
             self.chain.set_subtask_time(&self.time);
-            self.metrics.watermark.store(w, Ordering::Relaxed);
         }
+        self.metrics.watermark.store(self.time.min(), Ordering::Relaxed);
         self.queue.pop_front();
         self.chain.set_time(TimeSignal::Watermark(self.time.min()));
         self.tend_memory().await?;
         Ok(true)
+    }
+
+    /// Asks for what the operator needs to advance, or has less advance at once.
+    async fn read_due(&mut self, w: TimestampMs) -> Result<()> {
+        self.tend_memory().await?;
+        let a_scan = self.memory.due_bytes / SCANS_IN_MEMORY;
+        // A cut that is about to be made needs what it needs.
+        let may_cut = self.slices.may_cut(&self.ranges) && !self.slices.is_about_to_cut();
+        let operator = self.chain.nodes[0].operator.as_mut();
+        self.due_unseen_bytes = self.due_unseen_bytes.saturating_add(self.paging.take_scanned_bytes());
+        if may_cut && self.due_unseen_bytes > a_scan / 2 {
+            self.due_unseen_bytes = 0;
+            let due_bytes: u64 = operator.states().iter().map(|state| state.due_bytes()).sum();
+            if due_bytes > self.memory.due_bytes - a_scan {
+                self.slices.cut(Cut::Parts, &self.ranges, operator, &self.time, w);
+                return Ok(());
+            }
+        }
+        let keys = self.paging.gather(operator, &self.time);
+        let max_bytes = if may_cut { a_scan } else { u64::MAX };
+        let scans = self.paging.scan(operator, &self.time, self.slices.present(&self.ranges), max_bytes);
+        // What it misses may be on its way already, asked for by a batch behind this watermark.
+        self.advancing = keys.max(scans).or_else(|| self.paging.last());
+        if self.advancing.is_none() {
+            return Err(Error::internal("an operator waits for state that it has not named").code(9113));
+        }
+        Ok(())
     }
 
     // ---- epochs

@@ -22,9 +22,12 @@ use crate::sink::Committable;
 pub(crate) mod chain;
 pub mod gate;
 pub(crate) mod keyed;
+#[cfg(test)]
+mod keyed_tests;
 pub(crate) mod output;
 pub(crate) mod pace;
 pub(crate) mod paging;
+pub(crate) mod slices;
 pub(crate) mod source;
 
 /// A busy subtask publishes what it counts this often; one that waits does so before it waits.

@@ -17,13 +17,14 @@ use futures::TryStreamExt;
 use futures::future::poll_fn;
 use futures::stream::FuturesOrdered;
 use millstream_common::env::Running;
-use millstream_common::{Env, KeyGroupRanges, Lane, Result, StateId};
+use millstream_common::{Env, KeyGroup, KeyGroupRanges, Lane, Result, StateId};
 use millstream_state_store::key::{map_prefix_end, split_timed_key, state_of, timed_key};
 use millstream_state_store::{ReadReport, ReadTime, Run, StateStore, Values, View};
 
 use super::TaskMetrics;
+use crate::element::TimestampMs;
 use crate::operator::{Operator, SubtaskTime};
-use crate::state::TimeScan;
+use crate::state::{StateSet, TimeScan};
 
 #[cfg(test)]
 #[path = "paging_tests.rs"]
@@ -45,8 +46,11 @@ const MAP_ENTRIES_FIRST: usize = 8;
 /// Maps that one scan goes through, and such scans of a read at once.
 const MAPS_PER_SCAN: usize = 512;
 const SCANS_AT_ONCE: usize = 4;
-/// Bytes of one piece of a scan.
+/// Bytes of one piece of a scan, at most.
 const SCAN_PIECE_BYTES: usize = 4 << 20;
+/// A scan that may bring so many bytes goes in at least so many pieces: it looks behind each whether that is enough. (More would
+/// plan the same blocks more often.)
+const SCAN_PIECES: u64 = 4;
 
 /// What one read asks for.
 #[derive(Default)]
@@ -68,8 +72,29 @@ enum Answer {
     Keys(Wanted, Values, Vec<(Bytes, Bytes)>),
     Scan {
         state: usize,
-        entries: Vec<(Bytes, Bytes)>,
+        scan: TimeScan,
+        found: Found,
     },
+}
+
+/// What a scan for what is due brought: all entries up to a time.
+pub(crate) struct Found {
+    pub(crate) entries: Vec<(Bytes, Bytes)>,
+    pub(crate) until: TimestampMs,
+    /// The next time alone has more than the scan might bring. Then the entries are that time's, of all key groups before
+    /// the one that stands here.
+    pub(crate) cut: Option<(TimestampMs, KeyGroup)>,
+    /// What was read, as it stands in memory, about.
+    bytes: u64,
+    report: ReadReport,
+}
+
+/// A scan that was cut, and is not installed.
+pub(crate) struct Overflow {
+    pub(crate) state: usize,
+    pub(crate) time: TimestampMs,
+    pub(crate) before: KeyGroup,
+    pub(crate) entries: Vec<(Bytes, Bytes)>,
 }
 
 struct Reading {
@@ -98,6 +123,9 @@ pub(crate) struct Paging {
     entry_bytes: u64,
     /// Processing time is at least this: see [`Paging::processing_ms`].
     committed_ms: i64,
+    overflows: Vec<Overflow>,
+    /// What scans have brought since somebody asked, bytes.
+    scanned_bytes: u64,
     /// Where it is counted what reads cost.
     metrics: Arc<TaskMetrics>,
 }
@@ -128,6 +156,8 @@ impl Paging {
             reads_bytes,
             entry_bytes,
             committed_ms: i64::MIN,
+            overflows: Vec::new(),
+            scanned_bytes: 0,
             metrics,
         }
     }
@@ -236,21 +266,39 @@ impl Paging {
         }
     }
 
-    /// Starts the scans that the operator's states ask for; the number of the last one.
-    pub(crate) fn scan(&mut self, operator: &mut dyn Operator, time: &SubtaskTime) -> Option<u64> {
+    /// Starts the scans that the operator's states ask for, of these key groups and for about so many bytes each; the number
+    /// of the last one.
+    pub(crate) fn scan(
+        &mut self,
+        operator: &mut dyn Operator,
+        time: &SubtaskTime,
+        groups: &KeyGroupRanges,
+        max_bytes: u64,
+    ) -> Option<u64> {
         let mut last = None;
         for (i, state) in operator.states().into_iter().enumerate() {
             let Some(scan) = state.take_scan() else { continue };
-            let (view, read_time, id) = (self.view.clone(), self.read_time(time), self.ids[i]);
+            let (view, read_time, id) = (self.view.within(groups), self.read_time(time), self.ids[i]);
             let running = self.env.run(Lane::Background, "scan", async move {
-                let (entries, report) = scan_all(&view, id, &scan, &read_time).await?;
-                Ok((Answer::Scan { state: i, entries }, report))
+                let found = scan_due(&view, id, &scan, max_bytes, &read_time).await?;
+                let report = found.report;
+                Ok((Answer::Scan { state: i, scan, found }, report))
             });
             self.reading.push_back(Reading { number: self.next_number, keys: 0, running });
             last = Some(self.next_number);
             self.next_number += 1;
         }
         last
+    }
+
+    /// The scans that brought too much and wait for what is to become of them.
+    pub(crate) fn take_overflows(&mut self) -> Vec<Overflow> {
+        std::mem::take(&mut self.overflows)
+    }
+
+    /// Bytes that scans have brought since this was last asked, about.
+    pub(crate) fn take_scanned_bytes(&mut self) -> u64 {
+        std::mem::take(&mut self.scanned_bytes)
     }
 
     fn read_time(&self, time: &SubtaskTime) -> ReadTime {
@@ -295,7 +343,10 @@ impl Paging {
                     }
                 }
             }
-            Answer::Scan { state, entries } => states[state].install_scan(&entries, true)?,
+            Answer::Scan { state, scan, found } => {
+                self.scanned_bytes += found.bytes;
+                self.overflows.extend(found.install(state, &scan, &mut states)?);
+            }
         }
         Ok(())
     }
@@ -370,32 +421,75 @@ async fn scan_ranges(
     Ok((entries, report))
 }
 
-async fn scan_all(
+impl Found {
+    /// Hands it to the state, unless it was cut.
+    pub(crate) fn install(
+        self,
+        state: usize,
+        scan: &TimeScan,
+        states: &mut [&mut dyn StateSet],
+    ) -> Result<Option<Overflow>> {
+        if let Some((time, before)) = self.cut {
+            return Ok(Some(Overflow { state, time, before, entries: self.entries }));
+        }
+        if self.until < scan.until {
+            states[state].shorten_scan(self.until);
+        }
+        states[state].install_scan(&self.entries, true)?;
+        Ok(None)
+    }
+}
+
+/// All entries of a stretch of time. When they have more than about `max_bytes`, counted as they stand in memory: those up to
+/// an earlier time, as long as that lies within the stretch; when the first time of the stretch has more: its entries in the
+/// key groups before the last one that was seen, at least one.
+pub(crate) async fn scan_due(
     view: &View,
     id: StateId,
     scan: &TimeScan,
+    max_bytes: u64,
     time: &ReadTime,
-) -> Result<(Vec<(Bytes, Bytes)>, ReadReport)> {
-    let mut from = Vec::new();
-    let mut to = Vec::new();
+) -> Result<Found> {
+    let mut found =
+        Found { entries: Vec::new(), until: scan.until, cut: None, bytes: 0, report: ReadReport::default() };
     if scan.after >= scan.until {
-        return Ok((Vec::new(), ReadReport::default()));
+        return Ok(found);
     }
-    let mut report = ReadReport::default();
-    timed_key(id, scan.after + 1, millstream_common::KeyGroup(0), &[], &mut from);
+    let (mut from, mut to) = (Vec::new(), Vec::new());
+    timed_key(id, scan.after + 1, KeyGroup(0), &[], &mut from);
     match scan.until.checked_add(1) {
-        Some(end) => timed_key(id, end, millstream_common::KeyGroup(0), &[], &mut to),
+        Some(end) => timed_key(id, end, KeyGroup(0), &[], &mut to),
         None => to.extend_from_slice(&(u32::from(id.0) + 1).to_be_bytes()[2..]),
     }
-    let mut entries = Vec::new();
+    let place = |(key, _): &(Bytes, Bytes)| split_timed_key(key).map(|(_, time, group, _)| (time, group));
+    let piece_bytes = usize::try_from(max_bytes / SCAN_PIECES).unwrap_or(usize::MAX).clamp(1, SCAN_PIECE_BYTES);
     let mut from = Bytes::from(from);
     loop {
-        let piece = view.scan(&from, &to, SCAN_PIECE_BYTES, time).await?;
-        report += piece.report;
-        entries.extend(piece.entries.into_iter().filter(|(k, _)| split_timed_key(k).is_some()));
-        match piece.next {
-            Some(next) => from = next,
-            None => return Ok((entries, report)),
+        let piece = view.scan(&from, &to, piece_bytes, time).await?;
+        found.report += piece.report;
+        found.bytes +=
+            piece.entries.iter().map(|(k, v)| (k.len() + v.len()) as u64 + ENTRY_OVERHEAD_BYTES).sum::<u64>();
+        found.entries.extend(piece.entries.into_iter().filter(|e| place(e).is_some()));
+        let Some(next) = piece.next else { return Ok(found) };
+        from = next;
+        if found.bytes <= max_bytes {
+            continue;
         }
+        let (Some(first), Some(last)) = (found.entries.first().and_then(place), found.entries.last().and_then(place))
+        else {
+            continue;
+        };
+        // There may be more of the last time and key group.
+        found.until = last.0 - 1;
+        if first.0 < last.0 || found.until > scan.after {
+            found.entries.truncate(found.entries.partition_point(|e| place(e).map(|p| p.0) < Some(last.0)));
+            return Ok(found);
+        }
+        if first.1 < last.1 {
+            found.cut = Some(last);
+            found.entries.truncate(found.entries.partition_point(|e| place(e) < Some(last)));
+            return Ok(found);
+        }
+        found.until = scan.until;
     }
 }

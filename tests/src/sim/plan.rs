@@ -189,7 +189,12 @@ impl Plan {
             compaction_slots: 1,
             compaction_bytes_per_second: 0,
             compactor_leaves: Vec::new(),
-            memory: TaskMemory { rows_bytes, write_buffer_bytes, reads_bytes: rows_bytes / 2 },
+            memory: TaskMemory {
+                rows_bytes,
+                write_buffer_bytes,
+                reads_bytes: rows_bytes / 2,
+                due_bytes: *Dice::new(seed, "due").pick(&[64 << 20, 60_000, 12_000]),
+            },
             block_cache_bytes: *dice.pick(&[16 << 10, 64 << 10, 8 << 20]),
             batch_rows: *dice.pick(&[1, 7, 32, 200]),
             data_queue: *dice.pick(&[1, 2, 8]),
@@ -327,8 +332,9 @@ impl Plan {
         // Runs of many objects, merged in rounds.
         let of_output = *dice.pick(&["64MiB", "64MiB", "8KiB", "1KiB"]);
         self.settings.insert("state.compaction.output-size".to_owned(), of_output.to_owned());
-        // A bundle of many parts takes longer than the shortest time-out, however often it is tried.
-        if self.store.multipart_part_bytes < 1 << 10 {
+        // A bundle of many parts takes longer than the shortest time-out, however often it is tried; so does the last barrier
+        // behind all that is left to fire, a few rows at a time.
+        if self.store.multipart_part_bytes < 1 << 10 || self.memory.due_bytes < 20_000 {
             self.settings.insert("checkpoint.timeout".to_owned(), "20s".to_owned());
         }
     }
