@@ -28,10 +28,6 @@ const TO_SEE_GROWTH: usize = 9;
 /// The bucket may hold so much more in the last third than it did in the first one.
 const BOUNDED_WITHIN: f64 = 1.2;
 
-/// The state is there when so many events per key have come: the source sends each key once first, its subtasks not at
-/// quite the same speed.
-const PASSES: f64 = 1.02;
-
 /// A minute.
 #[derive(Clone, Copy, Debug, Default)]
 struct Minute {
@@ -59,7 +55,7 @@ pub fn run(bench: &Bench, args: &SoakArgs) -> Result<()> {
     let load = Load::of_size(args.gigabytes, args.rate);
     let filling = Load { rate: 0, ..load }.submit_zipf(&cluster)?;
     note(&format!("soak: {} keys come once each", load.keys));
-    cluster.wait_for_job(&filling, "all keys have come", |c| c.events_in >= load.keys as f64 * PASSES)?;
+    cluster.wait_for_job(&filling, "all keys have come", |c| c.events_in >= load.filled_at())?;
     note(&format!("soak: they have after {:.0} s", cluster.started.elapsed().as_secs_f64()));
     // The same job goes on, at its rate.
     let job = if args.rate == 0 {

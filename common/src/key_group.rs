@@ -150,28 +150,16 @@ impl KeyGroupRanges {
         Self(ranges.map(|r| KeyGroupRange { start: r.start, end: r.end.min(end) }).collect())
     }
 
-    /// In at most `parts` pieces of as many key groups each, in order; none is empty.
+    /// The first `count` of it; all when there are no more.
     #[must_use]
-    pub fn split(&self, parts: u32) -> Vec<Self> {
-        let size = self.len().div_ceil(parts.max(1)).max(1);
-        let (mut pieces, mut piece, mut room) = (Vec::new(), Vec::new(), size);
-        for range in &self.0 {
-            let mut start = range.start;
-            while start < range.end {
-                let end = range.end.min(start + room);
-                piece.push(KeyGroupRange { start, end });
-                room -= end - start;
-                start = end;
-                if room == 0 {
-                    pieces.push(Self(std::mem::take(&mut piece)));
-                    room = size;
-                }
-            }
-        }
-        if !piece.is_empty() {
-            pieces.push(Self(piece));
-        }
-        pieces
+    pub fn first(&self, count: u32) -> Self {
+        let mut left = count;
+        let ranges = self.0.iter().map_while(|range| {
+            let taken = range.len().min(left);
+            left -= taken;
+            (taken > 0).then_some(KeyGroupRange { start: range.start, end: range.start + taken })
+        });
+        Self(ranges.collect())
     }
 
     /// Whether it holds all that `other` holds.
@@ -283,22 +271,16 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_alike_and_make_up_the_whole() {
+    fn the_first_groups_are_a_part() {
         let set = ranges(&[(0, 3), (10, 17), (30, 31)]);
-        let pieces = set.split(4);
-        assert_eq!(
-            pieces,
-            [ranges(&[(0, 3)]), ranges(&[(10, 13)]), ranges(&[(13, 16)]), ranges(&[(16, 17), (30, 31)])]
-        );
-        for parts in 0..20 {
-            let pieces = set.split(parts);
-            assert!(
-                pieces.len() <= parts.max(1) as usize && pieces.iter().all(|p| !p.is_empty()),
-                "{parts}: {pieces:?}"
-            );
-            assert_eq!(pieces.iter().flat_map(|p| p.iter().copied()).collect::<KeyGroupRanges>(), set);
+        let groups: Vec<u16> = (0..40).filter(|g| set.contains(KeyGroup(*g))).collect();
+        for count in 0..15 {
+            let first = set.first(count);
+            let expected = groups.iter().take(count as usize).copied();
+            assert!((0..40).filter(|g| first.contains(KeyGroup(*g))).eq(expected), "{count}: {first:?}");
+            assert_eq!(first.len(), count.min(11));
         }
-        assert!(KeyGroupRanges::empty().split(3).is_empty());
+        assert!(KeyGroupRanges::empty().first(3).is_empty());
     }
 
     #[test]

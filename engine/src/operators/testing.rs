@@ -33,7 +33,7 @@ use crate::element::{TimestampMs, WATERMARK_MAX, WATERMARK_MIN};
 use crate::operator::{Collector, KeyedBatch, Operator, Progress, SubtaskTime};
 use crate::state::{StateLayout, TimeScan};
 use crate::task::paging::{Overflow, of_prefix, scan_due, scan_maps};
-use crate::task::slices::{Cut, Slices};
+use crate::task::slices::{Advance, Cut, Slices};
 
 /// A value of a row, for comparison.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -432,7 +432,8 @@ impl<'a> Cluster<'a> {
                     return;
                 }
                 let (operator, overflows) = (s.operator.as_mut(), std::mem::take(&mut s.overflows));
-                s.slices.overflowed(overflows, &s.ranges, operator, s.out.time(), w).unwrap();
+                let of = Advance { all: &s.ranges, time: s.out.time(), watermark: w };
+                s.slices.overflowed(overflows, operator, of).unwrap();
                 let target = s.slices.target(w);
                 let progress = if target > s.slices.fired(s.out.time()) {
                     s.operator.advance(target, &mut s.out).unwrap()
@@ -440,12 +441,13 @@ impl<'a> Cluster<'a> {
                     Progress::Done
                 };
                 let cut_chance = s.cut_chance();
-                let operator = s.operator.as_mut();
+                let (operator, time) = (s.operator.as_mut(), s.out.time().clone());
+                let of = Advance { all: &s.ranges, time: &time, watermark: w };
                 match progress {
                     Progress::More => {}
                     Progress::NeedsState if s.slices.may_cut(&s.ranges) && self.rng.random_bool(cut_chance) => {
                         self.outcome.cuts += 1;
-                        s.slices.cut(Cut::Parts, &s.ranges, operator, s.out.time(), w);
+                        s.slices.cut(Cut::Parts, operator, of);
                     }
                     Progress::NeedsState => {
                         s.gather(self.wall);
@@ -453,7 +455,7 @@ impl<'a> Cluster<'a> {
                         assert!(s.asked > s.answered, "it waits for nothing");
                         s.waits = s.asked;
                     }
-                    Progress::Done => match s.slices.done(&s.ranges, operator, s.out.time(), w) {
+                    Progress::Done => match s.slices.done(operator, of) {
                         Some(time) => s.out.set_time(time),
                         None => {
                             let mut time = s.out.time().clone();

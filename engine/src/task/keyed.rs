@@ -33,7 +33,7 @@ use super::gate::{GateEvent, InputChannel, InputGate};
 use super::output::TimeSignal;
 use super::pace::{Pace, pause_for};
 use super::paging::Paging;
-use super::slices::{Cut, Slices};
+use super::slices::{Advance, Cut, Slices};
 use super::{
     EpochClosed, PUBLISH_INTERVAL, PendingSection, Preparation, SubtaskId, TaskControl, TaskEvent, TaskMetrics,
     VersionView,
@@ -499,7 +499,8 @@ impl KeyedTask {
         }
         self.advancing = None;
         let (operator, overflows) = (self.chain.nodes[0].operator.as_mut(), self.paging.take_overflows());
-        self.slices.overflowed(overflows, &self.ranges, operator, &self.time, w)?;
+        let of = Advance { all: &self.ranges, time: &self.time, watermark: w };
+        self.slices.overflowed(overflows, operator, of)?;
         let target = self.slices.target(w);
         if target > self.slices.fired(&self.time) {
             self.tell_time();
@@ -520,7 +521,8 @@ impl KeyedTask {
         }
         self.due_unseen_bytes = u64::MAX;
         let operator = self.chain.nodes[0].operator.as_mut();
-        if let Some(time) = self.slices.done(&self.ranges, operator, &self.time, w) {
+        let of = Advance { all: &self.ranges, time: &self.time, watermark: w };
+        if let Some(time) = self.slices.done(operator, of) {
             self.time = time;
             self.chain.set_subtask_time(&self.time);
             self.tend_memory().await?;
@@ -541,15 +543,15 @@ impl KeyedTask {
     async fn read_due(&mut self, w: TimestampMs) -> Result<()> {
         self.tend_memory().await?;
         let a_scan = self.memory.due_bytes / SCANS_IN_MEMORY;
-        // A cut that is about to be made needs what it needs.
-        let may_cut = self.slices.may_cut(&self.ranges) && !self.slices.is_about_to_cut();
+        let may_cut = self.slices.may_cut(&self.ranges);
         let operator = self.chain.nodes[0].operator.as_mut();
         self.due_unseen_bytes = self.due_unseen_bytes.saturating_add(self.paging.take_scanned_bytes());
         if may_cut && self.due_unseen_bytes > a_scan / 2 {
             self.due_unseen_bytes = 0;
             let due_bytes: u64 = operator.states().iter().map(|state| state.due_bytes()).sum();
             if due_bytes > self.memory.due_bytes - a_scan {
-                self.slices.cut(Cut::Parts, &self.ranges, operator, &self.time, w);
+                let of = Advance { all: &self.ranges, time: &self.time, watermark: w };
+                self.slices.cut(Cut::Parts, operator, of);
                 return Ok(());
             }
         }

@@ -10,7 +10,7 @@
 //!
 //! - **Entries count for themselves** (timers, windows that do not overlap): the store has them in the order of time and
 //!   key group, and a scan that stops within a time has some key groups whole. These fire up to that time; then the scan goes
-//!   on behind them. So what is due is read once, in order, whatever it is.
+//!   on behind them. So what is due is read once, in order, but for the scan that shows that a time has too much.
 //! - **Entries of many times are needed together** (panes of sliding windows): the key groups are cut in parts, each of which
 //!   goes up to the watermark; a part that is still too large is cut again.
 //!
@@ -38,6 +38,16 @@ pub(crate) enum Cut {
     Parts,
 }
 
+/// What a subtask advances.
+#[derive(Clone, Copy)]
+pub(crate) struct Advance<'a> {
+    /// All its key groups.
+    pub(crate) all: &'a KeyGroupRanges,
+    /// Up to where they have fired.
+    pub(crate) time: &'a SubtaskTime,
+    pub(crate) watermark: TimestampMs,
+}
+
 /// Key groups that go to a goal one part after the other.
 struct Level {
     goal: TimestampMs,
@@ -63,14 +73,10 @@ impl Slices {
         self.levels.last().map_or(all, |level| &level.present)
     }
 
-    /// Whether there can be smaller ones.
+    /// Whether there can be smaller ones. While the operator advances to where it can, so that a cut can be made, it is given
+    /// all that it needs.
     pub(crate) fn may_cut(&self, all: &KeyGroupRanges) -> bool {
-        self.present(all).len() > 1
-    }
-
-    /// Whether the operator advances to where it can, so that a cut can be made.
-    pub(crate) fn is_about_to_cut(&self) -> bool {
-        self.cut.is_some()
+        self.cut.is_none() && self.present(all).len() > 1
     }
 
     /// Where the operator is to advance to, when the watermark is `watermark`.
@@ -91,20 +97,16 @@ impl Slices {
     pub(crate) fn overflowed(
         &mut self,
         overflows: Vec<Overflow>,
-        all: &KeyGroupRanges,
         operator: &mut dyn Operator,
-        time: &SubtaskTime,
-        watermark: TimestampMs,
+        of: Advance<'_>,
     ) -> Result<()> {
         for overflow in overflows {
-            let goes_by_scans = self.cut.is_none()
-                && self.levels.last().is_some_and(|level| level.size.is_none() && level.goal == overflow.time);
-            if !goes_by_scans {
+            let by_scans = |level: &&mut Level| level.size.is_none() && level.goal == overflow.time;
+            let Some(level) = self.levels.last_mut().filter(by_scans) else {
                 // No scan brings anything any more.
-                self.cut(Cut::Before(overflow.time, overflow.before), all, operator, time, watermark);
+                self.cut(Cut::Before(overflow.time, overflow.before), operator, of);
                 return Ok(());
-            }
-            let Some(level) = self.levels.last_mut() else { continue };
+            };
             level.present = level.present.before(overflow.before);
             let mut states = operator.states();
             states.iter_mut().for_each(|state| state.narrow_slice(&level.present));
@@ -117,46 +119,30 @@ impl Slices {
         Ok(())
     }
 
-    /// Has what fires cut, now or when the operator has advanced to where it can.
-    pub(crate) fn cut(
-        &mut self,
-        cut: Cut,
-        all: &KeyGroupRanges,
-        operator: &mut dyn Operator,
-        time: &SubtaskTime,
-        watermark: TimestampMs,
-    ) {
-        let mut reach = self.target(watermark);
+    /// Has what fires cut, now or when the operator has advanced to where it can. Only when it may be.
+    pub(crate) fn cut(&mut self, cut: Cut, operator: &mut dyn Operator, of: Advance<'_>) {
+        let mut reach = self.target(of.watermark);
         for state in operator.states() {
             state.abandon_scan();
             reach = reach.min(state.fires_until());
         }
-        if self.cut.is_some() {
-            return;
-        }
-        if reach > self.fired(time) {
+        if reach > self.fired(of.time) {
             self.cut = Some((reach, cut));
         } else {
-            self.begin(cut, all, operator, time, watermark);
+            self.begin(cut, operator, of);
         }
     }
 
     /// The operator is done with `advance` to [`Slices::target`]: the time of the subtask from here on. `None` when there are no
     /// slices and none are to come.
-    pub(crate) fn done(
-        &mut self,
-        all: &KeyGroupRanges,
-        operator: &mut dyn Operator,
-        time: &SubtaskTime,
-        watermark: TimestampMs,
-    ) -> Option<SubtaskTime> {
+    pub(crate) fn done(&mut self, operator: &mut dyn Operator, of: Advance<'_>) -> Option<SubtaskTime> {
         if let Some((target, cut)) = self.cut.take() {
-            let time = time.advanced(all, self.present(all), target);
-            self.begin(cut, all, operator, &time, watermark);
+            let time = of.time.advanced(of.all, self.present(of.all), target);
+            self.begin(cut, operator, Advance { time: &time, ..of });
             return Some(time);
         }
         let level = self.levels.last_mut()?;
-        let time = time.advanced(all, &level.present, level.goal);
+        let time = of.time.advanced(of.all, &level.present, level.goal);
         level.left = level.left.subtract(&level.present);
         if level.left.is_empty() {
             self.levels.pop();
@@ -167,15 +153,8 @@ impl Slices {
         Some(time)
     }
 
-    fn begin(
-        &mut self,
-        cut: Cut,
-        all: &KeyGroupRanges,
-        operator: &mut dyn Operator,
-        time: &SubtaskTime,
-        watermark: TimestampMs,
-    ) {
-        let (goal, left) = (self.target(watermark), self.present(all).clone());
+    fn begin(&mut self, cut: Cut, operator: &mut dyn Operator, of: Advance<'_>) {
+        let (goal, left) = (self.target(of.watermark), self.present(of.all).clone());
         let is_together = operator.states().iter().any(|state| state.looks_beyond());
         let level = match cut {
             Cut::Before(at, group) if at <= goal && !is_together && !left.before(group).is_empty() => {
@@ -187,7 +166,7 @@ impl Slices {
             }
         };
         self.levels.push(level);
-        self.tell(operator, time);
+        self.tell(operator, of.time);
     }
 
     fn tell(&self, operator: &mut dyn Operator, time: &SubtaskTime) {
@@ -199,7 +178,5 @@ impl Slices {
 
 /// The first `size` key groups.
 fn next(left: &KeyGroupRanges, size: Option<u32>) -> KeyGroupRanges {
-    let Some(size) = size else { return left.clone() };
-    let parts = left.len().div_ceil(size.max(1));
-    left.split(parts).into_iter().next().unwrap_or_default()
+    size.map_or_else(|| left.clone(), |size| left.first(size))
 }
