@@ -94,7 +94,8 @@ fn a_disk_that_takes_nothing_and_a_memory_that_is_too_small_only_slow_the_job_do
     for (residency, more) in [("local", ["--cache-disk", "1KB"]), ("memory", ["--memory-limit", "128MiB"])] {
         let folder = tempfile::tempdir().unwrap();
         let state = format!("file://{}/state", folder.path().display());
-        let mut words = words(&state, residency, "0");
+        // Slow enough for checkpoints: without one nothing is to be put there before the end.
+        let mut words = words(&state, residency, "30000");
         let at = words.iter().position(|w| *w == "--").unwrap();
         words.splice(at..at, more);
         let done = millstream_in(folder.path(), &words).ok();
