@@ -27,6 +27,7 @@ use super::reference;
 use super::reminders::key_number;
 use super::run::{NAME, fork_name};
 use super::sink::Row;
+use super::visits;
 
 /// Checks everything; what is wrong goes into the trace.
 pub async fn all(cluster: &Cluster, plan: &Plan, data: &Dataset, status: &Value) {
@@ -36,7 +37,7 @@ pub async fn all(cluster: &Cluster, plan: &Plan, data: &Dataset, status: &Value)
         }
     }
     for sink in plan.sinks.iter().filter(|_| !data.late) {
-        if let Err(why) = output(&cluster.outside.rows(sink), &reference::rows(data, sink), *sink == "running") {
+        if let Err(why) = output(&cluster.outside.rows(sink), data, sink) {
             cluster.trace.violation(format!("output {sink}: {why}"));
         }
     }
@@ -114,23 +115,34 @@ async fn job(cluster: &Cluster, plan: &Plan, data: &Dataset, name: &str) {
 /// What a fork has written, behind what its parent had written up to the version that the fork began with, is what a
 /// run without a fork writes.
 fn fork(cluster: &Cluster, plan: &Plan, data: &Dataset, name: &str) {
-    let origin = cluster.ledger.newest(name).and_then(|r| r.fork);
-    let Some(origin) = origin else { return cluster.trace.violation(format!("{name} does not know where it is from")) };
-    let Some(epoch) = cluster.ledger.epoch_of(&origin.job, origin.version) else {
-        return cluster.trace.violation(format!("{name} is from version {} that never was", origin.version));
-    };
     // Which rows are late may differ from the parent's.
     for sink in plan.sinks.iter().filter(|_| !data.late) {
-        let mut rows = cluster.outside.rows_until(sink, epoch);
-        rows.extend(cluster.outside.at(name).rows(sink));
-        if let Err(why) = output(&rows, &reference::rows(data, sink), *sink == "running") {
-            cluster.trace.violation(format!("output {sink} of {name}, behind epoch {epoch} of its parent: {why}"));
+        let checked = rows_of(cluster, name, sink).and_then(|rows| output(&rows, data, sink));
+        if let Err(why) = checked {
+            cluster.trace.violation(format!("output {sink} of {name}, behind what its parent wrote: {why}"));
         }
     }
 }
 
-fn output(got: &[Row], wanted: &[Row], changelog: bool) -> Result<(), String> {
-    let mut rows = if changelog { fold(got)? } else { got.to_vec() };
+/// What a job's sink has written; of a fork, behind what its parent had written up to the version that it began with.
+fn rows_of(cluster: &Cluster, name: &str, sink: &str) -> Result<Vec<Row>, String> {
+    if name == NAME {
+        return Ok(cluster.outside.rows(sink));
+    }
+    let origin = cluster.ledger.newest(name).and_then(|r| r.fork).ok_or("it does not know where it is from")?;
+    let epoch = cluster.ledger.epoch_of(&origin.job, origin.version);
+    let epoch = epoch.ok_or_else(|| format!("it is from version {} that never was", origin.version))?;
+    let mut rows = cluster.outside.rows_until(sink, epoch);
+    rows.extend(cluster.outside.at(name).rows(sink));
+    Ok(rows)
+}
+
+fn output(got: &[Row], data: &Dataset, sink: &str) -> Result<(), String> {
+    if sink == "visits" {
+        return visits::check(got, data);
+    }
+    let wanted = reference::rows(data, sink);
+    let mut rows = if sink == "running" { fold(got)? } else { got.to_vec() };
     rows.sort();
     if rows == wanted {
         return Ok(());
@@ -140,7 +152,7 @@ fn output(got: &[Row], wanted: &[Row], changelog: bool) -> Result<(), String> {
         rows.iter().for_each(|r| *counts.entry(r.clone()).or_default() += 1);
         counts
     };
-    let (there, due) = (count(&rows), count(wanted));
+    let (there, due) = (count(&rows), count(&wanted));
     let surplus = |a: &BTreeMap<Row, i64>, b: &BTreeMap<Row, i64>| -> Vec<Row> {
         a.iter().filter(|(r, n)| b.get(*r).copied().unwrap_or(0) < **n).map(|(r, _)| r.clone()).collect()
     };
@@ -310,7 +322,19 @@ async fn state(cluster: &Cluster, name: &str, plan: &Plan, data: &Dataset, recor
         if kept.iter().any(|k| k.1 == state.operator_uid && k.2 == state.name) {
             continue;
         }
-        let left = scan(cluster, name, &tree, state.task, state.id).await?;
+        let mut left = scan(cluster, name, &tree, state.task, state.id).await?;
+        if state.operator_uid == "visits" {
+            let rows = rows_of(cluster, name, "visits").map_err(Error::internal)?;
+            let kept = visits::never_expire(&rows);
+            let of_entry = |key: &[u8]| key_number(split_point_key(key).map_or(key, |(_, _, key)| key));
+            let got: BTreeSet<i64> = left.iter().map(|(key, _)| of_entry(key)).collect::<Result<_>>()?;
+            if got != kept {
+                let wrong: Vec<_> = got.symmetric_difference(&kept).take(3).collect();
+                let what = format!("state visits: {} keys, {} are due; wrong: {wrong:?}", got.len(), kept.len());
+                cluster.trace.violation(what);
+            }
+            left.clear();
+        }
         if let Some((key, _)) = left.first() {
             let what = format!("{} entries are left in state {} of {}", left.len(), state.name, state.operator_uid);
             cluster.trace.violation(format!("{what}, the first under {key:?}"));

@@ -16,6 +16,7 @@ use millstream_engine::graph::JobGraph;
 use super::reminders::{self, Reminders};
 use super::sink::{Outside, SimSink, sink_uid};
 use super::source::SimSource;
+use super::visits::{self, Visits};
 
 /// Size of sliding windows, ms.
 pub const SLIDING_MS: i64 = 2_000;
@@ -29,7 +30,10 @@ pub const GAP_MS: i64 = 600;
 /// The job whose rows may come late.
 pub const LATE: &str = "late";
 
-/// All jobs, by name, with their sinks.
+/// The job whose state expires and changes from one release of the program to the next.
+pub const VISITS: (&str, &[&str]) = ("visits", &["visits"]);
+
+/// All other jobs, by name, with their sinks.
 pub const JOBS: &[(&str, &[&str])] = &[
     ("running", &["running"]),
     ("windows", &["sliding", "tumbling"]),
@@ -59,9 +63,10 @@ fn ms(n: i64) -> Duration {
 #[must_use]
 pub fn registry(parts: &Arc<JobParts>) -> JobRegistry {
     let mut registry = JobRegistry::new();
-    for (name, _) in JOBS {
+    for (name, _) in JOBS.iter().chain([&VISITS]) {
         let parts = parts.clone();
-        registry.add(JobDefinition::new(*name, "", move |args: &SimArgs, _: &_| parts.at(&args.output).graph(name)));
+        let graph = move |args: &SimArgs, _: &_| parts.at(&args.output).graph(name, args.release);
+        registry.add(JobDefinition::new(*name, "", graph));
     }
     registry
 }
@@ -71,22 +76,25 @@ pub fn registry(parts: &Arc<JobParts>) -> JobRegistry {
 pub struct SimArgs {
     /// The place of its output.
     pub output: String,
+    /// The release of the program: 0 or 1.
+    pub release: u32,
 }
 
 impl JobArgs for SimArgs {
     fn parse(args: &[String]) -> Result<Self> {
-        match args {
-            [] => Ok(Self::default()),
-            [one] => match one.strip_prefix("--output=") {
-                Some(output) => Ok(Self { output: output.to_owned() }),
-                None => Err(usage_error(format!("unexpected argument {one}"))),
-            },
-            more => Err(usage_error(format!("unexpected arguments {more:?}"))),
+        let mut parsed = Self::default();
+        for arg in args {
+            match arg.split_once('=') {
+                Some(("--output", output)) => output.clone_into(&mut parsed.output),
+                Some(("--release", "1")) => parsed.release = 1,
+                _ => return Err(usage_error(format!("unexpected argument {arg}"))),
+            }
         }
+        Ok(parsed)
     }
 
     fn normalised(&self) -> Vec<JobArg> {
-        vec![JobArg::identity("output", &self.output)]
+        vec![JobArg::identity("output", &self.output), JobArg::free("release", self.release)]
     }
 }
 
@@ -95,7 +103,7 @@ impl JobParts {
         Self { source: self.source.clone(), outside: self.outside.at(output), batch_rows: self.batch_rows }
     }
 
-    fn graph(&self, name: &str) -> Result<JobGraph> {
+    fn graph(&self, name: &str, release: u32) -> Result<JobGraph> {
         let flow = Dataflow::new();
         let source: Arc<SimSource> = self.source.clone();
         let watermarks = source.watermarks();
@@ -107,6 +115,7 @@ impl JobParts {
             "join" => self.join(&events),
             "busiest" => self.busiest(&events),
             "reminders" => self.reminders(&events),
+            "visits" => self.visits(&events, release),
             LATE => {
                 let tumbling = Tumbling::of(ms(TUMBLING_MS)).on("time").start_as("start");
                 let counts = events.key_by(["key"]).window(tumbling).aggregate("counted", [count()]);
@@ -167,6 +176,11 @@ impl JobParts {
         let counts = events.key_by(["key"]).window(sliding).aggregate("counts", [count()]);
         let top = counts.key_by(["end"]).window(Assigned::ending_at("end")).top("top", "count");
         self.sink(&top.select(["end", "key", "count"]), "busiest");
+    }
+
+    fn visits(&self, events: &Stream, release: u32) {
+        let visits = events.key_by(["key"]).process("visits", visits::schema(), move || Visits::new(release));
+        self.sink(&visits.uid("visits"), "visits");
     }
 
     fn reminders(&self, events: &Stream) {

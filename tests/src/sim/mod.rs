@@ -30,5 +30,6 @@ pub mod source;
 pub mod store;
 pub mod trace;
 pub mod transport;
+pub mod visits;
 
 pub use run::{Outcome, run};

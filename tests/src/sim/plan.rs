@@ -7,7 +7,7 @@ use millstream_engine::worker::stores::TaskMemory;
 use millstream_objects::{Faults, StoreOptions};
 
 use super::dice::Dice;
-use super::jobs::{JOBS, LATE};
+use super::jobs::{JOBS, LATE, VISITS};
 use super::net::Delays;
 use super::scene;
 
@@ -162,6 +162,8 @@ pub enum Fault {
     SecondCoordinator,
 }
 
+/// How many seeds of 100 have the job whose state expires.
+const VISITS_PERCENT: u64 = 10;
 /// How many seeds of 100 play a scene.
 const SCENES_PERCENT: u64 = 30;
 /// Coordinators that there can be at a time.
@@ -172,7 +174,10 @@ impl Plan {
     #[must_use]
     pub fn draw(seed: u64) -> Self {
         let mut dice = Dice::new(seed, "plan");
-        let (job, sinks) = *dice.pick(JOBS);
+        let (mut job, mut sinks) = *dice.pick(JOBS);
+        if Dice::new(seed, "visits").chance(VISITS_PERCENT) {
+            (job, sinks) = VISITS;
+        }
         let workers = dice.within(2..5) as u32;
         let slots = 6u32.div_ceil(workers) + dice.within(0..2) as u32;
         let (rows_bytes, write_buffer_bytes) =

@@ -95,7 +95,7 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     let client = Arc::new(Client { cluster: cluster.clone(), transport: cluster.client(), plan: plan.clone() });
     let (done, asking, forking) = (progress.clone(), client.clone(), client.clone());
     env.spawn(Lane::Io, "client", async move {
-        client.submit(NAME, client.plan.parallelism, &client.plan.settings).await;
+        client.submit(NAME, 0, client.plan.parallelism, &client.plan.settings).await;
         let end = client.wait_for_end().await;
         *done.lock() = Some(end);
     });
@@ -404,8 +404,9 @@ impl Client {
         std::iter::once(NAME.to_owned()).chain(born).collect()
     }
 
-    async fn submit(&self, name: &str, parallelism: u32, settings: &BTreeMap<String, String>) {
-        let args = if name == NAME { Vec::new() } else { vec![format!("--output={name}")] };
+    async fn submit(&self, name: &str, release: u32, parallelism: u32, settings: &BTreeMap<String, String>) {
+        let mut args = if name == NAME { Vec::new() } else { vec![format!("--output={name}")] };
+        args.extend((release > 0).then(|| format!("--release={release}")));
         for turn in 0.. {
             let submit = Submit {
                 job: self.plan.job.into(),
@@ -494,7 +495,7 @@ impl Client {
             // It was stopped, or its submission was lost with a coordinator.
             let now = self.cluster.env.now().0.as_millis() as u64;
             let parallelism = if name == NAME { 1 + (now % 4) as u32 } else { 1 };
-            self.submit(name, parallelism, &self.plan.settings_later).await;
+            self.submit(name, 1, parallelism, &self.plan.settings_later).await;
         }
         Ok(None)
     }
