@@ -18,7 +18,7 @@ use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 use millstream_cache::CacheBlock;
 use millstream_common::hash::stable_hash;
-use millstream_common::prefetch::prefetch;
+use millstream_common::prefetch::{prefetch, prefetch_range};
 use millstream_common::{Error, Result};
 
 use super::column::{Column, Width};
@@ -231,8 +231,10 @@ fn decompress_zstd(payload: &[u8], length: usize) -> Option<Vec<u8>> {
 #[derive(Debug)]
 pub struct Block {
     body: Bytes,
-    entries: usize,
-    prefix: usize,
+    entries: u32,
+    prefix: u32,
+    /// The first bytes of the prefix: a look-up needs them, and would wait for the body's first line.
+    prefix_head: [u8; PREFIX_HEAD],
     keys: Column,
     values: Column,
     /// 16 bits of the key's hash above the index of its first entry; [`EMPTY`] where there is none. Empty in a block
@@ -243,6 +245,10 @@ pub struct Block {
     /// In how many steps of the turnover it was read: 255 at most.
     pub(crate) steps_read: AtomicU8,
 }
+
+/// With so many bytes a block in an `Arc` takes two lines.
+const PREFIX_HEAD: usize = 16;
+const _: () = assert!(size_of::<Block>() <= 128 - 2 * size_of::<usize>());
 
 /// A free place of the table.
 const EMPTY: u32 = u32::MAX;
@@ -270,7 +276,21 @@ impl Block {
             return Err(bad_block("its parts have other lengths than their ends say"));
         }
         let (table, touched, steps_read) = (Box::default(), AtomicU32::new(0), AtomicU8::new(0));
-        let block = Self { body, entries, prefix, keys: key_column, values: value_column, table, touched, steps_read };
+        let mut prefix_head = [0; PREFIX_HEAD];
+        let short = prefix.min(PREFIX_HEAD);
+        prefix_head[..short].copy_from_slice(&body[BODY_HEAD..BODY_HEAD + short]);
+        let block = Self {
+            body,
+            // Both came as such.
+            entries: entries as u32,
+            prefix: prefix as u32,
+            prefix_head,
+            keys: key_column,
+            values: value_column,
+            table,
+            touched,
+            steps_read,
+        };
         if (1..entries).any(|i| block.suffix(i - 1) > block.suffix(i)) {
             return Err(bad_block("its keys are not sorted"));
         }
@@ -300,15 +320,16 @@ impl Block {
         if !self.table.is_empty() || self.entries == 0 {
             return self;
         }
+        let entries = self.len();
         let is_first = |i: &usize| *i == 0 || self.suffix(i - 1) != self.suffix(*i);
         // The index of a first entry has 16 bits; in a block that another program made larger, keys behind are searched
         // for by their order.
-        let firsts = (0..self.entries.min(EMPTY as u16 as usize)).filter(is_first);
+        let firsts = (0..entries.min(EMPTY as u16 as usize)).filter(is_first);
         let places = firsts.clone().count().div_ceil(3) * 4;
         let mut table = vec![EMPTY; places].into_boxed_slice();
         let mut key = self.prefix().to_vec();
         for i in firsts {
-            key.truncate(self.prefix);
+            key.truncate(self.prefix as usize);
             key.extend_from_slice(self.suffix(i));
             let (mut at, tag) = place_of(stable_hash(&key), places);
             while table[at] != EMPTY {
@@ -333,17 +354,15 @@ impl Block {
     #[inline]
     pub(crate) fn guess(&self, hash: u64) -> Option<usize> {
         let i = self.probe(hash, |_| true)?;
-        prefetch(&self.body, self.keys.hint(i));
-        let value = self.values.hint(i);
-        prefetch(&self.body, value);
-        prefetch(&self.body, value + 64);
+        prefetch_range(&self.body, self.keys.hint(i));
+        prefetch_range(&self.body, self.values.hint(i));
         Some(i)
     }
 
     /// The first entry of a key, if it is here. `hash`: the stable hash of the key.
     #[inline]
     pub(crate) fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
-        if self.table.is_empty() || self.entries > EMPTY as u16 as usize {
+        if self.table.is_empty() || self.len() > EMPTY as u16 as usize {
             let i = self.lower_bound(0, key);
             return self.is_key(i, key).then_some(i);
         }
@@ -373,13 +392,13 @@ impl Block {
     /// How many entries.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.entries
+        self.entries as usize
     }
 
     /// What all keys begin with.
     #[inline]
     pub(crate) fn prefix(&self) -> &[u8] {
-        &self.body[BODY_HEAD..BODY_HEAD + self.prefix]
+        &self.body[BODY_HEAD..BODY_HEAD + self.prefix as usize]
     }
 
     /// Key `i` without the prefix.
@@ -416,13 +435,13 @@ impl Block {
         let prefix = self.prefix();
         let head = key.len().min(prefix.len());
         match prefix[..head].cmp(&key[..head]) {
-            Ordering::Less => return self.entries,
+            Ordering::Less => return self.len(),
             Ordering::Greater => return from,
             Ordering::Equal if key.len() < prefix.len() => return from,
             Ordering::Equal => {}
         }
         let rest = &key[head..];
-        let (mut low, mut high) = (from, self.entries);
+        let (mut low, mut high) = (from, self.len());
         while low < high {
             let mid = low.midpoint(high);
             if self.suffix(mid) < rest { low = mid + 1 } else { high = mid }
@@ -433,10 +452,25 @@ impl Block {
     /// Whether key `i` is `key`.
     #[inline]
     pub(crate) fn is_key(&self, i: usize, key: &[u8]) -> bool {
-        i < self.entries
-            && key.len() >= self.prefix
-            && is_same(&key[self.prefix..], self.suffix(i))
-            && is_same(&key[..self.prefix], self.prefix())
+        let prefix = self.prefix as usize;
+        i < self.len()
+            && key.len() >= prefix
+            && is_same(&key[prefix..], self.suffix(i))
+            && self.has_prefix_of(key)
+    }
+
+    /// Whether a key that is no shorter than the prefix begins with it.
+    #[inline]
+    fn has_prefix_of(&self, key: &[u8]) -> bool {
+        let prefix = self.prefix as usize;
+        match key.first_chunk::<PREFIX_HEAD>() {
+            Some(head) if prefix <= PREFIX_HEAD => {
+                let differs = u128::from_le_bytes(*head) ^ u128::from_le_bytes(self.prefix_head);
+                let mask = u128::MAX.checked_shr((PREFIX_HEAD - prefix) as u32 * 8).unwrap_or(0);
+                differs & mask == 0
+            }
+            _ => is_same(&key[..prefix], self.prefix()),
+        }
     }
 }
 
@@ -479,7 +513,7 @@ impl SharedBlock {
 
     /// With the table that a search wants.
     pub(crate) fn indexed(self) -> Self {
-        if !self.0.table.is_empty() || self.0.entries == 0 {
+        if !self.0.table.is_empty() || self.0.len() == 0 {
             return self;
         }
         match Arc::try_unwrap(self.0) {

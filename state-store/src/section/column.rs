@@ -87,13 +87,16 @@ impl Column {
         at + start..at + self.end(body, i)
     }
 
-    /// About where string `i` stands, without looking at the ends.
+    /// What of the body to ask for before string `i` is looked at: the string itself, or where it ends if that must be known
+    /// first.
     #[inline]
-    pub(super) fn hint(&self, i: usize) -> usize {
-        match self.width {
-            Width::Same => self.at as usize + i * self.same as usize,
-            _ => self.ends_at as usize + i * self.width as usize,
-        }
+    pub(super) fn hint(&self, i: usize) -> Range<usize> {
+        let (at, length) = match self.width {
+            Width::Same => (self.at, self.same as usize),
+            _ => (self.ends_at, self.width as usize),
+        };
+        let start = at as usize + i * length;
+        start..start + length
     }
 
     /// Whether all ends rise and the last is `bytes`.

@@ -21,12 +21,15 @@ use bytes::Bytes;
 use millstream_common::{Error, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use parking_lot::RwLock;
 
-use super::block::Block;
+use super::block::{Block, is_same};
 use super::filter::Filter;
 use super::{SECTION_FORMAT, StateStats};
 use crate::heads::{common_prefix, head_of};
 
 const MAGIC: &[u8; 4] = b"MSSM";
+/// The blocks behind the last one found that a search looks at first. A batch of 4,096 keys over 4,000,000 takes every
+/// fifth block.
+const NEAR: usize = 16;
 /// What stands before the key of a block without times.
 const BLOCK_HEAD: usize = 25;
 /// Where the checksum of what stands before the directory is.
@@ -212,13 +215,26 @@ impl Part {
     /// when there is none: then no block does.
     #[inline]
     pub(crate) fn seek(&self, from: usize, key: &[u8]) -> usize {
-        let Some(suffix) = key.strip_prefix(self.prefix.as_slice()) else {
+        let prefix = self.prefix.len();
+        if key.len() < prefix || !is_same(&key[..prefix], &self.prefix) {
             return if key > self.prefix.as_slice() { self.blocks.len().saturating_sub(1).max(from) } else { from };
-        };
+        }
+        let suffix = &key[prefix..];
         let head = head_of(suffix);
         let above = |i: usize| self.heads[i] > head || (self.heads[i] == head && self.suffix(i) > suffix);
-        // Sorted look-ups mostly hit the same block or one of the next.
-        let (mut low, mut step) = (from, 1);
+        // Sorted look-ups mostly hit the same block or one of the next. Those are counted by their heads, which rise: a search
+        // would take half of its steps in the wrong direction.
+        let near = self.heads.get(from + 1..).unwrap_or_default();
+        let near = near.first_chunk::<NEAR>().map_or(near, |near| near);
+        let mut low = from + near.iter().map(|h| usize::from(*h <= head)).sum::<usize>();
+        // Where heads are alike the rest of the keys tells.
+        while low > from && self.heads[low] == head && self.suffix(low) > suffix {
+            low -= 1;
+        }
+        if low < from + near.len() {
+            return low;
+        }
+        let mut step = 1;
         while low + step < self.blocks.len() && !above(low + step) {
             low += step;
             step *= 2;
