@@ -133,7 +133,7 @@ fn count(counter: &AtomicU64) {
 /// A block as the cache holds it.
 pub trait CacheBlock: Clone + Send + Sync + 'static {
     /// Its bytes: what the SSD tier keeps.
-    fn body(&self) -> &Bytes;
+    fn body(&self) -> &[u8];
     /// Bytes of memory that it takes.
     fn memory_bytes(&self) -> usize;
     /// The block of bytes that came back from the SSD.
@@ -141,7 +141,7 @@ pub trait CacheBlock: Clone + Send + Sync + 'static {
 }
 
 impl CacheBlock for Bytes {
-    fn body(&self) -> &Bytes {
+    fn body(&self) -> &[u8] {
         self
     }
 

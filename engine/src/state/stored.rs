@@ -3,6 +3,7 @@
 //!
 //! The stamp stands in the entry's head as well, where the store goes by it; reads bring the value alone.
 
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{KeyGroup, Result};
 use millstream_state_store::entry::Expiry;
 use millstream_state_store::schema::{
@@ -106,7 +107,11 @@ impl Stored {
     #[inline]
     pub(super) fn decode<V: StateValue>(&mut self, bytes: &[u8]) -> Result<(V, i64)> {
         let (mut bytes, upgraded) = self.newest.read(bytes, &mut self.buffers)?;
-        let stamp = if self.ttl.is_some() { take_i64(&mut bytes)? } else { NEVER_EXPIRES };
+        let mut stamp = if self.ttl.is_some() { take_i64(&mut bytes)? } else { NEVER_EXPIRES };
+        // A planted bug: what comes back from the store lives for ever.
+        if bug_is_planted(34) {
+            stamp = NEVER_EXPIRES;
+        }
         let mut value = V::decode(bytes)?;
         if upgraded {
             value.after_upgrade();

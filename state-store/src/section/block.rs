@@ -6,7 +6,8 @@
 //! CRC32C stands in the index. All numbers little endian.
 //!
 //! In memory a block that is searched for keys has a hash table besides: 16 bits of the stable hash of each key and where
-//! its entries begin. It is made when the block is decoded, since it would not compress.
+//! its entries begin. It is made when the block is decoded, since it would not compress. It stands right before the body, whose
+//! keys come first: so a look-up finds both in one page, as a rule, and what it waits for is the translation of addresses.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -230,16 +231,18 @@ fn decompress_zstd(payload: &[u8], length: usize) -> Option<Vec<u8>> {
 /// A block in memory, ready to be searched and walked.
 #[derive(Debug)]
 pub struct Block {
-    body: Bytes,
+    /// The table, if there is one, then the body.
+    ///
+    /// The table has places of four bytes: 16 bits of the key's hash above the index of its first entry; [`EMPTY`] where there is
+    /// none. A block that is only walked has none.
+    memory: Bytes,
+    body_at: u32,
     entries: u32,
     prefix: u32,
     /// The first bytes of the prefix: a look-up needs them, and would wait for the body's first line.
     prefix_head: [u8; PREFIX_HEAD],
     keys: Column,
     values: Column,
-    /// 16 bits of the key's hash above the index of its first entry; [`EMPTY`] where there is none. Empty in a block
-    /// that is only walked.
-    table: Box<[u32]>,
     /// The turnover of the cache when it was last told that this block is read.
     pub(crate) touched: AtomicU32,
     /// In how many steps of the turnover it was read: 255 at most.
@@ -250,6 +253,8 @@ pub struct Block {
 const PREFIX_HEAD: usize = 16;
 const _: () = assert!(size_of::<Block>() <= 128 - 2 * size_of::<usize>());
 
+/// Bytes of a place of the table.
+const PLACE_BYTES: usize = size_of::<u32>();
 /// A free place of the table.
 const EMPTY: u32 = u32::MAX;
 
@@ -275,19 +280,19 @@ impl Block {
         if !key_column.is_sound(&body, entries, suffixes) || !value_column.is_sound(&body, entries, values) {
             return Err(bad_block("its parts have other lengths than their ends say"));
         }
-        let (table, touched, steps_read) = (Box::default(), AtomicU32::new(0), AtomicU8::new(0));
+        let (touched, steps_read) = (AtomicU32::new(0), AtomicU8::new(0));
         let mut prefix_head = [0; PREFIX_HEAD];
         let short = prefix.min(PREFIX_HEAD);
         prefix_head[..short].copy_from_slice(&body[BODY_HEAD..BODY_HEAD + short]);
         let block = Self {
-            body,
+            memory: body,
+            body_at: 0,
             // Both came as such.
             entries: entries as u32,
             prefix: prefix as u32,
             prefix_head,
             keys: key_column,
             values: value_column,
-            table,
             touched,
             steps_read,
         };
@@ -297,10 +302,21 @@ impl Block {
         Ok(block)
     }
 
-    /// Another handle of the same body, without a table.
+    /// Another handle of the same memory.
     fn copy(&self) -> Self {
         let (touched, steps_read) = (AtomicU32::new(0), AtomicU8::new(0));
-        Self { body: self.body.clone(), table: Box::default(), touched, steps_read, ..*self }
+        Self { memory: self.memory.clone(), touched, steps_read, ..*self }
+    }
+
+    #[inline]
+    fn body(&self) -> &[u8] {
+        &self.memory[self.body_at as usize..]
+    }
+
+    /// Places of the table.
+    #[inline]
+    fn places(&self) -> usize {
+        self.body_at as usize / PLACE_BYTES
     }
 
     /// It was read in step `turnover` of the cache's turnover. Whether that was not known yet.
@@ -317,7 +333,7 @@ impl Block {
 
     /// With the table that [`Block::find`] needs.
     pub(crate) fn indexed(mut self) -> Self {
-        if !self.table.is_empty() || self.entries == 0 {
+        if self.has_table() || self.entries == 0 {
             return self;
         }
         let entries = self.len();
@@ -326,7 +342,7 @@ impl Block {
         // for by their order.
         let firsts = (0..entries.min(EMPTY as u16 as usize)).filter(is_first);
         let places = firsts.clone().count().div_ceil(3) * 4;
-        let mut table = vec![EMPTY; places].into_boxed_slice();
+        let mut table = vec![EMPTY; places];
         let mut key = self.prefix().to_vec();
         for i in firsts {
             key.truncate(self.prefix as usize);
@@ -337,15 +353,24 @@ impl Block {
             }
             table[at] = tag | i as u32;
         }
-        self.table = table;
+        let mut memory = Vec::with_capacity(places * PLACE_BYTES + self.memory.len());
+        table.into_iter().for_each(|place| memory.extend_from_slice(&place.to_le_bytes()));
+        self.body_at = memory.len() as u32;
+        memory.extend_from_slice(&self.memory);
+        self.memory = Bytes::from(memory);
         self
+    }
+
+    #[inline]
+    fn has_table(&self) -> bool {
+        self.body_at > 0
     }
 
     /// Asks for the memory that [`Block::find`] will look at first.
     #[inline]
     pub(crate) fn prefetch_place(&self, hash: u64) {
-        if !self.table.is_empty() {
-            prefetch(&self.table, place_of(hash, self.table.len()).0);
+        if self.has_table() {
+            prefetch(&self.memory, place_of(hash, self.places()).0 * PLACE_BYTES);
         }
     }
 
@@ -354,15 +379,15 @@ impl Block {
     #[inline]
     pub(crate) fn guess(&self, hash: u64) -> Option<usize> {
         let i = self.probe(hash, |_| true)?;
-        prefetch_range(&self.body, self.keys.hint(i));
-        prefetch_range(&self.body, self.values.hint(i));
+        prefetch_range(self.body(), self.keys.hint(i));
+        prefetch_range(self.body(), self.values.hint(i));
         Some(i)
     }
 
     /// The first entry of a key, if it is here. `hash`: the stable hash of the key.
     #[inline]
     pub(crate) fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
-        if self.table.is_empty() || self.len() > EMPTY as u16 as usize {
+        if !self.has_table() || self.len() > EMPTY as u16 as usize {
             let i = self.lower_bound(0, key);
             return self.is_key(i, key).then_some(i);
         }
@@ -371,14 +396,15 @@ impl Block {
 
     #[inline]
     fn probe(&self, hash: u64, right: impl Fn(usize) -> bool) -> Option<usize> {
-        let places = self.table.len();
+        let (table, _) = self.memory[..self.body_at as usize].as_chunks::<PLACE_BYTES>();
+        let places = table.len();
         if places == 0 {
             return None;
         }
         let (mut at, tag) = place_of(hash, places);
         // A quarter of the places is free.
         loop {
-            let there = self.table[at];
+            let there = u32::from_le_bytes(table[at]);
             if there == EMPTY {
                 return None;
             }
@@ -398,25 +424,26 @@ impl Block {
     /// What all keys begin with.
     #[inline]
     pub(crate) fn prefix(&self) -> &[u8] {
-        &self.body[BODY_HEAD..BODY_HEAD + self.prefix as usize]
+        &self.body()[BODY_HEAD..BODY_HEAD + self.prefix as usize]
     }
 
     /// Key `i` without the prefix.
     #[inline]
     pub(crate) fn suffix(&self, i: usize) -> &[u8] {
-        self.body.get(self.keys.range(&self.body, i)).unwrap_or_default()
+        let body = self.body();
+        body.get(self.keys.range(body, i)).unwrap_or_default()
     }
 
     /// Where entry `i` stands in the body.
     #[inline]
     pub(crate) fn entry_range(&self, i: usize) -> Range<usize> {
-        self.values.range(&self.body, i)
+        self.values.range(self.body(), i)
     }
 
     /// Entry `i`.
     #[inline]
     pub(crate) fn entry(&self, i: usize) -> &[u8] {
-        self.body.get(self.entry_range(i)).unwrap_or_default()
+        self.body().get(self.entry_range(i)).unwrap_or_default()
     }
 
     /// How key `i` compares with key `j` of another block.
@@ -453,10 +480,7 @@ impl Block {
     #[inline]
     pub(crate) fn is_key(&self, i: usize, key: &[u8]) -> bool {
         let prefix = self.prefix as usize;
-        i < self.len()
-            && key.len() >= prefix
-            && is_same(&key[prefix..], self.suffix(i))
-            && self.has_prefix_of(key)
+        i < self.len() && key.len() >= prefix && is_same(&key[prefix..], self.suffix(i)) && self.has_prefix_of(key)
     }
 
     /// Whether a key that is no shorter than the prefix begins with it.
@@ -513,7 +537,7 @@ impl SharedBlock {
 
     /// With the table that a search wants.
     pub(crate) fn indexed(self) -> Self {
-        if !self.0.table.is_empty() || self.0.len() == 0 {
+        if self.0.has_table() || self.0.len() == 0 {
             return self;
         }
         match Arc::try_unwrap(self.0) {
@@ -531,12 +555,12 @@ impl From<Block> for SharedBlock {
 }
 
 impl CacheBlock for SharedBlock {
-    fn body(&self) -> &Bytes {
-        &self.0.body
+    fn body(&self) -> &[u8] {
+        self.0.body()
     }
 
     fn memory_bytes(&self) -> usize {
-        self.0.body.len() + self.0.table.len() * 4 + size_of::<Block>()
+        self.0.memory.len() + size_of::<Block>()
     }
 
     fn of_body(body: Bytes) -> Result<Self> {
