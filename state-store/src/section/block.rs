@@ -7,7 +7,7 @@
 //!
 //! In memory a block that is searched for keys has a hash table besides: 16 bits of the stable hash of each key and where
 //! its entries begin. It is made when the block is decoded, since it would not compress. It stands right before the body, whose
-//! keys come first: so a look-up finds both in one page, as a rule, and what it waits for is the translation of addresses.
+//! keys come first: so a look-up finds both in one page, as a rule.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
