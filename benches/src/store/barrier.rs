@@ -7,6 +7,7 @@
 
 use millstream_common::{KeyGroupRanges, Result};
 use millstream_engine::state::{KeyedState, StateSet};
+use millstream_engine::task::ENCODE_SLICE;
 use millstream_state_store::SectionWriter;
 use millstream_state_store::key::KeyBuffer;
 
@@ -18,9 +19,6 @@ use super::row::{Row, key_buffer};
 use super::{StoreBench, median};
 use crate::stats::{hundredths, spread_text};
 use crate::table::Table;
-
-/// Frozen entries that a task encodes between two batches.
-const SLICE: usize = 2_048;
 
 fn change(state: &mut KeyedState<Row>, keys: &KeyBuffer) -> Result<()> {
     state.name_batch(keys);
@@ -69,7 +67,7 @@ pub fn run(bench: &StoreBench, args: &BarrierArgs) -> Result<()> {
         // Two flushes: that of each freeze.
         let mut left = 2;
         while left > 0 {
-            let (done, cost) = measured(|| state.encode_frozen(SLICE, &mut section))?;
+            let (done, cost) = measured(|| state.encode_frozen(ENCODE_SLICE, &mut section))?;
             slices.push(cost.wall.as_secs_f64() * 1e3);
             if done {
                 left -= 1;
@@ -96,9 +94,13 @@ pub fn run(bench: &StoreBench, args: &BarrierArgs) -> Result<()> {
         text(frozen, hundredths),
         "-".to_owned(),
     ]);
-    let usual = format!("a slice of {SLICE} entries encoded, the median");
+    let usual = format!("a slice of {ENCODE_SLICE} entries encoded, the median");
     table.row(vec![usual, text(usual_slice, hundredths), "2".to_owned()]);
-    table.row(vec![format!("the longest slice of {SLICE} entries encoded"), text(slice, hundredths), "2".to_owned()]);
+    table.row(vec![
+        format!("the longest slice of {ENCODE_SLICE} entries encoded"),
+        text(slice, hundredths),
+        "2".to_owned(),
+    ]);
     let second = "freeze again while nothing of the first is encoded".to_owned();
     table.row(vec![second, text(freeze_again, thousandths), "2".to_owned()]);
     bench.print(&format!("barrier: {} dirty entries", args.entries), &table);

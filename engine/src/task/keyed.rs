@@ -51,7 +51,7 @@ const QUEUE_ITEMS: usize = 256;
 /// So many scans for what is due fit into the memory for that.
 const SCANS_IN_MEMORY: u64 = 4;
 /// Frozen entries that are encoded between two batches.
-const ENCODE_SLICE: usize = 2_048;
+pub const ENCODE_SLICE: usize = 2_048;
 /// So long the first rows behind a rescale are waited for, before nothing to do counts as serving.
 const FIRST_ROWS: Duration = Duration::from_millis(100);
 

@@ -30,6 +30,8 @@ pub(crate) mod paging;
 pub(crate) mod slices;
 pub(crate) mod source;
 
+pub use keyed::ENCODE_SLICE;
+
 /// A busy subtask publishes what it counts this often; one that waits does so before it waits.
 const PUBLISH_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 

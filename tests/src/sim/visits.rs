@@ -27,7 +27,7 @@ const EMIT_ROWS: usize = 64;
 const COLUMNS: [&str; 6] = ["key", "id", "rows", "since", "fired", "release"];
 
 /// The rows of a visit and, from the second release on, how many of them that release has seen.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone)]
 struct Visit {
     rows: i64,
     since: Option<i64>,
