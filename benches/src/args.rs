@@ -127,7 +127,7 @@ pub struct CheckpointArgs {
 #[derive(Debug, Args)]
 pub struct IdleArgs {
     /// How long it is left alone.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     pub minutes: u32,
     /// Runs, each of a new cluster.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]

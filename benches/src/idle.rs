@@ -28,6 +28,7 @@ pub fn run(bench: &Bench, args: &IdleArgs) -> Result<()> {
         "run",
         "minutes",
         "GETs",
+        "of which in each minute",
         "PUTs",
         "PUTs a minute",
         "LISTs",
@@ -47,9 +48,13 @@ pub fn run(bench: &Bench, args: &IdleArgs) -> Result<()> {
         cluster.wait_for_job(&id, "it has had its one event", |c| c.events_in >= 1.0 && c.checkpoints >= 1.0)?;
         // Not until they stand still: requests of the idle job itself would hold that up.
         sleep(LAG);
-        let before = server.requests()?;
-        sleep(Duration::from_secs(60) * args.minutes);
-        let asked = server.requests()? - before;
+        let mut seen = vec![server.requests()?];
+        for _ in 0..args.minutes {
+            sleep(Duration::from_secs(60));
+            seen.push(server.requests()?);
+        }
+        let gets: Vec<String> = seen.windows(2).map(|two| (two[1] - two[0]).gets.to_string()).collect();
+        let asked = seen[seen.len() - 1] - seen[0];
         note(&format!("run {run}: {asked:?}"));
         let status = cluster.document(&format!("status {id} --json"))?;
         if status["state"] != "running" || status["restarts"] != 0 || status["events_in"] != 1 {
@@ -60,7 +65,7 @@ pub fn run(bench: &Bench, args: &IdleArgs) -> Result<()> {
                 ))
                 .next(format!("see the logs in {}", place.folder().display())));
         }
-        table.row(row(run, args.minutes, asked, &status["checkpoints"]["completed"].to_string()));
+        table.row(row(run, args.minutes, asked, &gets.join(" "), &status["checkpoints"]["completed"].to_string()));
     }
     println!("## Requests of an idle job\n");
     println!(
@@ -72,11 +77,12 @@ pub fn run(bench: &Bench, args: &IdleArgs) -> Result<()> {
     Ok(())
 }
 
-fn row(run: u32, minutes: u32, asked: Requests, checkpoints: &str) -> Vec<String> {
+fn row(run: u32, minutes: u32, asked: Requests, gets: &str, checkpoints: &str) -> Vec<String> {
     vec![
         run.to_string(),
         minutes.to_string(),
         asked.gets.to_string(),
+        gets.to_owned(),
         asked.writes.to_string(),
         hundredths(asked.writes / f64::from(minutes)),
         asked.lists.to_string(),
@@ -93,7 +99,8 @@ mod tests {
 
     #[test]
     fn writes_are_shown_a_minute() {
-        let asked = Requests { writes: 5.0, lists: 2.0, ..Requests::default() };
-        assert_eq!(row(1, 4, asked, "3")[..6], ["1", "4", "0", "5", "1.25", "2"].map(str::to_owned));
+        let asked = Requests { gets: 1.0, writes: 5.0, lists: 2.0, ..Requests::default() };
+        let row = row(1, 4, asked, "0 0 1 0", "3");
+        assert_eq!(row[..7], ["1", "4", "1", "0 0 1 0", "5", "1.25", "2"].map(str::to_owned));
     }
 }

@@ -414,6 +414,12 @@ impl<B: CacheBlock> Caches<B> {
         self.0.blocks.insert_in_memory(key, block);
     }
 
+    /// Puts a block into the place of the same block in memory, and counts it as read once.
+    pub fn replace_in_memory(&self, key: BlockKey, block: B) {
+        self.0.blocks.insert_in_memory(key, block);
+        self.touch(&key);
+    }
+
     /// Whether a block is on the SSD, as far as is known without asking it; it may still be on its way there.
     #[must_use]
     pub fn may_be_on_disk(&self, key: &BlockKey) -> bool {

@@ -5,14 +5,14 @@
 //! | baseline | max(60 MiB, 8 MiB + 3/10 L) | - | program, stacks, connections, what the allocator holds and nobody uses |
 //! | cache | `cache.memory`, else L / 4 | `cache.memory`, else RAM / 4 | all clean state: rows of working sets and blocks together |
 //! | metadata | L / 8 | RAM / 32, at most 1 GiB | filters and indexes of state objects |
-//! | write buffer | `memory.write-buffer`, else a quarter of the rest | half the cache, 64 MiB to RAM / 8 | dirty and frozen entries of working sets |
+//! | write buffer | `memory.write-buffer`, else a quarter of the rest | half the cache, 64 MiB to RAM / 64 | dirty and frozen entries of working sets |
 //! | encode | as the write buffer | as the write buffer | sections being encoded, bundles being uploaded |
-//! | reads | a quarter of the rest | RAM / 16 | prefetched batches and the blocks of their GETs |
-//! | exchange | three of 32 parts of the rest | RAM / 32 | batches in channels |
+//! | reads | a quarter of the rest | RAM / 32 | prefetched batches and the blocks of their GETs |
+//! | exchange | three of 32 parts of the rest | RAM / 64 | batches in channels |
 //! | compaction | five of 32 parts of the rest | RAM / 32 | blocks being merged and written |
 //!
-//! "The rest" is L without baseline, cache and metadata. With a limit the sum of all parts is at most L. The cache is
-//! split between rows and blocks, see [`MemoryPlan::rows_bytes`]; jobs that keep their state in memory pin it in the
+//! "The rest" is L without baseline, cache and metadata. With a limit the sum of all parts is at most L.
+//! Without one it is two fifths of RAM: two workers of a machine, started as they come, find room. The cache is split between rows and blocks, see [`MemoryPlan::rows_bytes`]; jobs that keep their state in memory pin it in the
 //! place of rows ([`MemoryPlan::pinned_bytes`]). This owns numbers, not memory: each part takes its budget and accounts
 //! what it holds.
 
@@ -100,14 +100,15 @@ impl MemoryPlan {
     fn of_machine(ram: u64, settings: &Settings) -> Self {
         let cache = settings.cache.memory_bytes.unwrap_or(ram / 4);
         // Whoever gives the cache little does not want much elsewhere.
-        let write_buffer_bytes = settings.memory.write_buffer_bytes.unwrap_or((ram / 8).min((cache / 2).max(64 * MIB)));
+        let write_buffer_bytes =
+            settings.memory.write_buffer_bytes.unwrap_or((ram / 64).max(64 * MIB).min((cache / 2).max(64 * MIB)));
         Self {
             baseline_bytes: 0,
             metadata_bytes: (ram / 32).min(1024 * MIB),
             write_buffer_bytes,
             encode_bytes: write_buffer_bytes,
-            reads_bytes: ram / 16,
-            exchange_bytes: ram / 32,
+            reads_bytes: ram / 32,
+            exchange_bytes: ram / 64,
             compaction_bytes: ram / 32,
             pinned_bytes: ram / 2,
             ..Self::cache(cache)
@@ -196,7 +197,8 @@ mod tests {
     fn without_a_limit_the_cache_is_a_quarter_of_the_machine() {
         let plan = MemoryPlan::new(&settings(&[]), 8 << 30);
         assert_eq!(plan.rows_bytes + plan.blocks_bytes, 2 << 30);
-        assert!(plan.total_bytes() <= 8 << 30);
+        assert!(plan.total_bytes() <= (8 << 30) / 5 * 2, "two find room");
+        assert_eq!(plan.write_buffer_bytes, 128 * MIB);
         let plan = MemoryPlan::new(&settings(&[("cache.memory", "30MB")]), 8 << 30);
         assert_eq!(plan.rows_bytes + plan.blocks_bytes, 30_000_000);
     }

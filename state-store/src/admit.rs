@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::behind::Pieces;
 use crate::run::Run;
-use crate::section::{Part, SharedBlock, decode_stored};
+use crate::section::{BlockForm, Part, SharedBlock, decode_stored};
 use crate::store::{Keep, StateStore};
 
 /// Sections that wait.
@@ -55,7 +55,7 @@ impl Written {
         });
         all.filter_map(move |info| {
             let stored = self.pieces.range(&(info.offset..info.offset + u64::from(info.length)))?;
-            let block = decode_stored(&stored, info.checksum).ok()?;
+            let block = decode_stored(&stored, info.checksum, BlockForm::Walked).ok()?;
             Some((BlockKey { object: self.object, offset: self.offset + info.offset }, SharedBlock::to_walk(block)))
         })
     }

@@ -17,7 +17,7 @@ use millstream_objects::Purpose;
 use crate::fetch::{BlockMode, BlockWish, PartOf};
 use crate::key;
 use crate::report::ReadReport;
-use crate::section::{Block, Part, PartInfo, SharedBlock};
+use crate::section::{Block, BlockForm, Part, PartInfo, SharedBlock};
 use crate::store::StateStore;
 use crate::{Layout, Layouts};
 
@@ -337,7 +337,7 @@ async fn read(store: &StateStore, parts: &[PartOf<'_>], wishes: Vec<BlockWish>, 
     }
     if !missing.is_empty() {
         let asked: Vec<BlockWish> = missing.iter().map(|&i| wishes[i]).collect();
-        let mode = BlockMode { purpose, keep: false };
+        let mode = BlockMode { purpose, keep: false, form: BlockForm::Walked };
         let take = |i: usize, block| {
             blocks[missing[i]] = Some(block);
             Ok(())

@@ -13,11 +13,13 @@ use millstream_common::collections::HashMap;
 use millstream_common::prefetch::prefetch_address;
 use millstream_common::{Error, ErrorKind, Result};
 use millstream_objects::Purpose;
+use tokio::sync::SemaphorePermit;
 
+use crate::neighbours::{Brought, Later};
 use crate::plan::{PlannedGet, Wanted, plan};
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{Block, BlockInfo, Directory, Part, PartInfo, SharedBlock, decode_stored};
+use crate::section::{Block, BlockForm, BlockInfo, Directory, Part, PartInfo, SharedBlock, decode_stored};
 use crate::store::{StateStore, kib};
 
 /// A meta part up to this size is read whole: one GET less is worth more than the bytes.
@@ -45,6 +47,10 @@ impl PartOf<'_> {
 
     /// Tells later reads of the part where a block is.
     fn remember(&self, block: usize, shared: &SharedBlock) {
+        // Who comes by the cache next makes it.
+        if shared.0.lacks_table() {
+            return;
+        }
         let weak = Arc::downgrade(&shared.0);
         self.part.slots().write().fill(block, weak);
     }
@@ -82,6 +88,10 @@ impl PartOf<'_> {
                     *there = caches.block(&self.key(b));
                     if let Some(block) = there {
                         found += 1;
+                        if block.0.lacks_table() {
+                            *block = block.clone().indexed();
+                            caches.replace_in_memory(self.key(b), block.clone());
+                        }
                         block.0.touch(turnover);
                         self.remember(b, block);
                     }
@@ -123,6 +133,8 @@ pub(crate) struct BlockMode {
     pub(crate) purpose: Purpose,
     /// Put what is fetched into the caches.
     pub(crate) keep: bool,
+    /// How what is fetched is decoded.
+    pub(crate) form: BlockForm,
 }
 
 /// What a read of blocks asks for.
@@ -171,12 +183,17 @@ impl StateStore {
 
     /// Bytes of a run's object, within the limits of GETs in flight.
     pub(crate) async fn get(&self, run: &Run, range: Range<u64>, purpose: Purpose) -> Result<Bytes> {
+        self.get_held(run, range, purpose).await.map(|(bytes, _)| bytes)
+    }
+
+    /// The same for whoever does not use the bytes up at once: they count as in flight as long as the permit is held.
+    async fn get_held(&self, run: &Run, range: Range<u64>, purpose: Purpose) -> Result<(Bytes, SemaphorePermit<'_>)> {
         let closed = |_| Error::internal("the limit of requests in flight is gone").code(9208);
         let asked = self.0.env.now();
         let _one = self.0.gets.acquire().await.map_err(closed)?;
         let limit = kib(self.0.options.bytes_in_flight).max(1);
         let permits = kib(range.end - range.start).min(limit) as u32;
-        let _bytes = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
+        let held = self.0.get_kib.acquire_many(permits).await.map_err(closed)?;
         let (store, path) = (self.store_of(run), self.place(run.path()));
         let request = || {
             self.0.requests.spend(1, self.0.env.now());
@@ -185,7 +202,7 @@ impl StateStore {
         let sent = self.0.env.now();
         let answer = self.0.hedge.get(&self.0.env, range.end - range.start, request).await;
         self.0.accounts.got(purpose, sent.since(asked), self.0.env.now().since(sent));
-        answer
+        Ok((answer?, held))
     }
 
     /// The parts of `runs` that `wanted` says (by the index of the run), in the order of runs and keys: from the cache, or
@@ -484,14 +501,15 @@ impl StateStore {
         }
         let mut leads: Vec<_> = leads.into_iter().map(Some).collect();
         let get = |get: PlannedGet| async move {
-            let bytes = self.get(parts[get.object].run, get.range.clone(), mode.purpose).await;
-            (get, bytes)
+            let got = self.get_held(parts[get.object].run, get.range.clone(), mode.purpose).await;
+            (get, got)
         };
         let mut gets: FuturesUnordered<_> = plan(&wanted, limits).into_iter().map(get).collect();
         let mut waits: FuturesUnordered<_> =
             waits.into_iter().map(|(i, wait)| async move { (i, wait.result().await) }).collect();
-        while !(gets.is_empty() && waits.is_empty()) {
-            let (get, bytes) = millstream_common::select! {
+        let mut later = Later::of(self);
+        while !(gets.is_empty() && waits.is_empty() && later.is_empty()) {
+            let (get, got) = millstream_common::select! {
                 Some((i, block)) = waits.next(), if !waits.is_empty() => {
                     match block {
                         Some(block) => {
@@ -503,8 +521,14 @@ impl StateStore {
                     continue;
                 }
                 Some(got) = gets.next(), if !gets.is_empty() => got,
+                () = std::future::ready(()), if !later.is_empty() => {
+                    later.keep_one(parts, &firsts);
+                    // Whoever brings bytes runs in between.
+                    self.0.env.yield_now().await;
+                    continue;
+                }
             };
-            let bytes = bytes?;
+            let (bytes, permit) = got?;
             report.gets += 1;
             report.merged += get.members.len().saturating_sub(1) as u64;
             report.bytes += bytes.len() as u64;
@@ -515,15 +539,15 @@ impl StateStore {
                     self.0.caches.count_misses(1);
                 }
                 let (of, at) = asked.block(i);
-                let block = self.decode_block(of, at, &get.range, &bytes)?;
+                let block = self.decode_block(of, at, &get.range, &bytes, mode.form)?;
                 let block = self.keep_fetched(of, at, block, mode);
                 lead.finish(block.clone());
                 take(i, block)?;
             }
-            if mode.keep {
-                let here = |(_, first): &(&PartOf<'_>, &usize)| **first == get.object;
-                for (of, _) in parts.iter().zip(&firsts).filter(here) {
-                    self.keep_neighbours(of, &get.range, &bytes);
+            if limits.room_bytes > 0 && brings_more(&get, &wanted) {
+                later.push(Brought { object: get.object, range: get.range, bytes, permit });
+                while later.has_too_much() {
+                    later.keep_one(parts, &firsts);
                 }
             }
         }
@@ -545,28 +569,6 @@ impl StateStore {
         shared
     }
 
-    /// What a GET brought besides the blocks that were wanted goes into the cache as long as that is not full: it was
-    /// paid for. A damaged block is left to the read that wants it.
-    fn keep_neighbours(&self, of: &PartOf<'_>, range: &Range<u64>, bytes: &Bytes) {
-        let mut room = self.0.caches.room_bytes();
-        let first = of.part.blocks().partition_point(|b| of.run.offset + b.offset < range.start);
-        for (i, info) in of.part.blocks().iter().enumerate().skip(first) {
-            let own = of.range(i);
-            if own.end > range.end || room < u64::from(info.body_length) {
-                return;
-            }
-            let key = of.key(i);
-            if self.0.caches.holds_block(&key) {
-                continue;
-            }
-            let stored = &bytes[(own.start - range.start) as usize..(own.end - range.start) as usize];
-            if let Ok(block) = decode_stored(stored, info.checksum) {
-                room -= u64::from(info.body_length);
-                self.0.caches.insert_in_memory(key, block.into());
-            }
-        }
-    }
-
     /// Cuts a block out of a GET's bytes, checks it and decompresses it. The body shares nothing with the bytes.
     pub(crate) fn decode_block(
         &self,
@@ -574,14 +576,23 @@ impl StateStore {
         block: usize,
         range: &Range<u64>,
         bytes: &Bytes,
+        form: BlockForm,
     ) -> Result<Block> {
         let own = of.range(block);
         let info: &BlockInfo = &of.part.blocks()[block];
         let cut = (own.start - range.start) as usize..(own.end - range.start) as usize;
         let stored =
             bytes.get(cut).ok_or_else(|| Error::corrupt("an object is shorter than its index says").code(4003));
-        stored.and_then(|stored| decode_stored(stored, info.checksum)).map_err(|e| self.named(of.run, own.start, e))
+        stored
+            .and_then(|stored| decode_stored(stored, info.checksum, form))
+            .map_err(|e| self.named(of.run, own.start, e))
     }
+}
+
+/// Whether a GET brings bytes that nobody wanted.
+fn brings_more(get: &PlannedGet, wanted: &[Wanted]) -> bool {
+    let asked: u64 = get.members.iter().map(|&m| wanted[m].range.end - wanted[m].range.start).sum();
+    asked < get.range.end - get.range.start
 }
 
 /// For each part the first one that lies in the same object: parts of several runs of one object may share a GET.

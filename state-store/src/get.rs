@@ -29,7 +29,7 @@ use crate::heads::{Headed, sorted};
 use crate::key;
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{Block, PartInfo, SharedBlock, is_same};
+use crate::section::{Block, BlockForm, PartInfo, SharedBlock, is_same};
 use crate::view::View;
 
 /// Keys that go through the steps together: what the steps ask for fits into the nearest cache.
@@ -188,7 +188,7 @@ impl View {
         let mut search = Search::new(batch);
         self.search_memory(&parts, &mut search, report)?;
         let wishes: Vec<BlockWish> = search.candidates.iter().map(|c| c.wish).collect();
-        let mode = BlockMode { purpose: Purpose::State, keep: true };
+        let mode = BlockMode { purpose: Purpose::State, keep: true, form: BlockForm::Searched };
         self.store.blocks(&parts, &wishes, mode, report, |_, _| Ok(())).await
     }
 
@@ -204,7 +204,7 @@ impl View {
             pending.retain(|c| search.wants(c));
             let now = search.choose(&mut pending);
             let wishes: Vec<BlockWish> = now.iter().map(|c| c.wish).collect();
-            let mode = BlockMode { purpose: Purpose::State, keep: true };
+            let mode = BlockMode { purpose: Purpose::State, keep: true, form: BlockForm::Searched };
             self.store.blocks(&parts, &wishes, mode, report, |i, block| search.take(&now[i], &block.0)).await?;
         }
         self.resolve_all(&mut search, time)?;

@@ -31,6 +31,7 @@ mod layout;
 mod map_tests;
 #[cfg(test)]
 mod model_tests;
+mod neighbours;
 mod plan;
 mod report;
 mod requests;

@@ -31,7 +31,7 @@ use crate::behind::{Behind, Pieces};
 use crate::fetch::{Asked, BlockMode, BlockWish, Leads, directory_key, part_key, split_batch};
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{Directory, EncodedSection, Part, PartInfo, SharedBlock};
+use crate::section::{BlockForm, Directory, EncodedSection, Part, PartInfo, SharedBlock};
 use crate::store::{Keep, StateStore};
 use crate::view::View;
 use crate::warm::WarmUp;
@@ -358,7 +358,7 @@ impl StateStore {
         let (mut missing, mut in_files, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
         let mut came = |i: usize, lead: Lead<SharedBlock>, bytes: Option<Bytes>| {
             let (of, block) = asked.block(i);
-            match bytes.map(|bytes| self.decode_block(of, block, &of.range(block), &bytes)) {
+            match bytes.map(|bytes| self.decode_block(of, block, &of.range(block), &bytes, asked.mode.form)) {
                 None => missing.push((i, lead)),
                 Some(Err(_)) => {
                     self.discard_local(of.run);
@@ -445,7 +445,7 @@ impl View {
         while !left.is_empty() && all {
             let (some, rest) = split_batch(&parts, left, pace.bytes);
             left = rest;
-            let mode = BlockMode { purpose: Purpose::State, keep: false };
+            let mode = BlockMode { purpose: Purpose::State, keep: false, form: BlockForm::Searched };
             let take = |i: usize, block: SharedBlock| {
                 all = all && store.pin(run, parts[some[i].part].key(some[i].block), block.indexed());
                 Ok(())

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use millstream_cache::{BlockKey, CacheBlock};
@@ -132,6 +133,8 @@ pub(crate) struct Inner {
     /// Permits for GETs in flight, and for their KiB.
     pub(crate) gets: Semaphore,
     pub(crate) get_kib: Semaphore,
+    /// Bytes of GETs whose neighbours wait to be decoded.
+    pub(crate) undecoded_bytes: AtomicU64,
     pub(crate) requests: RequestBudget,
     pub(crate) hedge: Hedging,
     pub(crate) admissions: Admissions,
@@ -163,6 +166,7 @@ impl StateStore {
         let (hedge, admissions, totals) = (Hedging::default(), Admissions::default(), Mutex::default());
         let (accounts, residents) = (Accounts::new(store), Residents::new(&caches));
         Self(Arc::new(Inner {
+            undecoded_bytes: AtomicU64::new(0),
             accounts,
             caches,
             options,

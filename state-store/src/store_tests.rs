@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -118,6 +119,43 @@ async fn neighbouring_blocks_come_in_one_get_and_only_newest_ones_when_that_save
     // Six meta parts, and all blocks of the newest run in one piece.
     assert_eq!(report.gets, 7, "{report:?}");
     assert!(report.misses < 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_along_is_kept_and_gets_its_table_when_somebody_searches_it() {
+    let env = Env::test(1);
+    let latency = Duration::from_millis(30);
+    let faults = Faults { latency_p50: latency, latency_p99: latency * 3, ..Faults::none() };
+    let backend = FaultyStore::new(Arc::new(InMemory::new()), &env, faults);
+    let store = Store::from_backend(Arc::new(backend), "memory://", &StoreOptions::default(), &env);
+    let all = keys(3000);
+    let run = written(&store, &env, &all, &[7; 20], 1).await;
+    // Few keys, in GETs that bring what lies between them; with 100 bytes in flight none of it may wait.
+    for bytes_in_flight in [128 << 20, 100] {
+        let options =
+            StateStoreOptions { gap_bytes: 4 << 10, request_bytes: 16 << 10, bytes_in_flight, ..small_blocks() };
+        let states = state_store(&store, &env, true, options);
+        let view = view(&states, std::slice::from_ref(&run));
+        // Those in memory, and those of them that have a table.
+        let held = async || {
+            let mut report = ReadReport::default();
+            let parts = view.store.parts(&[&run], |_| true, |_, _| true, Purpose::State, &mut report).await.unwrap();
+            let keys = parts.iter().flat_map(|p| (0..p.part.blocks().len()).map(|b| p.key(b)));
+            let blocks: Vec<_> = keys.filter_map(|key| states.caches().peek_block(&key)).collect();
+            (blocks.len() as u64, blocks.iter().filter(|b| !b.0.lacks_table()).count() as u64)
+        };
+        let some: Vec<Bytes> = all.iter().step_by(60).cloned().collect();
+        let (_, cold) = view.multi_get(&some, &NOW).await.unwrap();
+        let (all_held, with_table) = held().await;
+        assert_eq!(with_table, cold.misses, "{cold:?}");
+        assert!(cold.gets > 3 && all_held > cold.misses * 2, "{all_held} {cold:?}");
+        let (values, warm) = view.multi_get(&all, &NOW).await.unwrap();
+        assert!(values.iter().all(|v| v == Some(&[7; 20][..])));
+        // A block whose keys are looked up in two goes is found twice.
+        assert!(warm.memory_hits >= all_held, "{all_held} {warm:?}");
+        assert_eq!(held().await, (all_held + warm.misses, all_held + warm.misses));
+        assert_eq!(states.0.undecoded_bytes.load(Ordering::Relaxed), 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use crate::fetch::{BlockMode, BlockWish, PartOf, split_batch};
 use crate::heat::{HeatList, HotRun, HotSpans, Listed, ON_DISK, Temperature, merge};
 use crate::report::ReadReport;
 use crate::run::Run;
-use crate::section::{PartInfo, SharedBlock};
+use crate::section::{BlockForm, PartInfo, SharedBlock};
 use crate::store::StateStore;
 use crate::view::View;
 
@@ -238,7 +238,7 @@ impl StateStore {
                 (0..reads_told(hot[i])).for_each(|_| caches.touch(&key));
                 Ok(())
             };
-            let mode = BlockMode { purpose: Purpose::State, keep: false };
+            let mode = BlockMode { purpose: Purpose::State, keep: false, form: BlockForm::Searched };
             self.blocks(parts, &some, mode, report, keep).await?;
             self.0.accounts.warmed(some.len());
             let lives: Vec<bool> = parts.iter().map(|of| wanted(of.run)).collect();
@@ -266,7 +266,7 @@ impl StateStore {
             let lives: Vec<bool> = parts.iter().map(|of| wanted(of.run)).collect();
             let some: Vec<BlockWish> = batch.iter().copied().filter(|wish| lives[wish.part]).collect();
             let mut brought = Vec::with_capacity(some.len());
-            let mode = BlockMode { purpose: Purpose::State, keep: false };
+            let mode = BlockMode { purpose: Purpose::State, keep: false, form: BlockForm::Walked };
             let take = |i: usize, block: SharedBlock| {
                 brought.push((key(&some[i]), block));
                 Ok(())

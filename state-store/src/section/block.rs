@@ -187,44 +187,66 @@ fn bad_block(why: &str) -> Error {
 }
 
 /// Checks and decompresses a stored block. `checksum` is what the index says: a block of another section does not
-/// match it, however whole it is. The caller adds where it stands. The body shares nothing with `stored`.
-pub(crate) fn decode_stored(stored: &[u8], checksum: u32) -> Result<Block> {
+/// match it, however whole it is. The caller adds where it stands. The block shares nothing with `stored`.
+pub(crate) fn decode_stored(stored: &[u8], checksum: u32, form: BlockForm) -> Result<Block> {
     if crc32c::crc32c(stored) != checksum {
         return Err(Error::corrupt("a data block does not match its checksum").code(4004));
     }
     let (length, rest) = stored.split_first_chunk::<4>().ok_or_else(|| bad_block("it is too short"))?;
     let length = u32::from_le_bytes(*length) as usize;
     let (compression, payload) = rest.split_first().ok_or_else(|| bad_block("it is too short"))?;
-    let body = match *compression {
-        RAW if payload.len() == length => Bytes::copy_from_slice(payload),
+    let decompress: fn(&[u8], &mut [u8]) -> Option<usize> = match *compression {
+        RAW if payload.len() == length => return Block::copy_of(payload, form),
         // LZ4 cannot shrink by more than 255 to 1: a greater length is a lie that would cost memory.
-        LZ4 if length <= MAX_BODY_BYTES && length / 256 <= payload.len() => {
-            let mut body = vec![0; length];
-            match decompress_into(payload, &mut body) {
-                Ok(n) if n == length => Bytes::from(body),
-                _ => return Err(bad_block("it cannot be decompressed")),
-            }
-        }
-        ZSTD if length <= MAX_BODY_BYTES => match decompress_zstd(payload, length) {
-            Some(body) if body.len() == length => Bytes::from(body),
-            _ => return Err(bad_block("it cannot be decompressed")),
-        },
+        LZ4 if length <= MAX_BODY_BYTES && length / 256 <= payload.len() => |from, to| decompress_into(from, to).ok(),
+        ZSTD if length <= MAX_BODY_BYTES => decompress_zstd,
         _ => return Err(bad_block("its length or compression is wrong")),
     };
-    Block::open(body)
+    let whole = |body: &mut [u8]| match decompress(payload, body) {
+        Some(n) if n == length => Ok(()),
+        _ => Err(bad_block("it cannot be decompressed")),
+    };
+    if length > SCRATCH_BYTES {
+        let mut body = vec![0; length];
+        whole(&mut body)?;
+        return Block::open(Bytes::from(body))
+            .map(|block| if form == BlockForm::Searched { block.indexed() } else { block });
+    }
+    // Fresh memory is cleared by the kernel first: it is taken once, for what stays.
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < length {
+            scratch.resize(length, 0);
+        }
+        let body = &mut scratch[..length];
+        whole(body)?;
+        Block::copy_of(body, form)
+    })
 }
 
+/// What a block is decoded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockForm {
+    /// To be searched for keys: it has a table.
+    Searched,
+    /// To be walked, or for somebody who may come.
+    Walked,
+}
+
+/// Blocks with bodies up to this size are decompressed by way of memory that each thread keeps.
+const SCRATCH_BYTES: usize = 256 << 10;
+
 thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     /// Making a context costs more than decompressing a block with it.
     static ZSTD_CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-fn decompress_zstd(payload: &[u8], length: usize) -> Option<Vec<u8>> {
+fn decompress_zstd(payload: &[u8], body: &mut [u8]) -> Option<usize> {
     ZSTD_CONTEXT.with_borrow_mut(|context| {
         if context.is_none() {
             *context = zstd::bulk::Decompressor::new().ok();
         }
-        context.as_mut()?.decompress(payload, length).ok()
+        context.as_mut()?.decompress_to_buffer(payload, body).ok()
     })
 }
 
@@ -237,16 +259,22 @@ pub struct Block {
     /// none. A block that is only walked has none.
     memory: Bytes,
     body_at: u32,
+    layout: BodyLayout,
+    /// The turnover of the cache when it was last told that this block is read.
+    pub(crate) touched: AtomicU32,
+    /// In how many steps of the turnover it was read: 255 at most.
+    pub(crate) steps_read: AtomicU8,
+}
+
+/// Where what stands in a body.
+#[derive(Clone, Copy, Debug)]
+struct BodyLayout {
     entries: u32,
     prefix: u32,
     /// The first bytes of the prefix: a look-up needs them, and would wait for the body's first line.
     prefix_head: [u8; PREFIX_HEAD],
     keys: Column,
     values: Column,
-    /// The turnover of the cache when it was last told that this block is read.
-    pub(crate) touched: AtomicU32,
-    /// In how many steps of the turnover it was read: 255 at most.
-    pub(crate) steps_read: AtomicU8,
 }
 
 /// With so many bytes a block in an `Arc` takes two lines.
@@ -258,9 +286,19 @@ const PLACE_BYTES: usize = size_of::<u32>();
 /// A free place of the table.
 const EMPTY: u32 = u32::MAX;
 
-impl Block {
+/// Places of a table of so many keys: a quarter of them is free.
+fn places_for(keys: usize) -> usize {
+    keys.div_ceil(3) * 4
+}
+
+/// Bytes of the table of a block of so many entries, at most.
+pub(super) fn table_bytes(entries: u32) -> u64 {
+    (places_for(entries as usize) * PLACE_BYTES) as u64
+}
+
+impl BodyLayout {
     /// Reads and checks a body. After that no access can go wrong.
-    pub(crate) fn open(body: Bytes) -> Result<Self> {
+    fn read(body: &[u8]) -> Result<Self> {
         let number =
             |at: usize| -> Option<usize> { Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?) as usize) };
         let width = |at: usize| body.get(at).and_then(|n| Width::from_number(*n));
@@ -277,35 +315,82 @@ impl Block {
             Some((keys, values))
         })();
         let (key_column, value_column) = columns.ok_or_else(|| bad_block("its parts have other lengths"))?;
-        if !key_column.is_sound(&body, entries, suffixes) || !value_column.is_sound(&body, entries, values) {
+        if !key_column.is_sound(body, entries, suffixes) || !value_column.is_sound(body, entries, values) {
             return Err(bad_block("its parts have other lengths than their ends say"));
         }
-        let (touched, steps_read) = (AtomicU32::new(0), AtomicU8::new(0));
         let mut prefix_head = [0; PREFIX_HEAD];
         let short = prefix.min(PREFIX_HEAD);
         prefix_head[..short].copy_from_slice(&body[BODY_HEAD..BODY_HEAD + short]);
-        let block = Self {
-            memory: body,
-            body_at: 0,
-            // Both came as such.
-            entries: entries as u32,
-            prefix: prefix as u32,
-            prefix_head,
-            keys: key_column,
-            values: value_column,
-            touched,
-            steps_read,
-        };
-        if (1..entries).any(|i| block.suffix(i - 1) > block.suffix(i)) {
+        // Both came as such.
+        let (entries, prefix) = (entries as u32, prefix as u32);
+        let layout = Self { entries, prefix, prefix_head, keys: key_column, values: value_column };
+        if (1..entries as usize).any(|i| layout.suffix(body, i - 1) > layout.suffix(body, i)) {
             return Err(bad_block("its keys are not sorted"));
         }
-        Ok(block)
+        Ok(layout)
+    }
+
+    #[inline]
+    fn suffix<'b>(&self, body: &'b [u8], i: usize) -> &'b [u8] {
+        body.get(self.keys.range(body, i)).unwrap_or_default()
+    }
+
+    #[inline]
+    fn prefix<'b>(&self, body: &'b [u8]) -> &'b [u8] {
+        &body[BODY_HEAD..BODY_HEAD + self.prefix as usize]
+    }
+
+    /// The table that [`Block::find`] needs, before the body.
+    fn with_table(&self, body: &[u8]) -> (Bytes, u32) {
+        let entries = self.entries as usize;
+        let is_first = |i: &usize| *i == 0 || self.suffix(body, i - 1) != self.suffix(body, *i);
+        // The index of a first entry has 16 bits; in a block that another program made larger, keys behind are searched
+        // for by their order.
+        let firsts = (0..entries.min(EMPTY as u16 as usize)).filter(is_first);
+        let places = places_for(firsts.clone().count());
+        let mut table = vec![EMPTY; places];
+        let mut key = self.prefix(body).to_vec();
+        for i in firsts {
+            key.truncate(self.prefix as usize);
+            key.extend_from_slice(self.suffix(body, i));
+            let (mut at, tag) = place_of(stable_hash(&key), places);
+            while table[at] != EMPTY {
+                at = if at + 1 == places { 0 } else { at + 1 };
+            }
+            table[at] = tag | i as u32;
+        }
+        let mut memory = Vec::with_capacity(places * PLACE_BYTES + body.len());
+        table.into_iter().for_each(|place| memory.extend_from_slice(&place.to_le_bytes()));
+        let body_at = memory.len() as u32;
+        memory.extend_from_slice(body);
+        (Bytes::from(memory), body_at)
+    }
+}
+
+impl Block {
+    /// Reads and checks a body. After that no access can go wrong.
+    pub(crate) fn open(body: Bytes) -> Result<Self> {
+        let layout = BodyLayout::read(&body)?;
+        Ok(Self::of(body, 0, layout))
+    }
+
+    /// The same of a copy of the body.
+    fn copy_of(body: &[u8], form: BlockForm) -> Result<Self> {
+        let layout = BodyLayout::read(body)?;
+        let (memory, body_at) = match form {
+            BlockForm::Searched => layout.with_table(body),
+            BlockForm::Walked => (Bytes::copy_from_slice(body), 0),
+        };
+        Ok(Self::of(memory, body_at, layout))
+    }
+
+    fn of(memory: Bytes, body_at: u32, layout: BodyLayout) -> Self {
+        Self { memory, body_at, layout, touched: AtomicU32::new(0), steps_read: AtomicU8::new(0) }
     }
 
     /// Another handle of the same memory.
     fn copy(&self) -> Self {
-        let (touched, steps_read) = (AtomicU32::new(0), AtomicU8::new(0));
-        Self { memory: self.memory.clone(), touched, steps_read, ..*self }
+        Self::of(self.memory.clone(), self.body_at, self.layout)
     }
 
     #[inline]
@@ -333,32 +418,17 @@ impl Block {
 
     /// With the table that [`Block::find`] needs.
     pub(crate) fn indexed(mut self) -> Self {
-        if self.has_table() || self.entries == 0 {
+        if !self.lacks_table() {
             return self;
         }
-        let entries = self.len();
-        let is_first = |i: &usize| *i == 0 || self.suffix(i - 1) != self.suffix(*i);
-        // The index of a first entry has 16 bits; in a block that another program made larger, keys behind are searched
-        // for by their order.
-        let firsts = (0..entries.min(EMPTY as u16 as usize)).filter(is_first);
-        let places = firsts.clone().count().div_ceil(3) * 4;
-        let mut table = vec![EMPTY; places];
-        let mut key = self.prefix().to_vec();
-        for i in firsts {
-            key.truncate(self.prefix as usize);
-            key.extend_from_slice(self.suffix(i));
-            let (mut at, tag) = place_of(stable_hash(&key), places);
-            while table[at] != EMPTY {
-                at = if at + 1 == places { 0 } else { at + 1 };
-            }
-            table[at] = tag | i as u32;
-        }
-        let mut memory = Vec::with_capacity(places * PLACE_BYTES + self.memory.len());
-        table.into_iter().for_each(|place| memory.extend_from_slice(&place.to_le_bytes()));
-        self.body_at = memory.len() as u32;
-        memory.extend_from_slice(&self.memory);
-        self.memory = Bytes::from(memory);
+        (self.memory, self.body_at) = self.layout.with_table(&self.memory);
         self
+    }
+
+    /// Whether a search for keys would want a table that is not there.
+    #[inline]
+    pub(crate) fn lacks_table(&self) -> bool {
+        !self.has_table() && self.layout.entries > 0
     }
 
     #[inline]
@@ -379,8 +449,8 @@ impl Block {
     #[inline]
     pub(crate) fn guess(&self, hash: u64) -> Option<usize> {
         let i = self.probe(hash, |_| true)?;
-        prefetch_range(self.body(), self.keys.hint(i));
-        prefetch_range(self.body(), self.values.hint(i));
+        prefetch_range(self.body(), self.layout.keys.hint(i));
+        prefetch_range(self.body(), self.layout.values.hint(i));
         Some(i)
     }
 
@@ -418,26 +488,25 @@ impl Block {
     /// How many entries.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.entries as usize
+        self.layout.entries as usize
     }
 
     /// What all keys begin with.
     #[inline]
     pub(crate) fn prefix(&self) -> &[u8] {
-        &self.body()[BODY_HEAD..BODY_HEAD + self.prefix as usize]
+        self.layout.prefix(self.body())
     }
 
     /// Key `i` without the prefix.
     #[inline]
     pub(crate) fn suffix(&self, i: usize) -> &[u8] {
-        let body = self.body();
-        body.get(self.keys.range(body, i)).unwrap_or_default()
+        self.layout.suffix(self.body(), i)
     }
 
     /// Where entry `i` stands in the body.
     #[inline]
     pub(crate) fn entry_range(&self, i: usize) -> Range<usize> {
-        self.values.range(self.body(), i)
+        self.layout.values.range(self.body(), i)
     }
 
     /// Entry `i`.
@@ -479,17 +548,17 @@ impl Block {
     /// Whether key `i` is `key`.
     #[inline]
     pub(crate) fn is_key(&self, i: usize, key: &[u8]) -> bool {
-        let prefix = self.prefix as usize;
+        let prefix = self.layout.prefix as usize;
         i < self.len() && key.len() >= prefix && is_same(&key[prefix..], self.suffix(i)) && self.has_prefix_of(key)
     }
 
     /// Whether a key that is no shorter than the prefix begins with it.
     #[inline]
     fn has_prefix_of(&self, key: &[u8]) -> bool {
-        let prefix = self.prefix as usize;
+        let prefix = self.layout.prefix as usize;
         match key.first_chunk::<PREFIX_HEAD>() {
             Some(head) if prefix <= PREFIX_HEAD => {
-                let differs = u128::from_le_bytes(*head) ^ u128::from_le_bytes(self.prefix_head);
+                let differs = u128::from_le_bytes(*head) ^ u128::from_le_bytes(self.layout.prefix_head);
                 let mask = u128::MAX.checked_shr((PREFIX_HEAD - prefix) as u32 * 8).unwrap_or(0);
                 differs & mask == 0
             }
@@ -537,7 +606,7 @@ impl SharedBlock {
 
     /// With the table that a search wants.
     pub(crate) fn indexed(self) -> Self {
-        if self.0.has_table() || self.0.len() == 0 {
+        if !self.0.lacks_table() {
             return self;
         }
         match Arc::try_unwrap(self.0) {

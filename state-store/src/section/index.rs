@@ -21,7 +21,7 @@ use bytes::Bytes;
 use millstream_common::{Error, KeyGroupRange, KeyGroupRanges, Result, StateId};
 use parking_lot::RwLock;
 
-use super::block::{Block, is_same};
+use super::block::{Block, is_same, table_bytes};
 use super::filter::Filter;
 use super::{SECTION_FORMAT, StateStats};
 use crate::heads::{common_prefix, head_of};
@@ -54,6 +54,13 @@ pub struct BlockInfo {
     pub times: Option<(i64, i64)>,
     /// Where its first key ends in the arena of keys; it begins where that of the block before ends.
     pub(super) key_end: u32,
+}
+
+impl BlockInfo {
+    /// Bytes of memory that its body takes, with the table that a search wants.
+    pub(crate) fn searched_bytes(&self) -> u64 {
+        u64::from(self.body_length) + table_bytes(self.entries)
+    }
 }
 
 fn overlaps(groups: (u16, u16), ranges: &KeyGroupRanges) -> bool {

@@ -28,7 +28,7 @@ pub use filter::FilterKind;
 pub use index::{BlockInfo, Directory, Part, PartInfo};
 pub use writer::SectionWriter;
 
-pub(crate) use block::{decode_stored, is_same};
+pub(crate) use block::{BlockForm, decode_stored, is_same};
 
 /// Format version of sections.
 pub const SECTION_FORMAT: u16 = 2;

@@ -50,7 +50,7 @@ fn read_back(stored: &[u8], place: Place) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
         assert_eq!(part.blocks().iter().map(|b| u64::from(b.entries)).sum::<u64>(), of.entries);
         for (i, info) in part.blocks().iter().enumerate() {
             let bytes = &stored[info.offset as usize..][..info.length as usize];
-            let block = decode_stored(bytes, info.checksum).unwrap();
+            let block = decode_stored(bytes, info.checksum, BlockForm::Walked).unwrap();
             assert_eq!(block.len(), info.entries as usize);
             let block = block.indexed();
             for e in 0..block.len() {
@@ -135,7 +135,10 @@ fn what_was_written_is_read() {
             let mut blocks = section.parts.iter().flat_map(|p| p.blocks());
             let info = blocks.find(|b| b.offset == *offset).unwrap();
             let stored = &bytes[*offset as usize..][..info.length as usize];
-            assert_eq!(SharedBlock::from(decode_stored(stored, info.checksum).unwrap()).body(), body);
+            assert_eq!(
+                SharedBlock::from(decode_stored(stored, info.checksum, BlockForm::Searched).unwrap()).body(),
+                body
+            );
         }
     }
 }
@@ -255,12 +258,12 @@ fn damaged_sections_are_errors() {
     let info = &section.parts[0].blocks()[0];
     let stored = &bytes[..info.length as usize];
     for cut in 0..stored.len() {
-        corrupt(decode_stored(&stored[..cut], info.checksum).map(drop));
+        corrupt(decode_stored(&stored[..cut], info.checksum, BlockForm::Searched).map(drop));
     }
     for at in 0..stored.len() {
         let mut damaged = stored.to_vec();
         damaged[at] ^= 1 << (at % 8);
-        corrupt(decode_stored(&damaged, info.checksum).map(drop));
+        corrupt(decode_stored(&damaged, info.checksum, BlockForm::Searched).map(drop));
     }
 }
 
@@ -300,7 +303,7 @@ fn garbage_with_a_right_checksum_never_panics() {
             }
             for info in part.blocks() {
                 let damaged = damage(&bytes[info.offset as usize..][..info.length as usize], &mut rng);
-                if let Ok(block) = decode_stored(&damaged, crc32c::crc32c(&damaged)) {
+                if let Ok(block) = decode_stored(&damaged, crc32c::crc32c(&damaged), BlockForm::Walked) {
                     survived[2] += 1;
                     let block = block.indexed();
                     for i in 0..block.len() {
