@@ -101,6 +101,18 @@ pub struct StateArgs {
     /// --cache-memory of each worker [default: what the worker takes by itself].
     #[arg(long, value_name = "SIZE")]
     pub cache_memory: Option<String>,
+    /// --cache-disk of each worker [default: what the worker takes by itself, up to 10 GB].
+    #[arg(long, value_name = "SIZE")]
+    pub cache_disk: Option<String>,
+}
+
+impl StateArgs {
+    /// What the workers are given besides.
+    pub fn worker_options(&self) -> String {
+        let option = |name: &str, size: &Option<String>| size.as_ref().map(|size| format!("{name} {size} "));
+        let both = [option("--cache-memory", &self.cache_memory), option("--cache-disk", &self.cache_disk)];
+        both.into_iter().flatten().collect()
+    }
 }
 
 /// `checkpoint`.
@@ -216,6 +228,7 @@ mod tests {
         assert_eq!(default_of::<ThroughputArgs>().queries.len(), 8);
         assert_eq!(default_of::<StateArgs>().sizes, [0.1, 0.5, 1.0]);
         assert_eq!(default_of::<CheckpointArgs>().parallelism, [2, 4]);
+        assert_eq!(default_of::<StateArgs>().worker_options(), "");
         assert_eq!(default_of::<SoakArgs>().minutes, 60);
     }
 

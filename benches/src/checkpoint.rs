@@ -47,7 +47,7 @@ pub fn run(bench: &Bench, args: &CheckpointArgs) -> Result<()> {
     for &parallelism in &args.parallelism {
         for compaction in [false, true] {
             let place = bench.places.fresh(StateKind::S3)?;
-            let mut cluster = Plan::new(&bench.binary, &place, WORKERS, None)?.start()?;
+            let mut cluster = Plan::new(&bench.binary, &place, WORKERS)?.start()?;
             cluster.wait_for_workers()?;
             let mut before = server.settled(|r| r.writes)?.writes;
             let mut cost = |checkpoints| {

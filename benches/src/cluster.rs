@@ -44,11 +44,10 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// A cluster of `workers` that share [`SLOTS`].
-    pub fn new(binary: &'a Binary, place: &'a Place, workers: u32, cache_memory: Option<&'a str>) -> Result<Self> {
+    pub fn new(binary: &'a Binary, place: &'a Place, workers: u32) -> Result<Self> {
         let ports = free_ports(2)?;
         let at = |i: usize| SocketAddr::from(([127, 0, 0, 1], ports[i]));
-        let worker_options = cache_memory.map(|size| words(&format!("--cache-memory {size}"))).unwrap_or_default();
-        Ok(Self { binary, place, workers, worker_options, address: at(0), metrics: at(1), starts: 0 })
+        Ok(Self { binary, place, workers, worker_options: Vec::new(), address: at(0), metrics: at(1), starts: 0 })
     }
 
     /// With more options for the workers.

@@ -91,7 +91,7 @@ pub fn run(bench: &Bench, args: &ForkArgs) -> Result<()> {
 fn measure(bench: &Bench, args: &ForkArgs, place: &Place) -> Result<(Forked, usize)> {
     let load = Load::of_size(args.gigabytes, args.rate);
     let output = |name: &str| place.folder().join(format!("out-{name}"));
-    let mut plan = Plan::new(&bench.binary, place, WORKERS, None)?;
+    let mut plan = Plan::new(&bench.binary, place, WORKERS)?;
     let mut cluster = plan.start()?;
     cluster.wait_for_workers()?;
     // Never forked: what comes out without end of it all.

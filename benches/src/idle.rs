@@ -39,7 +39,7 @@ pub fn run(bench: &Bench, args: &IdleArgs) -> Result<()> {
     ]);
     for run in 1..=args.runs {
         let place = bench.places.fresh(StateKind::S3)?;
-        let mut cluster = Plan::new(&bench.binary, &place, WORKERS, None)?.start()?;
+        let mut cluster = Plan::new(&bench.binary, &place, WORKERS)?.start()?;
         cluster.wait_for_workers()?;
         let id = cluster.ask(&format!(
             "submit nexmark-q17 -p 4 --checkpoint-interval {} -- --events 0 --rate 0.001 --output blackhole",

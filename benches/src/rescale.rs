@@ -29,8 +29,8 @@ const QUIET: Duration = Duration::from_secs(3);
 const KEEPS_UP_GAP: Duration = Duration::from_millis(500);
 /// The share of its rate that is nearly all.
 const KEEPS_UP_SHARE: f64 = 0.95;
-/// How long it may take to keep up.
-const KEEPS_UP_WITHIN: Duration = Duration::from_secs(180);
+/// How long it may take to keep up: caches are empty, and there may be ten times as much state as they hold.
+const KEEPS_UP_WITHIN: Duration = Duration::from_secs(900);
 /// Rescales there and back for each start of fresh processes.
 const ROUNDS: usize = 2;
 /// Looked at behind a rescale.
@@ -74,7 +74,7 @@ pub fn run(bench: &Bench, args: &StateArgs) -> Result<()> {
 
 fn of_size(bench: &Bench, args: &StateArgs, state: StateKind, gigabytes: f64) -> Result<[Row; 2]> {
     let place = bench.places.fresh(state)?;
-    let mut plan = Plan::new(&bench.binary, &place, args.workers, args.cache_memory.as_deref())?;
+    let mut plan = Plan::new(&bench.binary, &place, args.workers)?.with_worker_options(&args.worker_options());
     let load = Load::of_size(gigabytes, args.rate);
     load.fill(&mut plan)?;
     let row = |from, to| Row { state, gigabytes, from, to, state_bytes: 0.0, steps: Vec::new() };

@@ -56,7 +56,7 @@ pub fn run(bench: &Bench, args: &StateArgs) -> Result<()> {
 
 fn of_size(bench: &Bench, args: &StateArgs, state: StateKind, gigabytes: f64) -> Result<[Row; 2]> {
     let place = bench.places.fresh(state)?;
-    let mut plan = Plan::new(&bench.binary, &place, args.workers, args.cache_memory.as_deref())?;
+    let mut plan = Plan::new(&bench.binary, &place, args.workers)?.with_worker_options(&args.worker_options());
     let load = Load::of_size(gigabytes, args.rate);
     load.fill(&mut plan)?;
     let row = |after| Row { state, gigabytes, after, beginnings: Vec::new() };

@@ -50,7 +50,7 @@ pub fn run(bench: &Bench, args: &SoakArgs) -> Result<()> {
     let place = bench.places.fresh(args.state)?;
     let ssd = (args.gigabytes * f64::from(args.ssd_share) * 1e7) as u64;
     let options = format!("--memory-limit {} --cache-disk {ssd}", args.memory_limit);
-    let mut cluster = Plan::new(&bench.binary, &place, 1, None)?.with_worker_options(&options).start()?;
+    let mut cluster = Plan::new(&bench.binary, &place, 1)?.with_worker_options(&options).start()?;
     cluster.wait_for_workers()?;
     let load = Load::of_size(args.gigabytes, args.rate);
     let filling = Load { rate: 0, ..load }.submit_zipf(&cluster)?;
