@@ -228,7 +228,10 @@ mod tests {
         assert_eq!(default_of::<ThroughputArgs>().queries.len(), 8);
         assert_eq!(default_of::<StateArgs>().sizes, [0.1, 0.5, 1.0]);
         assert_eq!(default_of::<CheckpointArgs>().parallelism, [2, 4]);
-        assert_eq!(default_of::<StateArgs>().worker_options(), "");
+        let mut args = default_of::<StateArgs>();
+        assert_eq!(args.worker_options(), "");
+        (args.cache_memory, args.cache_disk) = (Some("1GB".to_owned()), Some("2GB".to_owned()));
+        assert_eq!(args.worker_options().trim(), "--cache-memory 1GB --cache-disk 2GB");
         assert_eq!(default_of::<SoakArgs>().minutes, 60);
     }
 

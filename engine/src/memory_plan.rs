@@ -12,7 +12,8 @@
 //! | compaction | five of 32 parts of the rest | RAM / 32 | blocks being merged and written |
 //!
 //! "The rest" is L without baseline, cache and metadata. With a limit the sum of all parts is at most L.
-//! Without one it is two fifths of RAM: two workers of a machine, started as they come, find room. The cache is split between rows and blocks, see [`MemoryPlan::rows_bytes`]; jobs that keep their state in memory pin it in the
+//! Without one it is two fifths of RAM, more below 4 GiB: two workers of a machine, started as they come, find room. The
+//! cache is split between rows and blocks, see [`MemoryPlan::rows_bytes`]; jobs that keep their state in memory pin it in the
 //! place of rows ([`MemoryPlan::pinned_bytes`]). This owns numbers, not memory: each part takes its budget and accounts
 //! what it holds.
 
@@ -100,8 +101,7 @@ impl MemoryPlan {
     fn of_machine(ram: u64, settings: &Settings) -> Self {
         let cache = settings.cache.memory_bytes.unwrap_or(ram / 4);
         // Whoever gives the cache little does not want much elsewhere.
-        let write_buffer_bytes =
-            settings.memory.write_buffer_bytes.unwrap_or((ram / 64).max(64 * MIB).min((cache / 2).max(64 * MIB)));
+        let write_buffer_bytes = settings.memory.write_buffer_bytes.unwrap_or((cache / 2).min(ram / 64).max(64 * MIB));
         Self {
             baseline_bytes: 0,
             metadata_bytes: (ram / 32).min(1024 * MIB),

@@ -56,7 +56,7 @@ impl Written {
         all.filter_map(move |info| {
             let stored = self.pieces.range(&(info.offset..info.offset + u64::from(info.length)))?;
             let block = decode_stored(&stored, info.checksum, BlockForm::Walked).ok()?;
-            Some((BlockKey { object: self.object, offset: self.offset + info.offset }, SharedBlock::to_walk(block)))
+            Some((BlockKey { object: self.object, offset: self.offset + info.offset }, SharedBlock::from(block)))
         })
     }
 }

@@ -556,10 +556,10 @@ impl StateStore {
 
     /// A block that was fetched, in the caches if it is to be kept.
     pub(crate) fn keep_fetched(&self, of: &PartOf<'_>, block: usize, fetched: Block, mode: BlockMode) -> SharedBlock {
-        if !mode.keep {
-            return SharedBlock::to_walk(fetched);
-        }
         let shared = SharedBlock::from(fetched);
+        if !mode.keep {
+            return shared;
+        }
         of.remember(block, &shared);
         if self.keeps_state() {
             self.0.caches.insert_in_memory(of.key(block), shared.clone());

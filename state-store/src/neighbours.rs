@@ -95,7 +95,7 @@ impl StateStore {
             let stored = &bytes[(own.start - range.start) as usize..(own.end - range.start) as usize];
             if let Ok(block) = decode_stored(stored, info.checksum, BlockForm::Walked) {
                 room -= info.searched_bytes();
-                self.0.caches.insert_in_memory(key, SharedBlock::to_walk(block));
+                self.0.caches.insert_in_memory(key, SharedBlock::from(block));
             }
         }
     }

@@ -599,27 +599,21 @@ fn place_of(hash: u64, places: usize) -> (usize, u32) {
 pub struct SharedBlock(pub(crate) Arc<Block>);
 
 impl SharedBlock {
-    /// A block that is only walked: without a table.
-    pub(crate) fn to_walk(block: Block) -> Self {
-        Self(Arc::new(block))
-    }
-
     /// With the table that a search wants.
     pub(crate) fn indexed(self) -> Self {
         if !self.0.lacks_table() {
             return self;
         }
         match Arc::try_unwrap(self.0) {
-            Ok(block) => block.into(),
-            Err(shared) => Self(Arc::new(shared.copy().indexed())),
+            Ok(block) => block.indexed().into(),
+            Err(shared) => shared.copy().indexed().into(),
         }
     }
 }
 
 impl From<Block> for SharedBlock {
-    /// With its table: whoever shares it searches it for keys.
     fn from(block: Block) -> Self {
-        Self(Arc::new(block.indexed()))
+        Self(Arc::new(block))
     }
 }
 
@@ -633,6 +627,6 @@ impl CacheBlock for SharedBlock {
     }
 
     fn of_body(body: Bytes) -> Result<Self> {
-        Block::open(body).map(Self::from)
+        Block::open(body).map(|block| block.indexed().into())
     }
 }
