@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -90,15 +91,39 @@ struct EnvInner {
     origin_wall_ms: i64,
     rng: Mutex<SmallRng>,
     spawn: Arc<dyn Spawn>,
+    ticks: Ticks,
+}
+
+/// Time that passes because somebody looks at the clock; see [`Env::ticking`].
+struct Ticks {
+    each_ns: u64,
+    passed_ns: AtomicU64,
+}
+
+impl Ticks {
+    fn passed(&self) -> Duration {
+        if self.each_ns == 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_nanos(self.passed_ns.fetch_add(self.each_ns, Ordering::Relaxed))
+    }
 }
 
 impl Env {
     /// An environment whose clock starts now, at `wall_ms` milliseconds since 1970 (UTC), and whose randomness comes
     /// from `seed`. Must be called inside a tokio runtime; under a paused one, time is virtual.
-    #[allow(clippy::disallowed_methods)] // this is the seam
     #[must_use]
     pub fn new(spawn: Arc<dyn Spawn>, seed: u64, wall_ms: i64) -> Self {
+        Self::ticking(spawn, seed, wall_ms, Duration::ZERO)
+    }
+
+    /// The same with a clock that goes on by `tick` each time that it is read. A clock that stands still while code runs
+    /// hides what happens when a moment passes between two looks at it; this one shows it, and is the same in each run.
+    #[allow(clippy::disallowed_methods)] // this is the seam
+    #[must_use]
+    pub fn ticking(spawn: Arc<dyn Spawn>, seed: u64, wall_ms: i64, tick: Duration) -> Self {
         Self(Arc::new(EnvInner {
+            ticks: Ticks { each_ns: tick.as_nanos() as u64, passed_ns: AtomicU64::new(0) },
             origin: tokio::time::Instant::now(),
             origin_wall_ms: wall_ms,
             rng: Mutex::new(SmallRng::seed_from_u64(seed)),
@@ -110,7 +135,7 @@ impl Env {
     #[allow(clippy::disallowed_methods)] // this is the seam
     #[must_use]
     pub fn now(&self) -> Moment {
-        Moment(tokio::time::Instant::now() - self.0.origin)
+        Moment(tokio::time::Instant::now() - self.0.origin + self.0.ticks.passed())
     }
 
     /// Wall-clock time in milliseconds since 1970 (UTC). For people and for processing-time semantics, never for
@@ -319,6 +344,16 @@ mod tests {
         assert_eq!(env.now().since(start), Duration::from_secs(3600));
         let slow = env.timeout(Duration::from_secs(1), "the test", std::future::pending::<()>()).await;
         assert!(slow.unwrap_err().to_string().contains("the test took longer than 1s"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ticking_clock_goes_on_while_code_runs() {
+        let tick = Duration::from_micros(3);
+        let env = Env::ticking(Arc::new(CurrentRuntime), 7, 0, tick);
+        let start = env.now();
+        assert_eq!(env.now().since(start), tick);
+        env.sleep(Duration::from_secs(1)).await;
+        assert_eq!(env.now().since(start), Duration::from_secs(1) + 2 * tick);
     }
 
     #[tokio::test]

@@ -135,7 +135,7 @@ impl Cluster {
             Role::Compactor => format!("k{place}-{number}"),
         };
         let node = Node::new(&host, self.env.clone());
-        let env = Env::new(Arc::new(node.clone()), seed, WALL_MS + skew);
+        let env = Env::ticking(Arc::new(node.clone()), seed, WALL_MS + skew, self.plan.tick);
         let exited = Arc::new(AtomicBool::new(false));
         let leave = LeaveRequest::default();
         self.trace.event("start", &host, "");

@@ -50,6 +50,8 @@ pub struct Plan {
     pub store: StoreOptions,
     /// Latency of the store when nothing is wrong with it.
     pub latency: Faults,
+    /// How far the clock of a process goes on each time that it is read. Else no time passes while code runs.
+    pub tick: Duration,
     /// A worker or coordinator that is silent for so long is lost.
     pub heartbeat_timeout: Duration,
     /// What clients ask for, by time.
@@ -206,6 +208,7 @@ impl Plan {
             delays: delays(&mut dice),
             store: store_options(&mut dice),
             latency: latency(&mut dice),
+            tick: Duration::from_nanos(*Dice::new(seed, "tick").pick(&[0, 100, 1_000, 5_000])),
             heartbeat_timeout: *dice.pick(&[Duration::from_millis(1_500), Duration::from_secs(4)]),
             requests: Vec::new(),
             readers: Vec::new(),
