@@ -52,7 +52,7 @@ what() {
         32) echo "who takes over starts from a version before the barrier" ;;
         33) echo "a leader that was deposed while it opened a job goes on with it" ;;
         34) echo "what is read back from the store never expires" ;;
-        35) echo "a pause that is over when its end is to be waited for is waited for" ;;
+        35) echo "no timer ends a pause that is over when it is to be set" ;;
         *) echo "?" ;;
     esac
 }

@@ -292,7 +292,9 @@ impl KeyedTask {
         let left = self.opened.as_ref().map(|o| FIRST_ROWS.saturating_sub(start.since(o.at)));
         let left = left.filter(|_| self.queue.is_empty());
         // It may be over by now: nothing else need come to end this wait.
-        let pause = (self.is_slowed && !bug_is_planted(35)).then(|| self.slowed_until.since(start));
+        let pause = self.is_slowed.then(|| self.slowed_until.since(start));
+        // Planted bug 35: then there is no timer.
+        let pause = pause.filter(|p| !p.is_zero() || !bug_is_planted(35));
         if left == Some(Duration::ZERO) {
             // It serves, only there is nothing to be served.
             self.say_serving(false).await?;
