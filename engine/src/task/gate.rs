@@ -36,8 +36,8 @@ pub struct InputChannel {
     pub from: u32,
     /// Where elements come from.
     pub end: ChannelEnd,
-    /// The sender reads splits: when it is idle, it alone does not hold the time.
-    of_source: bool,
+    /// Index of the sending task when it reads splits: a subtask of it that is idle alone does not hold the time.
+    source: Option<usize>,
     blocked: bool,
     watermark: TimestampMs,
     idle: bool,
@@ -46,8 +46,8 @@ pub struct InputChannel {
 impl InputChannel {
     /// A channel that has announced nothing yet: it holds the watermark.
     #[must_use]
-    pub fn new(input: usize, edge: usize, from: u32, of_source: bool, end: ChannelEnd) -> Self {
-        Self { input, edge, from, end, of_source, blocked: false, watermark: WATERMARK_MIN, idle: false }
+    pub fn new(input: usize, edge: usize, from: u32, source: Option<usize>, end: ChannelEnd) -> Self {
+        Self { input, edge, from, end, source, blocked: false, watermark: WATERMARK_MIN, idle: false }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<StreamElement>> {
@@ -233,9 +233,13 @@ impl InputGate {
 
     fn merged(&mut self) -> Option<GateEvent> {
         // Subtasks of a keyed task fall idle and wake together, only not at the same moment: one that still seems idle
-        // may be about to fire older windows, so it counts as soon as one of them is awake.
-        let awake = |edge: usize| self.channels.iter().any(|c| c.edge == edge && !c.idle);
-        let counts = |c: &&InputChannel| !c.idle || (!c.of_source && awake(c.edge));
+        // may be about to fire older windows, so it counts as soon as one of them is awake. A subtask of a source that
+        // comes by several edges has woken on all of them: its rows may still be on their way on one.
+        let wake_together = |a: &InputChannel, b: &InputChannel| match a.source {
+            None => a.edge == b.edge,
+            Some(_) => a.source == b.source && a.from == b.from,
+        };
+        let counts = |c: &&InputChannel| !c.idle || self.channels.iter().any(|d| !d.idle && wake_together(c, d));
         let least = self.channels.iter().filter(counts).map(|c| c.watermark).min();
         match least {
             // The end of time is said on every channel. One that still seems idle may have woken with its last rows.
@@ -275,7 +279,7 @@ mod tests {
         let channels = rx
             .into_iter()
             .enumerate()
-            .map(|(i, r)| InputChannel::new(0, 0, i as u32, true, ChannelEnd::Open(r)))
+            .map(|(i, r)| InputChannel::new(0, 0, i as u32, Some(0), ChannelEnd::Open(r)))
             .collect();
         (InputGate::new(channels, WATERMARK_MIN), tx)
     }
@@ -317,7 +321,7 @@ mod tests {
     fn an_idle_subtask_of_a_keyed_task_holds_the_time_once_another_wakes() {
         let (mut g, tx) = gate(2);
         for (c, t) in g.channels.iter_mut().zip(&tx) {
-            c.of_source = false;
+            c.source = None;
             t.try_send(StreamElement::Watermark(10)).expect("room");
         }
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))));
@@ -329,6 +333,37 @@ mod tests {
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))), "awake again, and no further");
         tx[1].try_send(StreamElement::Watermark(15)).expect("room");
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(15))));
+    }
+
+    #[test]
+    fn a_source_that_wakes_on_one_edge_holds_the_time_on_the_others() {
+        let (mut g, tx) = gate(3);
+        // Two edges from subtask 0 of one source, and one from that of another.
+        for (c, (edge, source)) in g.channels.iter_mut().zip([(0, 0), (1, 0), (2, 1)]) {
+            (c.edge, c.from, c.source) = (edge, 0, Some(source));
+        }
+        for t in &tx {
+            t.try_send(StreamElement::Watermark(10)).expect("room");
+        }
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))));
+        tx[0].try_send(StreamElement::Idle).expect("room");
+        tx[1].try_send(StreamElement::Idle).expect("room");
+        tx[2].try_send(StreamElement::Watermark(30)).expect("room");
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(30))), "an idle source does not hold another");
+        for t in &tx[..2] {
+            t.try_send(StreamElement::Watermark(30)).expect("room");
+        }
+        tx[2].try_send(StreamElement::Watermark(50)).expect("room");
+        assert!(now(&mut g).is_none());
+        tx[0].try_send(StreamElement::Idle).expect("room");
+        tx[1].try_send(StreamElement::Idle).expect("room");
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(50))));
+        tx[0].try_send(StreamElement::Watermark(60)).expect("room");
+        assert!(now(&mut g).is_none(), "no further than before");
+        tx[2].try_send(StreamElement::Watermark(70)).expect("room");
+        assert!(now(&mut g).is_none(), "rows from before 60 may be on their way on its other edge");
+        tx[1].try_send(StreamElement::Watermark(60)).expect("room");
+        assert!(matches!(now(&mut g), Some(GateEvent::Watermark(60))));
     }
 
     #[test]
@@ -352,7 +387,7 @@ mod tests {
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(100))));
         let assignment = Assignment { id: AssignmentId(2), ranges: vec![KeyGroupRanges::all(); 3] };
         let (new, rx) = mpsc::channel(16);
-        g.prepare(AssignmentId(2), BTreeSet::new(), vec![InputChannel::new(0, 0, 2, true, ChannelEnd::Open(rx))]);
+        g.prepare(AssignmentId(2), BTreeSet::new(), vec![InputChannel::new(0, 0, 2, Some(0), ChannelEnd::Open(rx))]);
         for t in &tx {
             let kind = BarrierKind::Rescale(Arc::new(assignment.clone()));
             t.try_send(StreamElement::Barrier(Barrier { epoch: Epoch(1), kind })).expect("room");
@@ -368,7 +403,7 @@ mod tests {
     fn the_channel_of_a_moved_subtask_gives_way_at_the_barrier_and_not_before() {
         let (mut g, mut tx) = gate(2);
         let (new, rx) = mpsc::channel(16);
-        let joins = InputChannel::new(0, 0, 1, true, ChannelEnd::Open(rx));
+        let joins = InputChannel::new(0, 0, 1, Some(0), ChannelEnd::Open(rx));
         g.prepare(AssignmentId(2), BTreeSet::from([1]), vec![joins]);
         for t in &tx {
             t.try_send(StreamElement::Watermark(10)).expect("room");

@@ -97,7 +97,7 @@ async fn fire(window: WindowSpec, times: &[i64]) -> (BTreeMap<(i64, i64), usize>
         state_ids: vec![id],
         key_columns: vec![vec![0]],
         chain: Chain::new(env.clone(), 0, vec![node], Vec::new(), vec![edge]),
-        channels: vec![InputChannel::new(0, 0, 0, true, ChannelEnd::Open(channel))],
+        channels: vec![InputChannel::new(0, 0, 0, Some(0), ChannelEnd::Open(channel))],
         store: store.clone(),
         memory: MEMORY,
         control,

@@ -76,8 +76,8 @@ pub struct NewInput {
     pub edge: usize,
     /// The sending subtask.
     pub from: u32,
-    /// Whether the sender reads splits.
-    pub of_source: bool,
+    /// Index of the sending task when it reads splits.
+    pub source: Option<usize>,
     /// Its end.
     pub end: gate::ChannelEnd,
 }

@@ -116,7 +116,7 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
         let channels = new_inputs(context, id, d.assignment.id, &(0..parallelism).collect());
         inputs.insert(
             id,
-            channels.into_iter().map(|c| InputChannel::new(c.input, c.edge, c.from, c.of_source, c.end)).collect(),
+            channels.into_iter().map(|c| InputChannel::new(c.input, c.edge, c.from, c.source, c.end)).collect(),
         );
     }
     let mut runs = BTreeMap::new();
@@ -137,10 +137,10 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
 fn new_inputs(context: &JobContext, id: SubtaskId, assignment: AssignmentId, from: &BTreeSet<u32>) -> Vec<NewInput> {
     let mut inputs = Vec::new();
     for (e, plan) in context.graph.edges.iter().enumerate().filter(|(_, e)| e.to == id.task) {
-        let of_source = matches!(context.graph.tasks[plan.from].head, Head::Source(_));
+        let source = matches!(context.graph.tasks[plan.from].head, Head::Source(_)).then_some(plan.from);
         for &sender in from {
             let end = context.worker.channels.expect(channel_key(context, e, sender, id.index, assignment));
-            inputs.push(NewInput { input: plan.input, edge: e, from: sender, of_source, end });
+            inputs.push(NewInput { input: plan.input, edge: e, from: sender, source, end });
         }
     }
     inputs
