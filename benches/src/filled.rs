@@ -17,7 +17,7 @@ const VALUE_BYTES: u64 = 1_000;
 pub const PARALLELISM: u32 = 2;
 
 /// Events come pass by pass, but splits do not go in step: so many passes touch every key.
-const PASSES_TO_FILL: f64 = 1.2;
+const PASSES_TO_FILL: f64 = 1.05;
 
 /// At its rate behind the filling.
 const SETTLE: Duration = Duration::from_secs(40);

@@ -24,7 +24,10 @@ const WIDE: u32 = 4;
 /// Under load before the first measurement.
 const WARM: Duration = Duration::from_secs(5);
 /// Looked at before a rescale.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(5);
+/// So many checkpoints come to their end in it, of one a second: what sources have read may stand in queues, but no barrier
+/// passes those rows.
+const KEEPS_UP_CHECKPOINTS: f64 = 3.0;
 /// A job keeps up when it has stood still no longer than this for [`QUIET`] and taken nearly all rows of its rate.
 const KEEPS_UP_GAP: Duration = Duration::from_millis(500);
 /// The share of its rate that is nearly all.
@@ -143,12 +146,14 @@ fn keeps_up(cluster: &mut Cluster<'_>, job: &str, rate: u64) -> Result<Vec<Look>
         let (Some(first), Some(last)) = (seen.first(), seen.last()) else { continue };
         let due = rate as f64 * last.start.duration_since(first.end).as_secs_f64();
         let rows = last.counters.events_in - first.counters.events_in;
-        if rows >= due * KEEPS_UP_SHARE && longest_gap(&seen) <= KEEPS_UP_GAP {
+        let checkpoints = last.counters.checkpoints - first.counters.checkpoints;
+        let takes_all = rows >= due * KEEPS_UP_SHARE && checkpoints >= KEEPS_UP_CHECKPOINTS;
+        if takes_all && longest_gap(&seen) <= KEEPS_UP_GAP {
             return Ok(seen);
         }
         if start.elapsed() > KEEPS_UP_WITHIN {
             return Err(Error::unavailable(format!(
-                "the job does not keep up with {rate} events/s: {rows:.0} of {due:.0} in the last {QUIET:?}"
+                "the job does not keep up with {rate} events/s: {rows:.0} of {due:.0}, {checkpoints:.0} checkpoints in the last {QUIET:?}"
             ))
             .next("give a lower --rate"));
         }

@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use super::chain::Chain;
 use super::gate::{GateEvent, InputChannel, InputGate};
 use super::output::TimeSignal;
-use super::pace::{Pace, pause_for};
+use super::pace::{Pace, Slowdown};
 use super::paging::Paging;
 use super::slices::{Advance, Cut, Slices};
 use super::{
@@ -43,9 +43,11 @@ use crate::operator::{KeyedBatch, Progress, SubtaskTime};
 
 /// Rows that may wait in the queue of a subtask, however fast it is.
 const QUEUE_ROWS: usize = 65_536;
-/// Rows that may wait there, however slow it is: enough for reads that take 100 ms to be on their way together at 10,000 rows a
+/// Rows that may wait there as long as nobody knows how fast it is: its state may be cold.
+const QUEUE_ROWS_FIRST: usize = 1_024;
+/// Rows that may wait there, however slow it is: enough for reads that take 100 ms to be on their way together at 5,000 rows a
 /// second. (A subtask that is given fewer the longer its reads take would come to a standstill.)
-const QUEUE_ROWS_MIN: usize = 1_024;
+const QUEUE_ROWS_MIN: usize = 512;
 /// Batches that may wait in the queue of a subtask.
 const QUEUE_ITEMS: usize = 256;
 /// So many scans for what is due fit into the memory for that.
@@ -170,10 +172,7 @@ pub(crate) struct KeyedTask {
     runs_max: usize,
     /// How many runs of the version a read of a key looks into at most: what compactions can do something about.
     runs_to_merge: usize,
-    /// It takes no batch before.
-    slowed_until: Moment,
-    /// The batch whose turn it is waits for that and for nothing else.
-    is_slowed: bool,
+    slowdown: Slowdown,
     ended: bool,
     published: Moment,
 }
@@ -242,8 +241,7 @@ impl KeyedTask {
             last_rows: Moment::default(),
             runs_max,
             runs_to_merge: 0,
-            slowed_until: Moment::default(),
-            is_slowed: false,
+            slowdown: Slowdown::default(),
             ended: false,
             published: Moment::default(),
         };
@@ -291,10 +289,7 @@ impl KeyedTask {
         }
         let left = self.opened.as_ref().map(|o| FIRST_ROWS.saturating_sub(start.since(o.at)));
         let left = left.filter(|_| self.queue.is_empty());
-        // It may be over by now: nothing else need come to end this wait.
-        let pause = self.is_slowed.then(|| self.slowed_until.since(start));
-        // Planted bug 35: then there is no timer.
-        let pause = pause.filter(|p| !p.is_zero() || !bug_is_planted(35));
+        let pause = self.slowdown.left(start);
         if left == Some(Duration::ZERO) {
             // It serves, only there is nothing to be served.
             self.say_serving(false).await?;
@@ -334,7 +329,7 @@ impl KeyedTask {
         !self.ended
             && self.waiting.is_none()
             && self.queue.len() < QUEUE_ITEMS
-            && self.queued_rows < self.pace.room(QUEUE_ROWS_MIN, QUEUE_ROWS)
+            && self.queued_rows < self.pace.room(QUEUE_ROWS_MIN, QUEUE_ROWS_FIRST, QUEUE_ROWS)
             && (self.queue.is_empty() || !(self.is_over_memory() || self.paging.is_over_memory()))
             // What follows a barrier that changes the ranges is named under the new ones.
             && !matches!(self.queue.back(), Some(Item::Barrier(b)) if !matches!(b.kind, BarrierKind::Checkpoint))
@@ -397,7 +392,7 @@ impl KeyedTask {
         let start = self.env.now();
         let waited_before = self.chain.back_pressured_ns;
         let mut worked = false;
-        self.is_slowed = false;
+        self.slowdown.let_go();
         // The more flushes wait, the more is encoded for each batch: else they would become ever more.
         for _ in 0..self.encodings.len() {
             worked |= self.encode_slice(ENCODE_SLICE).await?;
@@ -429,8 +424,7 @@ impl KeyedTask {
                 if read.is_some_and(|number| !self.paging.is_done(number)) {
                     return Ok(false);
                 }
-                self.is_slowed = self.env.now() < self.slowed_until;
-                if self.is_slowed {
+                if self.slowdown.holds(self.env.now()) {
                     return Ok(false);
                 }
                 self.process_batch().await?;
@@ -469,9 +463,7 @@ impl KeyedTask {
         self.chain.deliver_head().await?;
         self.last_rows = self.env.now();
         let took = self.pace.passed(rows, self.queued_rows > 0, self.last_rows);
-        // Of what it took, the pause before it is not to be counted again.
-        let took = took.min(self.last_rows.since(self.slowed_until));
-        self.slowed_until = self.last_rows + pause_for(took, self.runs_to_merge, self.runs_max);
+        self.slowdown.behind(took, self.last_rows, self.runs_to_merge, self.runs_max);
         self.say_serving(true).await?;
         self.tend_memory().await
     }

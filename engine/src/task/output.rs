@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::NewOutputs;
 use super::pace::Portion;
 use crate::element::{Assignment, Barrier, BarrierKind, StreamElement, TimestampMs};
-use crate::transport::DATA_QUEUE;
+use crate::transport::DATA_PLACES;
 
 /// A batch leaves when it has so many rows.
 const COALESCE_ROWS: usize = 1_024;
@@ -106,7 +106,7 @@ impl EdgeOutput {
             self.waiting_since = Some(now);
         }
         // Before a full channel, what is gathered stands like what is in it.
-        let enough = COALESCE_ROWS.min(self.piece.rows().saturating_mul(DATA_QUEUE));
+        let enough = COALESCE_ROWS.min(self.piece.rows());
         for target in 0..self.channels.len() {
             if self.slivers[target].rows >= enough {
                 self.send_rows(target).await?;
@@ -166,7 +166,7 @@ impl EdgeOutput {
     /// Rows were taken from `start` to `end`. While channels are full, pieces become so small that what fills the channels is
     /// processed in [`WAITING`](super::pace::WAITING); else they grow again.
     pub(crate) fn learn(&mut self, rows: usize, start: Moment, end: Moment) {
-        let places = DATA_QUEUE * self.channels.len().max(1);
+        let places = DATA_PLACES * self.channels.len().max(1);
         self.piece.learn(rows, (start, end), end.since(start), places);
     }
 

@@ -46,29 +46,34 @@ impl Pace {
         took
     }
 
-    /// How many rows may wait: at least `least`, at most `most`. As long as no rate is known: `most`.
-    pub(crate) fn room(&self, least: usize, most: usize) -> usize {
+    /// How many rows may wait: at least `least`, at most `most`. As long as no rate is known: `first`.
+    pub(crate) fn room(&self, least: usize, first: usize, most: usize) -> usize {
         let room = |rate: f64| (rate * WAITING.as_secs_f64()) as usize;
-        self.rate.map_or(most, |rate| room(rate).clamp(least, most))
+        self.rate.map_or(first, |rate| room(rate).clamp(least, most))
     }
 }
 
 /// Channels that take longer than this for what they are given are full.
 const STOOD: Duration = Duration::from_millis(2);
 
-/// How many rows a sender hands out together: few at first, twice as many each time that channels take them at once. While
-/// channels are full: what goes through them in a moment, since a barrier waits until all that was handed out before it has gone.
+/// A portion grows once in so much time at most: channels that are not full yet take whatever they are given.
+const GROWS: Duration = Duration::from_millis(5);
+
+/// How many rows a sender hands out together: few at first, twice as many every [`GROWS`] while channels take them at once.
+/// While channels are full: what goes through them in a moment, since a barrier waits until all that was handed out before
+/// it has gone.
 #[derive(Debug)]
 pub(crate) struct Portion {
     rows: usize,
     least: usize,
     pace: Pace,
+    grown: Option<Moment>,
 }
 
 impl Portion {
     /// At least `least` rows, however slow those are who take them.
     pub(crate) fn new(least: usize) -> Self {
-        Self { rows: least, least, pace: Pace::default() }
+        Self { rows: least, least, pace: Pace::default(), grown: None }
     }
 
     /// So many rows may be handed out together.
@@ -80,12 +85,15 @@ impl Portion {
     /// stand in the channels at a time.
     pub(crate) fn learn(&mut self, rows: usize, (start, end): (Moment, Moment), waited: Duration, shares: usize) {
         if waited < STOOD {
-            self.rows = self.rows.saturating_mul(2);
+            if self.grown.is_none_or(|grown| end.since(grown) >= GROWS) {
+                self.rows = self.rows.saturating_mul(2);
+                self.grown = Some(end);
+            }
             return;
         }
         self.pace.begin(start);
         self.pace.passed(rows, false, end);
-        self.rows = (self.pace.room(0, usize::MAX) / shares.max(1)).max(self.least);
+        self.rows = (self.pace.room(0, usize::MAX, usize::MAX) / shares.max(1)).max(self.least);
     }
 }
 
@@ -103,9 +111,59 @@ pub(crate) fn pause_for(took: Duration, runs: usize, runs_max: usize) -> Duratio
     took.mul_f64(over * over - 1.0).min(PAUSE_MAX)
 }
 
+/// Holds batches of a subtask back, one pause behind each; see [`pause_for`].
+#[derive(Debug, Default)]
+pub(crate) struct Slowdown {
+    /// No batch is processed before.
+    until: Moment,
+    /// The batch whose turn it is waits for that and for nothing else.
+    holds: bool,
+}
+
+impl Slowdown {
+    /// A batch that took so long is done; reads look into `runs` runs.
+    pub(crate) fn behind(&mut self, took: Duration, now: Moment, runs: usize, runs_max: usize) {
+        // Of what it took, the pause before it is not to be counted again.
+        let took = took.min(now.since(self.until));
+        self.until = now + pause_for(took, runs, runs_max);
+    }
+
+    /// Nothing is held back as long as it is no batch's turn.
+    pub(crate) fn let_go(&mut self) {
+        self.holds = false;
+    }
+
+    /// Whether a batch whose turn it is must wait.
+    pub(crate) fn holds(&mut self, now: Moment) -> bool {
+        self.holds = now < self.until;
+        self.holds
+    }
+
+    /// How long to sleep for the batch that is held back. Zero when its pause has ended since: nothing else need come to
+    /// end the wait.
+    pub(crate) fn left(&self, now: Moment) -> Option<Duration> {
+        self.holds.then(|| self.until.since(now))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_that_has_ended_since_it_was_looked_at_still_ends_the_wait() {
+        let mut slowdown = Slowdown::default();
+        slowdown.behind(Duration::from_millis(10), at(100), 24, 12);
+        assert!(slowdown.holds(at(129)));
+        assert_eq!(slowdown.left(at(129)), Some(Duration::from_millis(1)));
+        assert_eq!([130, 131].map(|ms| slowdown.left(at(ms))), [Some(Duration::ZERO); 2]);
+        slowdown.let_go();
+        assert_eq!(slowdown.left(at(129)), None, "something else is waited for");
+        assert!(!slowdown.holds(at(130)) && slowdown.left(at(130)).is_none());
+        // It took 20 ms behind the last batch, 10 of which were the pause.
+        slowdown.behind(Duration::from_millis(40), at(140), 24, 12);
+        assert!(slowdown.holds(at(169)) && !slowdown.holds(at(170)));
+    }
 
     #[test]
     fn the_more_runs_there_are_beyond_the_bound_the_longer_is_the_pause() {
@@ -122,21 +180,21 @@ mod tests {
     #[test]
     fn room_follows_the_rate_of_the_time_in_which_something_waits() {
         let mut pace = Pace::default();
-        assert_eq!(pace.room(10, 1_000), 1_000);
+        assert_eq!(pace.room(10, 50, 1_000), 50);
         // Nothing waited for the first 10 s: that says nothing.
         pace.begin(at(10_000));
         pace.passed(20, true, at(10_100));
-        assert_eq!(pace.room(10, 1_000), 1_000);
+        assert_eq!(pace.room(10, 50, 1_000), 50);
         pace.passed(20, false, at(10_200));
-        assert_eq!(pace.room(10, 1_000), 100, "200 rows a second");
+        assert_eq!(pace.room(10, 50, 1_000), 100, "200 rows a second");
         pace.begin(at(60_000));
         pace.passed(400, false, at(60_200));
-        assert_eq!(pace.room(10, 1_000), 550);
+        assert_eq!(pace.room(10, 50, 1_000), 550);
         pace.begin(at(70_000));
         for i in 1..=20 {
             pace.passed(1, true, at(70_000 + i * 1_000));
         }
-        assert_eq!(pace.room(10, 1_000), 10);
+        assert_eq!(pace.room(10, 50, 1_000), 10);
     }
 
     #[test]
@@ -145,12 +203,14 @@ mod tests {
         let second = |n: u64| (at(n * 1_000), at((n + 1) * 1_000));
         assert_eq!(portion.rows(), 32, "nobody knows who comes behind it");
         (0..10).for_each(|_| portion.learn(10_000, second(0), Duration::from_millis(1), 1));
+        assert_eq!(portion.rows(), 64, "channels may only not be full yet");
+        (1..10).for_each(|n| portion.learn(10_000, second(n), Duration::from_millis(1), 1));
         assert_eq!(portion.rows(), 32 << 10, "nothing stood");
-        portion.learn(10_000, second(1), Duration::from_millis(900), 1);
+        portion.learn(10_000, second(11), Duration::from_millis(900), 1);
         assert_eq!(portion.rows(), 5_000);
-        portion.learn(10_000, second(2), Duration::from_millis(900), 10);
+        portion.learn(10_000, second(12), Duration::from_millis(900), 10);
         assert_eq!(portion.rows(), 500);
-        portion.learn(1, (at(3_000), at(99_000)), Duration::from_secs(96), 10);
+        portion.learn(1, (at(13_000), at(99_000)), Duration::from_secs(86), 10);
         assert!(portion.rows() < 500);
         for n in 100..120 {
             portion.learn(1, second(n), Duration::from_secs(1), 10);

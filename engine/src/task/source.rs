@@ -34,7 +34,7 @@ use crate::source::{Position, Read, SplitReader};
 const PACE: Duration = Duration::from_millis(10);
 
 /// Rows that are read together, however slow those are who process them.
-const READ_ROWS_MIN: usize = 256;
+const READ_ROWS_MIN: usize = 128;
 
 /// What a source subtask is made from.
 pub(crate) struct SourceTaskParts {
@@ -682,7 +682,7 @@ mod tests {
             rows_before_a_barrier(400_000).await,
         );
         // What is read together, what is gathered, and what stands in the channel.
-        let least = READ_ROWS_MIN + (2 * DATA_QUEUE + 1) * crate::task::output::PIECE_ROWS_MIN;
+        let least = READ_ROWS_MIN + (DATA_QUEUE + 2) * crate::task::output::PIECE_ROWS_MIN;
         assert!((1..=least).contains(&slow), "{slow}");
         assert!((slow..=2 * 4_000).contains(&medium), "{medium}: two seconds' worth");
         assert!(fast >= 8_192, "{fast}: it is not starved");

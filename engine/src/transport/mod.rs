@@ -16,7 +16,9 @@ pub mod network;
 /// How many control messages a session holds before the sender waits.
 pub const CONTROL_QUEUE: usize = 1024;
 /// How many elements a data channel holds before the sender waits.
-pub const DATA_QUEUE: usize = 8;
+pub const DATA_QUEUE: usize = 4;
+/// How many elements stand in a data channel at most: in the queue of either end, and as many that were granted.
+pub const DATA_PLACES: usize = 3 * DATA_QUEUE;
 
 /// Which channel a data connection is, and of which deployment: a receiver takes no other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -78,6 +78,7 @@ impl Encoder {
         let flags = if known { 0 } else { FLAG_SCHEMA };
         let mut header = open_header(length as u32, FrameKind::Batch, flags, self.execution);
         seal(&mut header, pieces.iter().map(Buffer::as_slice));
+        out.frames += 1;
         out.copy(&header);
         pieces.into_iter().for_each(|piece| out.push(piece));
         Ok(())
@@ -104,6 +105,7 @@ pub(super) struct Pending {
     copied: Vec<u8>,
     parts: Vec<Part>,
     bytes: usize,
+    frames: usize,
     /// How much of the first unwritten part is written, and which one that is.
     first_part: usize,
     first_bytes: usize,
@@ -120,10 +122,16 @@ impl Pending {
         self.bytes
     }
 
+    /// Frames that were put in since all had been written.
+    pub(super) fn frames(&self) -> usize {
+        self.frames
+    }
+
     fn push_frame(&mut self, execution: Execution, kind: FrameKind, payload: &[u8]) {
         let mut header = open_header(payload.len() as u32, kind, 0, execution);
         seal(&mut header, [payload]);
         debug_assert_eq!(header.len(), HEADER_BYTES);
+        self.frames += 1;
         self.copy(&header);
         self.copy(payload);
     }
@@ -188,6 +196,6 @@ impl Pending {
     fn clear(&mut self) {
         self.copied.clear();
         self.parts.clear();
-        (self.bytes, self.first_part, self.first_bytes) = (0, 0, 0);
+        (self.bytes, self.frames, self.first_part, self.first_bytes) = (0, 0, 0, 0);
     }
 }

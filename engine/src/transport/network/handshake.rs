@@ -1,7 +1,7 @@
 //! What both ends say before the first frame of a data connection (docs/wire.md).
 //!
 //! The connecting end sends its [`ChannelKey`]; the other takes it, and answers once the connection stands in its
-//! queue of arrivals. Nothing else ever goes from the taking end to the connecting one.
+//! queue of arrivals. Behind the answer, only grants go from the taking end to the connecting one.
 
 use millstream_common::{AssignmentId, Error, Execution, Generation, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -11,7 +11,7 @@ use crate::transport::ChannelKey;
 /// First bytes of a data connection, both ways.
 const MAGIC: [u8; 4] = *b"MSDX";
 /// Rises when frames or handshake change.
-const PROTOCOL: u16 = 1;
+const PROTOCOL: u16 = 2;
 /// Magic, protocol, body length, checksum of the body.
 const HEAD_BYTES: usize = 12;
 /// Numbers of the body, before the job's id.

@@ -5,7 +5,8 @@
 //! itself, never repeats a message, and never looks into one. The wire format is written down in docs/wire.md.
 //!
 //! - [`control`] and [`session`]: the coordinator's service, sessions and calls.
-//! - [`data`], [`writer`], [`reader`]: data connections; [`handshake`], [`frame`], [`encode`], [`decode`]: their bytes;
+//! - [`data`], [`writer`], [`reader`]: data connections, and [`credit`] for how much is on its way in one; [`handshake`],
+//!   [`frame`], [`encode`], [`decode`]: their bytes;
 //!   [`ipc_schema`] and [`ipc_batch`] stand guard before the Arrow decoder.
 //! - [`address`]: what may be bound, and what is told to others.
 
@@ -23,6 +24,7 @@ use crate::element::StreamElement;
 
 mod address;
 mod control;
+mod credit;
 mod data;
 mod decode;
 mod encode;

@@ -1,18 +1,20 @@
 //! The sending end of a data connection: takes elements from its queue, writes their frames.
 //!
-//! Order of events: wait for an element; encode it and whatever else is queued already (up to [`WRITE_BYTES`]); write
-//! all of it; again. So a lone watermark goes at once and a busy channel needs few system calls. When the queue's
-//! senders are gone, what is queued is written and the connection closed; when the peer closes, the queue closes.
+//! Order of events: wait for an element, and for credit; encode it and whatever else is queued already (up to
+//! [`WRITE_BYTES`] and what credit is left); write all of it; again. So a lone watermark goes at once and a busy channel
+//! needs few system calls. When the queue's senders are gone, what is queued is written as credit comes and the connection
+//! closed; when the peer closes, the queue closes.
 
 use std::io::IoSlice;
 
 use millstream_common::{Error, Result, select};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::credit::Credit;
 use super::encode::{Encoder, Pending};
 use crate::element::StreamElement;
 use crate::transport::ChannelKey;
@@ -31,12 +33,17 @@ pub(super) async fn write(
     mut queue: mpsc::Receiver<StreamElement>,
 ) {
     let (mut read, mut write) = stream.into_split();
-    match write_loop(&mut read, &mut write, encoder, &mut queue).await {
+    let mut credit = Credit::default();
+    match write_loop(&mut read, &mut write, encoder, &mut queue, &mut credit).await {
         Ok(()) => debug!(%peer, ?key, "data connection ended"),
         Err(error) => warn!(%peer, ?key, %error, "data connection closed"),
     }
+    drop(queue);
     // A peer that is gone does not care.
     let _ = write.shutdown().await;
+    // It has read all once it closes. A socket that is closed before, with grants in it that nobody read, is reset, and
+    // what was still on its way is lost.
+    while matches!(credit.next(&mut read).await, Ok(true)) {}
 }
 
 async fn write_loop(
@@ -44,31 +51,45 @@ async fn write_loop(
     write: &mut OwnedWriteHalf,
     mut encoder: Encoder,
     queue: &mut mpsc::Receiver<StreamElement>,
+    credit: &mut Credit,
 ) -> Result<()> {
     let mut pending = Pending::default();
     loop {
-        let first = select! {
-            element = queue.recv() => element,
-            () = closed_by_peer(read) => return Ok(()),
-        };
-        let Some(first) = first else { return Ok(()) };
-        let encoded = encode_queued(first, &mut encoder, queue, &mut pending);
+        let may_send = credit.is_left();
+        let mut first = None;
+        select! {
+            element = queue.recv(), if may_send => match element {
+                Some(element) => first = Some(element),
+                None => return Ok(()),
+            },
+            open = credit.next(read) => if !open? {
+                return Ok(());
+            },
+        }
+        let Some(first) = first else { continue };
+        if !credit.take_ready(read)? {
+            return Ok(());
+        }
+        let encoded = encode_queued(first, &mut encoder, queue, credit, &mut pending);
         write_pending(write, &mut pending).await?;
         encoded?;
     }
 }
 
-/// Encodes `first` and what else is queued. What was encoded before an error still goes out.
+/// Encodes `first` and what else is queued, as far as credit goes. What was encoded before an error still goes out.
 fn encode_queued(
     first: StreamElement,
     encoder: &mut Encoder,
     queue: &mut mpsc::Receiver<StreamElement>,
+    credit: &mut Credit,
     pending: &mut Pending,
 ) -> Result<()> {
     let mut next = Some(first);
     while let Some(element) = next {
+        let before = pending.frames();
         encoder.encode(&element, pending)?;
-        next = if pending.bytes() < WRITE_BYTES { queue.try_recv().ok() } else { None };
+        credit.spend(pending.frames() - before);
+        next = if pending.bytes() < WRITE_BYTES && credit.is_left() { queue.try_recv().ok() } else { None };
     }
     Ok(())
 }
@@ -85,10 +106,4 @@ async fn write_pending(write: &mut OwnedWriteHalf, pending: &mut Pending) -> Res
         pending.advance(written);
     }
     Ok(())
-}
-
-/// The peer says nothing after the handshake: whatever can be read is its end.
-async fn closed_by_peer(read: &mut OwnedReadHalf) {
-    let mut byte = [0];
-    let _ = read.read(&mut byte).await;
 }
