@@ -3,6 +3,7 @@
 
 mod describe;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
@@ -29,6 +30,16 @@ impl JobGraph {
         let edge = self.edges.iter().find(|e| e.to == task && e.input == 0);
         let column = |e: &EdgePlan, i: usize| KeyColumn::of(e.schema.field(i));
         edge.map(|e| e.key_columns.iter().map(|&i| column(e, i)).collect()).unwrap_or_default()
+    }
+
+    /// The tasks with splits from which rows reach this task: itself, or all those before it.
+    #[must_use]
+    pub fn sources_of(&self, task: usize) -> BTreeSet<usize> {
+        if matches!(self.tasks[task].head, Head::Source(_)) {
+            return BTreeSet::from([task]);
+        }
+        let before = self.edges.iter().filter(|e| e.to == task);
+        before.flat_map(|e| self.sources_of(e.from)).collect()
     }
 
     /// Sets the idle time-out of sources that have none of their own.

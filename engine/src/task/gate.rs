@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use arrow_array::RecordBatch;
@@ -26,6 +27,15 @@ pub enum ChannelEnd {
     Open(mpsc::Receiver<StreamElement>),
 }
 
+/// Where the rows of a channel come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A subtask that reads splits of the source task of this index: when it is idle, it alone does not hold the time.
+    Source(usize),
+    /// A subtask of a keyed task that these source tasks feed.
+    Keyed(Arc<BTreeSet<usize>>),
+}
+
 /// One channel into a subtask.
 pub struct InputChannel {
     /// Which input of the head operator it feeds.
@@ -36,8 +46,7 @@ pub struct InputChannel {
     pub from: u32,
     /// Where elements come from.
     pub end: ChannelEnd,
-    /// Index of the sending task when it reads splits: a subtask of it that is idle alone does not hold the time.
-    source: Option<usize>,
+    origin: Origin,
     blocked: bool,
     watermark: TimestampMs,
     idle: bool,
@@ -46,8 +55,20 @@ pub struct InputChannel {
 impl InputChannel {
     /// A channel that has announced nothing yet: it holds the watermark.
     #[must_use]
-    pub fn new(input: usize, edge: usize, from: u32, source: Option<usize>, end: ChannelEnd) -> Self {
-        Self { input, edge, from, end, source, blocked: false, watermark: WATERMARK_MIN, idle: false }
+    pub fn new(input: usize, edge: usize, from: u32, origin: Origin, end: ChannelEnd) -> Self {
+        Self { input, edge, from, end, origin, blocked: false, watermark: WATERMARK_MIN, idle: false }
+    }
+
+    /// Whether this one wakes, or has woken, because `other` is awake. Its rows from before may still be on their way.
+    fn wakes_with(&self, other: &Self) -> bool {
+        match (&self.origin, &other.origin) {
+            // One subtask may come by several edges.
+            (Origin::Source(mine), Origin::Source(its)) => mine == its && self.from == other.from,
+            (Origin::Source(_), Origin::Keyed(_)) => false,
+            // Every subtask of a keyed task hears of everyone who wakes before it.
+            (Origin::Keyed(mine), Origin::Source(its)) => mine.contains(its),
+            (Origin::Keyed(mine), Origin::Keyed(its)) => its.is_subset(mine),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<StreamElement>> {
@@ -232,14 +253,9 @@ impl InputGate {
     }
 
     fn merged(&mut self) -> Option<GateEvent> {
-        // Subtasks of a keyed task fall idle and wake together, only not at the same moment: one that still seems idle
-        // may be about to fire older windows, so it counts as soon as one of them is awake. A subtask of a source that
-        // comes by several edges has woken on all of them: its rows may still be on their way on one.
-        let wake_together = |a: &InputChannel, b: &InputChannel| match a.source {
-            None => a.edge == b.edge,
-            Some(_) => a.source == b.source && a.from == b.from,
-        };
-        let counts = |c: &&InputChannel| !c.idle || self.channels.iter().any(|d| !d.idle && wake_together(c, d));
+        // Those who wake for the same reason do so together, only not at the same moment: one that still seems idle may be
+        // about to fire older windows, so it counts as soon as one of them is awake.
+        let counts = |c: &&InputChannel| !c.idle || self.channels.iter().any(|d| !d.idle && c.wakes_with(d));
         let least = self.channels.iter().filter(counts).map(|c| c.watermark).min();
         match least {
             // The end of time is said on every channel. One that still seems idle may have woken with its last rows.
@@ -266,8 +282,6 @@ impl InputGate {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use futures::FutureExt;
     use millstream_common::{Epoch, KeyGroupRanges};
 
@@ -279,9 +293,13 @@ mod tests {
         let channels = rx
             .into_iter()
             .enumerate()
-            .map(|(i, r)| InputChannel::new(0, 0, i as u32, Some(0), ChannelEnd::Open(r)))
+            .map(|(i, r)| InputChannel::new(0, 0, i as u32, Origin::Source(0), ChannelEnd::Open(r)))
             .collect();
         (InputGate::new(channels, WATERMARK_MIN), tx)
+    }
+
+    fn keyed(sources: &[usize]) -> Origin {
+        Origin::Keyed(Arc::new(sources.iter().copied().collect()))
     }
 
     fn now(gate: &mut InputGate) -> Option<GateEvent> {
@@ -321,7 +339,7 @@ mod tests {
     fn an_idle_subtask_of_a_keyed_task_holds_the_time_once_another_wakes() {
         let (mut g, tx) = gate(2);
         for (c, t) in g.channels.iter_mut().zip(&tx) {
-            c.source = None;
+            c.origin = keyed(&[0]);
             t.try_send(StreamElement::Watermark(10)).expect("room");
         }
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))));
@@ -340,7 +358,7 @@ mod tests {
         let (mut g, tx) = gate(3);
         // Two edges from subtask 0 of one source, and one from that of another.
         for (c, (edge, source)) in g.channels.iter_mut().zip([(0, 0), (1, 0), (2, 1)]) {
-            (c.edge, c.from, c.source) = (edge, 0, Some(source));
+            (c.edge, c.from, c.origin) = (edge, 0, Origin::Source(source));
         }
         for t in &tx {
             t.try_send(StreamElement::Watermark(10)).expect("room");
@@ -367,6 +385,40 @@ mod tests {
     }
 
     #[test]
+    fn a_keyed_task_holds_the_time_once_those_before_it_are_awake() {
+        // What is awake, what seems idle, and whether that holds the time: a source beside a task that it feeds, a keyed task that
+        // comes by two edges, a task that another source feeds, and two tasks with a source in common.
+        let cases = [
+            (Origin::Source(0), keyed(&[0]), true),
+            (keyed(&[0]), keyed(&[0]), true),
+            (keyed(&[0]), keyed(&[0, 1]), true),
+            (Origin::Source(1), keyed(&[0]), false),
+            (keyed(&[0, 1]), keyed(&[0]), false),
+            (keyed(&[0]), Origin::Source(0), false),
+        ];
+        for (awake, seems_idle, holds) in cases {
+            let (mut g, tx) = gate(2);
+            (g.channels[0].origin, g.channels[1].origin) = (awake.clone(), seems_idle.clone());
+            g.channels[1].edge = 1;
+            for t in &tx {
+                t.try_send(StreamElement::Watermark(10)).expect("room");
+            }
+            assert!(matches!(now(&mut g), Some(GateEvent::Watermark(10))));
+            for t in &tx {
+                t.try_send(StreamElement::Idle).expect("room");
+            }
+            assert!(matches!(now(&mut g), Some(GateEvent::Idle)));
+            tx[0].try_send(StreamElement::Watermark(20)).expect("room");
+            let expected = if holds { 10 } else { 20 };
+            let came = now(&mut g);
+            assert!(
+                matches!(came, Some(GateEvent::Watermark(w)) if w == expected),
+                "{awake:?}, {seems_idle:?}: {came:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_channel_with_a_barrier_waits_for_the_others() {
         let (mut g, tx) = gate(2);
         tx[0].try_send(barrier(1)).expect("room");
@@ -387,7 +439,11 @@ mod tests {
         assert!(matches!(now(&mut g), Some(GateEvent::Watermark(100))));
         let assignment = Assignment { id: AssignmentId(2), ranges: vec![KeyGroupRanges::all(); 3] };
         let (new, rx) = mpsc::channel(16);
-        g.prepare(AssignmentId(2), BTreeSet::new(), vec![InputChannel::new(0, 0, 2, Some(0), ChannelEnd::Open(rx))]);
+        g.prepare(
+            AssignmentId(2),
+            BTreeSet::new(),
+            vec![InputChannel::new(0, 0, 2, Origin::Source(0), ChannelEnd::Open(rx))],
+        );
         for t in &tx {
             let kind = BarrierKind::Rescale(Arc::new(assignment.clone()));
             t.try_send(StreamElement::Barrier(Barrier { epoch: Epoch(1), kind })).expect("room");
@@ -403,7 +459,7 @@ mod tests {
     fn the_channel_of_a_moved_subtask_gives_way_at_the_barrier_and_not_before() {
         let (mut g, mut tx) = gate(2);
         let (new, rx) = mpsc::channel(16);
-        let joins = InputChannel::new(0, 0, 1, Some(0), ChannelEnd::Open(rx));
+        let joins = InputChannel::new(0, 0, 1, Origin::Source(0), ChannelEnd::Open(rx));
         g.prepare(AssignmentId(2), BTreeSet::from([1]), vec![joins]);
         for t in &tx {
             t.try_send(StreamElement::Watermark(10)).expect("room");

@@ -762,7 +762,7 @@ impl KeyedTask {
 
     fn prepare(&mut self, p: Preparation) {
         let inputs =
-            p.inputs.into_iter().map(|i| InputChannel::new(i.input, i.edge, i.from, i.source, i.end)).collect();
+            p.inputs.into_iter().map(|i| InputChannel::new(i.input, i.edge, i.from, i.origin, i.end)).collect();
         self.leaves = p.leaves;
         self.gate.prepare(p.assignment, p.moved, inputs);
         for (edge, channels) in p.outputs {

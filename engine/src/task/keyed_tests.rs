@@ -16,7 +16,7 @@ use millstream_state_store::{Caches, Layout, MergeOperators, StateLayout, StateS
 use tokio::sync::mpsc;
 
 use super::chain::{Chain, Node};
-use super::gate::{ChannelEnd, InputChannel};
+use super::gate::{ChannelEnd, InputChannel, Origin};
 use super::keyed::{self, KeyedTaskParts, Start, TaskMemory};
 use super::output::EdgeOutput;
 use super::{SubtaskId, TASK_QUEUE, TaskControl, TaskEvent, TaskMetrics, VersionView};
@@ -97,7 +97,7 @@ async fn fire(window: WindowSpec, times: &[i64]) -> (BTreeMap<(i64, i64), usize>
         state_ids: vec![id],
         key_columns: vec![vec![0]],
         chain: Chain::new(env.clone(), 0, vec![node], Vec::new(), vec![edge]),
-        channels: vec![InputChannel::new(0, 0, 0, Some(0), ChannelEnd::Open(channel))],
+        channels: vec![InputChannel::new(0, 0, 0, Origin::Source(0), ChannelEnd::Open(channel))],
         store: store.clone(),
         memory: MEMORY,
         control,

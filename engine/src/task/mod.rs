@@ -76,8 +76,8 @@ pub struct NewInput {
     pub edge: usize,
     /// The sending subtask.
     pub from: u32,
-    /// Index of the sending task when it reads splits.
-    pub source: Option<usize>,
+    /// Where its rows come from.
+    pub origin: gate::Origin,
     /// Its end.
     pub end: gate::ChannelEnd,
 }

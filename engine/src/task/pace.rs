@@ -46,6 +46,11 @@ impl Pace {
         took
     }
 
+    /// Whether a rate is known.
+    pub(crate) fn is_known(&self) -> bool {
+        self.rate.is_some()
+    }
+
     /// How many rows may wait: at least `least`, at most `most`. As long as no rate is known: `first`.
     pub(crate) fn room(&self, least: usize, first: usize, most: usize) -> usize {
         let room = |rate: f64| (rate * WAITING.as_secs_f64()) as usize;
@@ -93,7 +98,10 @@ impl Portion {
         }
         self.pace.begin(start);
         self.pace.passed(rows, false, end);
-        self.rows = (self.pace.room(0, usize::MAX, usize::MAX) / shares.max(1)).max(self.least);
+        // As long as nobody knows how slow they are, it stays as small as it is.
+        if self.pace.is_known() {
+            self.rows = (self.pace.room(0, 0, usize::MAX) / shares.max(1)).max(self.least);
+        }
     }
 }
 
@@ -195,6 +203,15 @@ mod tests {
             pace.passed(1, true, at(70_000 + i * 1_000));
         }
         assert_eq!(pace.room(10, 50, 1_000), 10);
+    }
+
+    #[test]
+    fn a_portion_does_not_grow_before_channels_of_unknown_pace_that_are_full() {
+        let mut portion = Portion::new(32);
+        portion.learn(32, (at(0), at(150)), Duration::from_millis(150), 1);
+        assert_eq!(portion.rows(), 32);
+        portion.learn(32, (at(150), at(300)), Duration::from_millis(150), 1);
+        assert_eq!(portion.rows(), 106, "213 rows a second");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::operator::{Collector, SubtaskTime};
 use crate::sink::SinkContext;
 use crate::source::Split;
 use crate::task::chain::{Chain, Node, SinkOutput};
-use crate::task::gate::InputChannel;
+use crate::task::gate::{InputChannel, Origin};
 use crate::task::keyed::{self, KeyedTaskParts, Start};
 use crate::task::output::EdgeOutput;
 use crate::task::source::{self, SourceTaskParts};
@@ -116,7 +116,7 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
         let channels = new_inputs(context, id, d.assignment.id, &(0..parallelism).collect());
         inputs.insert(
             id,
-            channels.into_iter().map(|c| InputChannel::new(c.input, c.edge, c.from, c.source, c.end)).collect(),
+            channels.into_iter().map(|c| InputChannel::new(c.input, c.edge, c.from, c.origin, c.end)).collect(),
         );
     }
     let mut runs = BTreeMap::new();
@@ -137,10 +137,13 @@ pub(crate) async fn start_subtasks(context: &Arc<JobContext>, d: &Deployment) ->
 fn new_inputs(context: &JobContext, id: SubtaskId, assignment: AssignmentId, from: &BTreeSet<u32>) -> Vec<NewInput> {
     let mut inputs = Vec::new();
     for (e, plan) in context.graph.edges.iter().enumerate().filter(|(_, e)| e.to == id.task) {
-        let source = matches!(context.graph.tasks[plan.from].head, Head::Source(_)).then_some(plan.from);
+        let origin = match context.graph.tasks[plan.from].head {
+            Head::Source(_) => Origin::Source(plan.from),
+            Head::Exchange => Origin::Keyed(Arc::new(context.graph.sources_of(plan.from))),
+        };
         for &sender in from {
             let end = context.worker.channels.expect(channel_key(context, e, sender, id.index, assignment));
-            inputs.push(NewInput { input: plan.input, edge: e, from: sender, source, end });
+            inputs.push(NewInput { input: plan.input, edge: e, from: sender, origin: origin.clone(), end });
         }
     }
     inputs

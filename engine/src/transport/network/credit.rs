@@ -7,12 +7,14 @@ use futures::FutureExt;
 use millstream_common::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::transport::DATA_QUEUE;
+use crate::transport::{DATA_PLACES, DATA_QUEUE};
 
-/// What a connection may send before the first grant, frames.
-pub(super) const FIRST: u32 = DATA_QUEUE as u32;
+/// What a connection may send before the first grant, frames. Part of the protocol: both ends must have the same.
+const FIRST: u32 = 4;
 /// So many frames are granted together.
-const TOGETHER: u32 = FIRST / 2;
+const TOGETHER: u32 = 2;
+const _: () = assert!(TOGETHER >= 1 && TOGETHER <= FIRST);
+const _: () = assert!(DATA_PLACES == 2 * DATA_QUEUE + FIRST as usize);
 /// Bytes of a grant.
 const GRANT_BYTES: usize = size_of::<u32>();
 /// A peer that grants more than this at a time, or as the sum of what was not sent yet, is none of ours.
@@ -22,18 +24,19 @@ const CREDIT_MAX: i64 = 1 << 16;
 #[derive(Debug, Default)]
 pub(super) struct Grants {
     taken: u32,
+    /// The peer takes none any more; what it has sent is still to be read.
+    refused: bool,
 }
 
 impl Grants {
     /// A frame has been taken: it stands in the queue of its receiver.
-    pub(super) async fn taken(&mut self, to_peer: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
+    pub(super) async fn taken(&mut self, to_peer: &mut (impl AsyncWrite + Unpin)) {
         self.taken += 1;
-        if self.taken < TOGETHER {
-            return Ok(());
+        if self.taken < TOGETHER || self.refused {
+            return;
         }
         let grant = std::mem::take(&mut self.taken).to_le_bytes();
-        let broken = |e| Error::unavailable("the data connection broke").code(2125).source(e);
-        to_peer.write_all(&grant).await.map_err(broken)
+        self.refused = to_peer.write_all(&grant).await.is_err();
     }
 }
 
@@ -109,7 +112,7 @@ mod tests {
                 on_their_way += 1;
             }
             assert!((1..=FIRST).contains(&on_their_way), "{on_their_way}");
-            grants.taken(&mut receiver).await.unwrap();
+            grants.taken(&mut receiver).await;
             on_their_way -= 1;
             assert!(credit.take_ready(&mut sender).unwrap());
         }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use millstream_common::{Env, Error, Lane, Result, select};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -20,6 +21,12 @@ use crate::transport::{CONTROL_QUEUE, ChannelKey, DATA_QUEUE, DataConnection};
 
 /// A peer that takes longer for its part of the handshake is cut off.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// A connection on which nothing has come for so long is probed by the kernel,
+const SILENCE: Duration = Duration::from_secs(10);
+/// so often,
+const PROBE: Duration = Duration::from_secs(5);
+/// and broken off when so many probes stay unanswered.
+const PROBES: u32 = 3;
 /// How long the listener rests when the system gives it no more sockets.
 const REST: Duration = Duration::from_millis(100);
 
@@ -65,7 +72,7 @@ async fn take(
     stream: &mut TcpStream,
     arrivals: &mpsc::Sender<DataConnection>,
 ) -> Result<(ChannelKey, mpsc::Sender<StreamElement>)> {
-    stream.set_nodelay(true).map_err(|e| Error::unavailable("a socket without options").code(2126).source(e))?;
+    set_options(stream).map_err(|e| Error::unavailable("a socket without options").code(2126).source(e))?;
     let key = match handshake::read(stream).await {
         Ok(key) => key,
         Err(Refusal::OtherProtocol(error)) => {
@@ -103,9 +110,17 @@ pub(super) async fn connect(env: Env, address: String, key: ChannelKey) -> Resul
     Ok(queue)
 }
 
+/// Small frames go at once; and a peer whose machine is gone is noticed although nothing is to be sent, since a sender without
+/// credit waits for its grants alone.
+fn set_options(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let alive = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(PROBES);
+    SockRef::from(stream).set_tcp_keepalive(&alive)
+}
+
 async fn shake_hands(stream: &mut TcpStream, hello: &[u8]) -> Result<()> {
     let broken = |e| Error::unavailable("the data connection broke").code(2122).source(e);
-    stream.set_nodelay(true).map_err(broken)?;
+    set_options(stream).map_err(broken)?;
     tokio::io::AsyncWriteExt::write_all(stream, hello).await.map_err(broken)?;
     handshake::read_answer(stream).await
 }

@@ -65,6 +65,6 @@ async fn read_loop(
         if queue.send(element).await.is_err() {
             return Ok(());
         }
-        grants.taken(&mut to_peer).await?;
+        grants.taken(&mut to_peer).await;
     }
 }

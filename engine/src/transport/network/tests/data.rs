@@ -113,6 +113,23 @@ async fn a_receiver_that_does_not_read_stops_the_sender() {
     assert!(matches!(soon(connection.elements.recv()).await, Some(StreamElement::Idle)));
 }
 
+/// Grants come in while the sender has long gone, and are no reason to lose what it has sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_before_the_end_waits_for_a_receiver_that_comes_late() {
+    let (env, (tx, mut connection)) = (Env::test(1), pair().await);
+    let element = StreamElement::Batch(samples::numbers(0, 50_000));
+    let mut sent = 0;
+    while env.timeout(Duration::from_millis(500), "sending", tx.send(element.clone())).await.is_ok() {
+        sent += 1;
+    }
+    drop(tx);
+    for _ in 0..sent {
+        assert_eq!(batch(soon(connection.elements.recv()).await).num_rows(), 50_000);
+        env.sleep(Duration::from_millis(20)).await;
+    }
+    assert!(soon(connection.elements.recv()).await.is_none());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grant_that_cannot_be_closes_the_senders_queue() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -150,7 +167,8 @@ async fn a_cut_is_seen_by_a_sender_that_is_stuck() {
     let tx = network().connect_data(&proxy.address, samples::key()).await.unwrap();
     let _unread = soon(arrivals.recv()).await.unwrap();
     let env = Env::test(1);
-    let element = StreamElement::Batch(samples::numbers(0, 200_000));
+    // 64 MB each: it is stuck in a write, with credit left, and not for want of credit.
+    let element = StreamElement::Batch(samples::numbers(0, 8_000_000));
     while env.timeout(Duration::from_millis(500), "sending", tx.send(element.clone())).await.is_ok() {}
     proxy.cut();
     soon(tx.closed()).await;
