@@ -56,15 +56,15 @@ TEXT
     rm -rf "$fresh"
 }
 
-# java_of MEGABYTES CLASS ARGS: runs a class of Kafka's.
+# java_of MEGABYTES CLASS ARGS: runs a tool of Kafka's, which is to start quickly rather than to run long.
 java_of() {
     local megabytes=$1
     shift
-    exec java "-Xmx${megabytes}m" -XX:+UseSerialGC -XX:TieredStopAtLevel="${KAFKA_JIT:-4}" -cp "$libs/*" \
+    exec java "-Xmx${megabytes}m" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$libs/*" \
         -Dlog4j2.configurationFile="$cache/log4j2.properties" "$@"
 }
 
-log_to_stdout() {
+log_to_stderr() {
     cat >"$cache/log4j2.properties" <<'TEXT'
 rootLogger.level = WARN
 rootLogger.appenderRefs = out
@@ -101,21 +101,22 @@ TEXT
     printf '%s\n' "${KAFKA_SETTINGS:-}"
 }
 
-serves() { java_of 128 org.apache.kafka.tools.TopicCommand --bootstrap-server "127.0.0.1:$1" --list >/dev/null; }
-
 # A listening socket comes before the broker is of use; the tool that makes sure takes a second to start.
-answers() { ! port_is_free "$1" && (KAFKA_JIT=1 serves "$1"); }
+answers() {
+    ! port_is_free "$1" &&
+        (java_of 128 org.apache.kafka.tools.TopicCommand --bootstrap-server "127.0.0.1:$1" --list >/dev/null)
+}
 
 serve() {
     local dir=$1 port
     command -v java >/dev/null || die "Java is not installed" 3
-    log_to_stdout
+    log_to_stderr
     # Whoever comes back is found where it was.
     if [ ! -e "$dir/$name.port" ]; then free_ports "$dir" 2 >/dev/null; fi
     port=$(port_of "$dir")
     settings "$dir" "$port" >"$dir/server.properties"
     if [ ! -e "$dir/data/meta.properties" ]; then
-        (KAFKA_JIT=1 java_of 128 kafka.tools.StorageTool format --standalone -c "$dir/server.properties" \
+        (java_of 128 kafka.tools.StorageTool format --standalone -c "$dir/server.properties" \
             -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')") >"$dir/format.log" 2>&1 ||
             die "it could not format its folder: $(tail -n 3 "$dir/format.log")"
     fi
@@ -144,8 +145,8 @@ tool() {
     esac
     shift
     install
-    log_to_stdout
-    KAFKA_JIT=1 java_of 256 "$class" "$@"
+    log_to_stderr
+    java_of 256 "$class" "$@"
 }
 
 case ${1:-} in

@@ -16,8 +16,8 @@ const VALUE_BYTES: u64 = 1_000;
 /// The parallelism that jobs start with.
 pub const PARALLELISM: u32 = 2;
 
-/// Events come pass by pass, but splits do not go in step: so many passes touch nearly every key. More cost as much time again, since
-/// what comes a second time is cold.
+/// Events come pass by pass, but splits do not go in step: so many passes touch nearly every key. The rest come
+/// in the time in which the state settles, or later.
 const PASSES_TO_FILL: f64 = 1.05;
 
 /// At its rate behind the filling.

@@ -37,6 +37,17 @@ async fn raw(address: &str, hello: &[u8], answer: usize) -> TcpStream {
     stream
 }
 
+/// Sends `element` until nobody has taken one for a second; how many were taken.
+async fn send_until_it_stops(tx: &mpsc::Sender<StreamElement>, element: &StreamElement) -> usize {
+    let env = Env::test(1);
+    let mut sent = 0;
+    while env.timeout(Duration::from_secs(1), "sending", tx.send(element.clone())).await.is_ok() {
+        sent += 1;
+        assert!(sent <= DATA_PLACES, "nothing stops the sender");
+    }
+    sent
+}
+
 fn batch(element: Option<StreamElement>) -> RecordBatch {
     match element {
         Some(StreamElement::Batch(batch)) => batch,
@@ -91,14 +102,9 @@ async fn a_lone_element_goes_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_that_does_not_read_stops_the_sender() {
-    let (env, (tx, mut connection)) = (Env::test(1), pair().await);
+    let (tx, mut connection) = pair().await;
     // The kernel's buffers would hold hundreds of them.
-    let element = StreamElement::Batch(samples::numbers(0, 1_000));
-    let mut sent = 0;
-    while env.timeout(Duration::from_secs(1), "sending", tx.send(element.clone())).await.is_ok() {
-        sent += 1;
-        assert!(sent <= DATA_PLACES, "nothing stops the sender");
-    }
+    let sent = send_until_it_stops(&tx, &StreamElement::Batch(samples::numbers(0, 1_000))).await;
     assert!(sent >= 2 * DATA_QUEUE, "{sent} went before it stopped");
     // Whoever reads sets it free again, and nothing was lost.
     let read = batch(soon(connection.elements.recv()).await);
@@ -117,11 +123,7 @@ async fn a_receiver_that_does_not_read_stops_the_sender() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_sent_before_the_end_waits_for_a_receiver_that_comes_late() {
     let (env, (tx, mut connection)) = (Env::test(1), pair().await);
-    let element = StreamElement::Batch(samples::numbers(0, 50_000));
-    let mut sent = 0;
-    while env.timeout(Duration::from_millis(500), "sending", tx.send(element.clone())).await.is_ok() {
-        sent += 1;
-    }
+    let sent = send_until_it_stops(&tx, &StreamElement::Batch(samples::numbers(0, 50_000))).await;
     drop(tx);
     for _ in 0..sent {
         assert_eq!(batch(soon(connection.elements.recv()).await).num_rows(), 50_000);
@@ -166,10 +168,8 @@ async fn a_cut_is_seen_by_a_sender_that_is_stuck() {
     let proxy = Proxy::before(&address).await;
     let tx = network().connect_data(&proxy.address, samples::key()).await.unwrap();
     let _unread = soon(arrivals.recv()).await.unwrap();
-    let env = Env::test(1);
     // 64 MB each: it is stuck in a write, with credit left, and not for want of credit.
-    let element = StreamElement::Batch(samples::numbers(0, 8_000_000));
-    while env.timeout(Duration::from_millis(500), "sending", tx.send(element.clone())).await.is_ok() {}
+    send_until_it_stops(&tx, &StreamElement::Batch(samples::numbers(0, 8_000_000))).await;
     proxy.cut();
     soon(tx.closed()).await;
 }
