@@ -4,18 +4,15 @@
 //! - [`keyed_count`]: the generator of the keyed-count job.
 //! - [`ndjson`]: files of JSON lines, read as splits and written exactly once.
 //! - [`mod@print`], [`blackhole`]: sinks that commit nothing.
-//! - [`json`]: rows as JSON text; [`time`]: time stamps as text.
 //! - [`conformance`]: the exams that every source and every sink here passes, and that others may use for theirs.
 //!
 //! Everything here is deterministic: what a source hands out depends on its settings and the position alone.
 
 pub mod blackhole;
 pub mod conformance;
-pub mod json;
 pub mod keyed_count;
 pub mod ndjson;
 pub mod nexmark;
 mod numbered;
 pub mod print;
 pub mod random;
-pub mod time;

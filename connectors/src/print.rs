@@ -8,9 +8,9 @@ use arrow_schema::SchemaRef;
 use millstream_common::env::BoxFuture;
 use millstream_common::{Epoch, Error, Result};
 use millstream_engine::sink::{Committer, PreCommit, Sink, SinkContext, SinkWriter};
+use millstream_formats::json::JsonRows;
 
 use crate::blackhole::NothingToCommit;
-use crate::json::JsonRows;
 
 /// The number of the error that says that nobody reads stdout any more: a reason to end without a word.
 pub const STDOUT_CLOSED: u16 = 6310;

@@ -1,7 +1,7 @@
 //! JSON documents of the contract as text for people. Only looks at what is there: a field that a document lacks or
 //! that is null shows as `-`.
 
-use millstream_connectors::time::format_timestamp_ms;
+use millstream_formats::time::format_timestamp_ms;
 use serde_json::Value;
 
 use crate::table::{Table, bytes, grouped};

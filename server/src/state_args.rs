@@ -135,7 +135,7 @@ pub struct DiffArgs {
 }
 
 fn time(text: &str) -> Result<i64, String> {
-    let number = text.parse().ok().or_else(|| millstream_connectors::time::parse_timestamp(text));
+    let number = text.parse().ok().or_else(|| millstream_formats::time::parse_timestamp(text));
     number.ok_or_else(|| "give a time as '2026-01-01 00:00:09.999', or milliseconds since 1970".to_owned())
 }
 

@@ -5,25 +5,25 @@ use std::borrow::Cow;
 use arrow_array::RecordBatch;
 use arrow_schema::{DataType, SchemaRef};
 use millstream_common::{Error, Result};
+use millstream_formats::time::parse_timestamp;
+use millstream_formats::{Decoder, DecodingFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::source::{LineFormat, LineParser};
 use crate::nexmark::{EventColumns, auction_schema, bid_schema, events_schema, person_schema};
-use crate::time::parse_timestamp;
 
 /// Parses the lines of Nexmark events into batches of [`events_schema`]. Fields that are not part of an event are
 /// passed over.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NexmarkLines;
 
-impl LineFormat for NexmarkLines {
+impl DecodingFormat for NexmarkLines {
     fn schema(&self) -> SchemaRef {
         events_schema()
     }
 
-    fn parser(&self) -> Box<dyn LineParser> {
-        Box::new(EventParser { columns: EventColumns::with_capacity(0) })
+    fn decoder(&self) -> Result<Box<dyn Decoder>> {
+        Ok(Box::new(EventParser { columns: EventColumns::with_capacity(0) }))
     }
 }
 
@@ -98,7 +98,7 @@ struct EventParser {
     columns: EventColumns,
 }
 
-impl LineParser for EventParser {
+impl Decoder for EventParser {
     fn push(&mut self, line: &[u8]) -> Result<()> {
         let event: EventLine<'_> = serde_json::from_slice(line).map_err(|e| explain(line, &e))?;
         match (event.event_type, event.person, event.auction, event.bid) {

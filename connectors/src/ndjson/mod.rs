@@ -10,4 +10,4 @@ mod splits;
 
 pub use events::NexmarkLines;
 pub use sink::FilesSink;
-pub use source::{LineFormat, LineParser, NdjsonSource};
+pub use source::NdjsonSource;

@@ -14,9 +14,9 @@ use arrow_schema::SchemaRef;
 use millstream_common::env::BoxFuture;
 use millstream_common::{Epoch, Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter};
+use millstream_formats::json::JsonRows;
 
 use super::commit::{Pending, deployment_of, epoch_of, final_name, io_failed, is_final, name_in_progress, sync_folder};
-use crate::json::JsonRows;
 
 /// Text that is collected before it goes to the file.
 const BUFFER_BYTES: usize = 256 << 10;

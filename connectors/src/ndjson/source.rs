@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use millstream_common::{Error, ErrorKind, Result};
 use millstream_engine::source::{Position, Read, Source, Split, SplitEnumerator, SplitReader};
+use millstream_formats::{Decoder, DecodingFormat};
 
 use super::files::OpenFiles;
 use super::lines::{Lines, Peek};
@@ -17,31 +17,12 @@ const BYTES_A_POLL: usize = 1 << 20;
 /// Some programs begin a UTF-8 file with it.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// What the lines of a file mean.
-pub trait LineFormat: Send + Sync {
-    /// The columns of every batch.
-    fn schema(&self) -> SchemaRef;
-    /// A parser with no rows.
-    fn parser(&self) -> Box<dyn LineParser>;
-}
-
-/// Collects lines as rows of a batch.
-pub trait LineParser: Send {
-    /// Adds the row of a line (without its line feed). On an error, which says what is wrong with the line and not
-    /// where it stands, no row was added.
-    fn push(&mut self, line: &[u8]) -> Result<()>;
-    /// Rows added since the last `take`.
-    fn rows(&self) -> usize;
-    /// The rows as a batch; the parser is empty again.
-    fn take(&mut self) -> Result<RecordBatch>;
-}
-
 /// A source that reads files of JSON lines, one split a file. The position of a split is the byte offset of its next
 /// line (in a `.gz` file: of what it holds), its detail the number of lines before. A file is opened when its rows are
 /// asked for first; there may be more files than a process may have open.
 pub struct NdjsonSource {
     patterns: Vec<String>,
-    format: Arc<dyn LineFormat>,
+    format: Arc<dyn DecodingFormat>,
     files: Arc<OpenFiles>,
 }
 
@@ -49,7 +30,7 @@ impl NdjsonSource {
     /// Reads the files that `patterns` name: paths, or patterns with `*`, `?` and `[...]`. Relative ones are meant
     /// from the process's working directory.
     #[must_use]
-    pub fn new(patterns: Vec<String>, format: Arc<dyn LineFormat>) -> Self {
+    pub fn new(patterns: Vec<String>, format: Arc<dyn DecodingFormat>) -> Self {
         Self { patterns, format, files: OpenFiles::new() }
     }
 }
@@ -77,7 +58,7 @@ impl Source for NdjsonSource {
             path: path.to_owned(),
             start: (offset, line),
             lines: None,
-            parser: self.format.parser(),
+            decoder: self.format.decoder()?,
             files: self.files.clone(),
         }))
     }
@@ -89,7 +70,7 @@ struct FileReader {
     start: (u64, u64),
     /// `None` before the first rows are asked for.
     lines: Option<Lines>,
-    parser: Box<dyn LineParser>,
+    decoder: Box<dyn Decoder>,
     files: Arc<OpenFiles>,
 }
 
@@ -100,7 +81,7 @@ impl FileReader {
             unopened => unopened.insert(Lines::open(&self.path, self.start.0, self.start.1, &self.files)?),
         };
         let mut read = 0;
-        while self.parser.rows() < max_rows {
+        while self.decoder.rows() < max_rows {
             match lines.peek() {
                 Peek::Line(line) => {
                     let mut text = &lines.bytes()[line.clone()];
@@ -109,23 +90,23 @@ impl FileReader {
                     }
                     if !text.is_empty()
                         && text != b"\r"
-                        && let Err(e) = self.parser.push(text)
+                        && let Err(e) = self.decoder.push(text)
                     {
                         // Rows before a bad line are handed out first, so that the batch size changes nothing.
-                        if self.parser.rows() > 0 {
+                        if self.decoder.rows() > 0 {
                             break;
                         }
                         return Err(e.at(lines.place(lines.line() + 1)));
                     }
                     lines.advance(line);
                 }
-                Peek::More if read >= BYTES_A_POLL && self.parser.rows() > 0 => break,
+                Peek::More if read >= BYTES_A_POLL && self.decoder.rows() > 0 => break,
                 Peek::More => read += lines.fill()?,
-                Peek::End if self.parser.rows() == 0 => return Ok(Read::End),
+                Peek::End if self.decoder.rows() == 0 => return Ok(Read::End),
                 Peek::End => break,
             }
         }
-        self.parser.take().map(Read::Batch)
+        self.decoder.take().map(Read::Batch)
     }
 }
 

@@ -1,5 +1,6 @@
 use std::io::Write;
 
+use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use flate2::{Compression, write::GzEncoder};
 
@@ -219,7 +220,7 @@ fn golden_path(name: &str) -> std::path::PathBuf {
 
 fn printed(batch: &RecordBatch) -> Vec<String> {
     let mut text = Vec::new();
-    crate::json::JsonRows::new(&batch.schema()).unwrap().push(batch, &mut text).unwrap();
+    millstream_formats::json::JsonRows::new(&batch.schema()).unwrap().push(batch, &mut text).unwrap();
     String::from_utf8(text).unwrap().lines().map(str::to_owned).collect()
 }
 

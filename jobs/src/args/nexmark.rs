@@ -8,10 +8,10 @@ use clap::Parser;
 use millstream_common::{Error, Result};
 use millstream_connectors::ndjson::{NdjsonSource, NexmarkLines};
 use millstream_connectors::nexmark::NexmarkSource;
-use millstream_connectors::time::{format_timestamp_ms, parse_timestamp};
 use millstream_engine::dataflow::{JobArg, JobArgs, usage_error};
 use millstream_engine::settings::not_built_yet;
 use millstream_engine::source::Source;
+use millstream_formats::time::{format_timestamp_ms, parse_timestamp};
 
 use super::{Output, absolute, duration_text, parse, parse_duration, parse_rate};
 

@@ -5,8 +5,8 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use arrow_array::RecordBatch;
-use millstream_connectors::json::JsonRows;
 use millstream_engine::dataflow::Job;
+use millstream_formats::json::JsonRows;
 
 use crate::executor::{Outcome, execute};
 use crate::job;

@@ -13,7 +13,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, TimeUnit};
 use millstream_common::{Error, Result};
-use millstream_connectors::time::{days_of_civil, parse_timestamp};
+use millstream_formats::time::{days_of_civil, parse_timestamp};
 use millstream_state_store::key::{KeyBuffer, encode_keys};
 use millstream_state_store::schema::{KeyColumn, type_name};
 use serde_json::Value;

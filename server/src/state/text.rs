@@ -7,8 +7,8 @@ use arrow_buffer::Buffer;
 use arrow_data::ArrayData;
 use arrow_schema::DataType;
 use millstream_common::Result;
-use millstream_connectors::json::{push_string, push_value};
-use millstream_connectors::time::{RANGE_MS, format_timestamp_ms};
+use millstream_formats::json::{push_string, push_value};
+use millstream_formats::time::{RANGE_MS, format_timestamp_ms};
 use millstream_state_store::key::decode_key;
 use millstream_state_store::schema::{
     COLUMN_NULL, ColumnWidth, Form, KeyColumn, column_width, damaged, skip, take_bytes, take_i64, take_u64,

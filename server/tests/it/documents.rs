@@ -94,7 +94,9 @@ fn every_number_of_an_error_is_documented() {
         page.lines().filter_map(|l| l.strip_prefix("| MS")?.get(..4)?.parse().ok()).collect();
     assert!(documented.len() > 50);
     let mut files = Vec::new();
-    for part in ["common", "objects", "cache", "state-store", "engine", "connectors", "jobs", "server"] {
+    for part in
+        ["common", "objects", "cache", "state-store", "engine", "formats", "connectors", "kafka", "jobs", "server"]
+    {
         sources(&root().join(part).join("src"), &mut files);
     }
     let mut missing = BTreeSet::new();
@@ -109,9 +111,20 @@ fn every_number_of_an_error_is_documented() {
 #[test]
 fn nothing_selects_in_a_random_order() {
     let mut files = Vec::new();
-    for part in
-        ["common", "objects", "cache", "state-store", "engine", "connectors", "jobs", "server", "benches", "tests"]
-    {
+    for part in [
+        "common",
+        "objects",
+        "cache",
+        "state-store",
+        "engine",
+        "formats",
+        "connectors",
+        "kafka",
+        "jobs",
+        "server",
+        "benches",
+        "tests",
+    ] {
         sources(&root().join(part).join("src"), &mut files);
     }
     assert!(files.len() > 50);

@@ -1,0 +1,73 @@
+//! How frames reach a broker.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use millstream_common::env::BoxFuture;
+use millstream_common::{Error, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// The largest answer that is taken, bytes. What we ask for is far smaller; a larger length is no answer of a broker.
+const ANSWER_MAX: usize = 100 << 20;
+
+/// A connection to one broker. One exchange at a time; after one that failed or was given up it is to be thrown away.
+pub trait Link: Send {
+    /// Sends a request (header and body, without its length) and gives the answer to it.
+    fn exchange(&mut self, request: Bytes) -> BoxFuture<'_, Result<Bytes>>;
+}
+
+/// Opens connections.
+pub trait Dial: Send + Sync {
+    /// A connection to `broker`, `HOST:PORT`, on which requests may be sent at once.
+    fn dial<'a>(&'a self, broker: &'a str) -> BoxFuture<'a, Result<Box<dyn Link>>>;
+}
+
+/// Plain TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpDial;
+
+impl Dial for TcpDial {
+    fn dial<'a>(&'a self, broker: &'a str) -> BoxFuture<'a, Result<Box<dyn Link>>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(broker)
+                .await
+                .map_err(|e| Error::unavailable("the broker cannot be reached").code(2401).at(broker).source(e))?;
+            // Requests are small and wait for their answers.
+            let _ = stream.set_nodelay(true);
+            Ok(Box::new(TcpLink { broker: broker.to_owned(), stream }) as Box<dyn Link>)
+        })
+    }
+}
+
+struct TcpLink {
+    broker: String,
+    stream: TcpStream,
+}
+
+impl Link for TcpLink {
+    fn exchange(&mut self, request: Bytes) -> BoxFuture<'_, Result<Bytes>> {
+        Box::pin(async move {
+            let answer = exchange(&mut self.stream, &request).await;
+            answer.map_err(|e| {
+                Error::unavailable("the connection to the broker broke").code(2402).at(self.broker.clone()).source(e)
+            })
+        })
+    }
+}
+
+/// Lengths are big-endian and do not count themselves.
+async fn exchange(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), request: &Bytes) -> std::io::Result<Bytes> {
+    let wrong = |what| std::io::Error::new(std::io::ErrorKind::InvalidData, what);
+    let len = u32::try_from(request.len()).map_err(|_| wrong("a request of more than 4 GiB"))?;
+    let mut frame = BytesMut::with_capacity(4 + request.len());
+    frame.put_u32(len);
+    frame.extend_from_slice(request);
+    stream.write_all(&frame).await?;
+    stream.flush().await?;
+    let len = stream.read_u32().await? as usize;
+    if len > ANSWER_MAX {
+        return Err(wrong("no broker answers here: the length of the answer cannot be"));
+    }
+    let mut answer = vec![0; len];
+    stream.read_exact(&mut answer).await?;
+    Ok(answer.into())
+}

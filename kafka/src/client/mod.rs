@@ -1,0 +1,186 @@
+//! Requests of our own to brokers: what librdkafka does not offer, or offers only by blocking a thread.
+//!
+//! Metadata, offsets, and the transactions of producers that are gone. [`Brokers`] keeps a connection to each broker that was
+//! asked, speaks the newest version of each request that both know, and asks again while an error says that this may
+//! help. How frames travel is behind [`Dial`], so that a simulation can be the broker.
+//!
+//! Source of formats and codes: the protocol guide of Apache Kafka; the codec is the crate kafka-protocol.
+
+mod link;
+mod offsets;
+mod topics;
+mod transactions;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Message, Request, StrBytes};
+use millstream_common::env::Moment;
+use millstream_common::{Env, Error, ErrorKind, Result};
+use parking_lot::Mutex;
+
+pub use link::{Dial, Link, TcpDial};
+pub use offsets::{At, Isolation};
+pub use topics::{Cluster, Partition, Topic};
+pub use transactions::{Described, TransactionState};
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How to reach a cluster.
+#[derive(Clone)]
+pub struct BrokersOptions {
+    /// Brokers to ask first, `HOST:PORT` each.
+    pub bootstrap: Vec<String>,
+    /// How long one answer may take.
+    pub request_timeout: Duration,
+    /// How long is tried before an error is one.
+    pub retry_timeout: Duration,
+}
+
+/// A cluster of brokers. Cheap to clone.
+#[derive(Clone)]
+pub struct Brokers(Arc<Inner>);
+
+struct Inner {
+    env: Env,
+    dial: Arc<dyn Dial>,
+    options: BrokersOptions,
+    /// Connections that nobody uses now, by broker.
+    idle: Mutex<BTreeMap<String, Vec<Open>>>,
+}
+
+struct Open {
+    link: Box<dyn Link>,
+    /// By request: the versions that the broker knows.
+    versions: BTreeMap<i16, RangeInclusive<i16>>,
+    /// Of the last request.
+    id: i32,
+}
+
+impl Brokers {
+    /// Opens no connection yet.
+    #[must_use]
+    pub fn new(env: Env, dial: Arc<dyn Dial>, options: BrokersOptions) -> Self {
+        Self(Arc::new(Inner { env, dial, options, idle: Mutex::default() }))
+    }
+
+    /// One request to `broker`, without another try. `versions`: those that this code understands.
+    async fn call<R: Request>(&self, broker: &str, request: &R, versions: RangeInclusive<i16>) -> Result<R::Response> {
+        let inner = &self.0;
+        let what = format!("a request to broker {broker}");
+        inner
+            .env
+            .timeout(inner.options.request_timeout, &what, async {
+                let idle = inner.idle.lock().get_mut(broker).and_then(Vec::pop);
+                let mut open = match idle {
+                    Some(open) => open,
+                    None => self.open(broker).await?,
+                };
+                let response = open.ask(broker, request, versions).await?;
+                inner.idle.lock().entry(broker.to_owned()).or_default().push(open);
+                Ok(response)
+            })
+            .await?
+    }
+
+    /// A connection, with what the broker understands.
+    async fn open(&self, broker: &str) -> Result<Open> {
+        let mut open = Open { link: self.0.dial.dial(broker).await?, versions: BTreeMap::new(), id: 0 };
+        let request = ApiVersionsRequest::default()
+            .with_client_software_name(StrBytes::from_static_str("millstream"))
+            .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
+        // Version 3 came with Apache Kafka 2.4; a broker that knows none of it answers in version 0 all the same.
+        let response: ApiVersionsResponse = open.send(broker, &request, 3).await?;
+        if let Some(error) = ResponseError::try_from_code(response.error_code) {
+            return Err(refused(broker, "to say which requests it knows", error)
+                .next("Apache Kafka 2.8 and later are supported, and what speaks the same protocol"));
+        }
+        open.versions = response.api_keys.iter().map(|k| (k.api_key, k.min_version..=k.max_version)).collect();
+        Ok(open)
+    }
+
+    /// Tries until it is done, an error is no passing one, or the time is up; then the last error.
+    async fn insist<T, F: Future<Output = Result<T>>>(&self, mut attempt: impl FnMut() -> F) -> Result<T> {
+        let deadline: Moment = self.0.env.now() + self.0.options.retry_timeout;
+        loop {
+            match attempt().await {
+                Err(e) if e.kind() == ErrorKind::Unavailable && self.0.env.now() < deadline => {
+                    tracing::debug!("asking brokers again: {e}");
+                    self.0.env.sleep(PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Open {
+    async fn ask<R: Request>(
+        &mut self,
+        broker: &str,
+        request: &R,
+        versions: RangeInclusive<i16>,
+    ) -> Result<R::Response> {
+        let theirs = self.versions.get(&R::KEY);
+        let version = theirs.map(|theirs| *versions.end().min(theirs.end()));
+        let Some(version) = version.filter(|v| versions.contains(v) && theirs.is_some_and(|t| t.contains(v))) else {
+            let name = ApiKey::try_from(R::KEY).map_or_else(|()| R::KEY.to_string(), |key| format!("{key:?}"));
+            return Err(Error::config(format!(
+                "the broker has no request {name} that is understood here: versions {theirs:?}, wanted {versions:?}"
+            ))
+            .code(1340)
+            .at(broker)
+            .next("Apache Kafka 2.8 and later are supported, and what speaks the same protocol"));
+        };
+        self.send(broker, request, version).await
+    }
+
+    async fn send<R: Request>(&mut self, broker: &str, request: &R, version: i16) -> Result<R::Response> {
+        self.id = self.id.wrapping_add(1);
+        let header = RequestHeader::default()
+            .with_request_api_key(R::KEY)
+            .with_request_api_version(version)
+            .with_correlation_id(self.id)
+            .with_client_id(Some(StrBytes::from_static_str("millstream")));
+        let mut out = BytesMut::new();
+        header
+            .encode(&mut out, R::header_version(version))
+            .and_then(|()| request.encode(&mut out, version))
+            .map_err(|e| Error::internal(format!("a request that cannot be encoded: {e}")).code(9140))?;
+        let answer = self.link.exchange(out.freeze()).await?;
+        self.decode::<R>(answer, version)
+            .map_err(|e| Error::unavailable(format!("an answer that is none: {e}")).code(2403).at(broker))
+    }
+
+    fn decode<R: Request>(&self, mut answer: Bytes, version: i16) -> Result<R::Response, String> {
+        let header_version = <R::Response as HeaderVersion>::header_version(version);
+        let header = ResponseHeader::decode(&mut answer, header_version).map_err(|e| e.to_string())?;
+        if header.correlation_id != self.id {
+            return Err(format!("it belongs to request {}, not {}", header.correlation_id, self.id));
+        }
+        debug_assert!(R::Response::VERSIONS.max >= version);
+        R::Response::decode(&mut answer, version).map_err(|e| e.to_string())
+    }
+}
+
+/// Whether the same request may be answered otherwise soon: a leader or coordinator moved, starts, or is busy. The protocol
+/// does not count as such that the end of another transaction of the same id is still being written.
+fn passes(error: ResponseError) -> bool {
+    error.is_retriable() || error == ResponseError::ConcurrentTransactions
+}
+
+/// A broker's answer as an error: one that may pass, or one that does not.
+fn refused(broker: &str, what: &str, error: ResponseError) -> Error {
+    let text = format!("the broker does not want {what}: {error} (code {})", error.code());
+    let made = match error {
+        _ if passes(error) => Error::unavailable(text).code(2404),
+        _ => Error::config(text).code(1341),
+    };
+    made.at(broker)
+}

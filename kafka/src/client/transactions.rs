@@ -1,0 +1,141 @@
+//! Transactions of producers that may be gone: what state they are in, which there are, and their end.
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::{
+    DescribeTransactionsRequest, EndTxnRequest, ListTransactionsRequest, ProducerId, TransactionalId,
+};
+use kafka_protocol::protocol::StrBytes;
+use millstream_common::Result;
+
+use super::offsets::Coordinates;
+use super::{Brokers, passes, refused};
+
+/// How far a transaction is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransactionState {
+    /// No transaction since the producer was made.
+    Empty,
+    /// Records may be written.
+    Ongoing,
+    /// It will be committed: nothing can change that.
+    PrepareCommit,
+    /// It will be aborted: nothing can change that.
+    PrepareAbort,
+    /// It was committed.
+    CompleteCommit,
+    /// It was aborted.
+    CompleteAbort,
+    /// What the broker said.
+    Other(String),
+}
+
+impl TransactionState {
+    fn of(text: &str) -> Self {
+        match text {
+            "Empty" => Self::Empty,
+            "Ongoing" => Self::Ongoing,
+            "PrepareCommit" => Self::PrepareCommit,
+            "PrepareAbort" => Self::PrepareAbort,
+            "CompleteCommit" => Self::CompleteCommit,
+            "CompleteAbort" => Self::CompleteAbort,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+}
+
+/// The newest transaction of a transactional id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// How far it is.
+    pub state: TransactionState,
+    /// Of the producer that began it.
+    pub producer_id: i64,
+    /// Of that producer.
+    pub producer_epoch: i16,
+    /// When its first record came, milliseconds since 1970 by the broker's clock; -1: none has.
+    pub started_ms: i64,
+    /// After so long the broker aborts it, milliseconds.
+    pub timeout_ms: i32,
+}
+
+impl Brokers {
+    /// The newest transaction of an id; `None` when the broker knows none.
+    pub async fn describe_transaction(&self, id: &str) -> Result<Option<Described>> {
+        self.insist(|| async {
+            let broker = self.coordinator(Coordinates::Transaction, id).await?;
+            let request = DescribeTransactionsRequest::default().with_transactional_ids(vec![transactional_id(id)]);
+            let response = self.call(&broker, &request, 0..=0).await?;
+            let Some(found) = response.transaction_states.into_iter().next() else { return Ok(None) };
+            match ResponseError::try_from_code(found.error_code) {
+                None => {}
+                Some(ResponseError::TransactionalIdNotFound) => return Ok(None),
+                Some(error) => return Err(refused(&broker, &format!("to describe transactional id '{id}'"), error)),
+            }
+            Ok(Some(Described {
+                state: TransactionState::of(found.transaction_state.as_str()),
+                producer_id: found.producer_id.0,
+                producer_epoch: found.producer_epoch,
+                started_ms: found.transaction_start_time_ms,
+                timeout_ms: found.transaction_timeout_ms,
+            }))
+        })
+        .await
+    }
+
+    /// The transactional ids of ongoing transactions that begin with `prefix`, with their producers, over all brokers: each
+    /// knows those that it coordinates.
+    pub async fn ongoing_transactions(&self, prefix: &str) -> Result<Vec<(String, i64)>> {
+        self.insist(|| async {
+            let mut found = Vec::new();
+            for broker in self.cluster(Some(&[])).await?.brokers.values() {
+                let request = ListTransactionsRequest::default()
+                    .with_state_filters(vec![StrBytes::from_static_str("Ongoing")])
+                    .with_duration_filter(-1);
+                let response = self.call(broker, &request, 0..=0).await?;
+                if let Some(error) = ResponseError::try_from_code(response.error_code) {
+                    return Err(refused(broker, "to list transactions", error));
+                }
+                let ours = response.transaction_states.into_iter().filter_map(|t| {
+                    let id = t.transactional_id.0.as_str();
+                    id.starts_with(prefix).then(|| (id.to_owned(), t.producer_id.0))
+                });
+                found.extend(ours);
+            }
+            found.sort_unstable();
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Ends the transaction of a producer, from outside of it, in one version of the request: the broker's answer, passing errors
+    /// having been waited for. An `Err` says that nobody answered.
+    pub async fn end_transaction(
+        &self,
+        id: &str,
+        producer: (i64, i16),
+        commit: bool,
+        version: i16,
+    ) -> Result<std::result::Result<(), ResponseError>> {
+        self.insist(|| async {
+            let broker = self.coordinator(Coordinates::Transaction, id).await?;
+            let request = EndTxnRequest::default()
+                .with_transactional_id(transactional_id(id))
+                .with_producer_id(ProducerId(producer.0))
+                .with_producer_epoch(producer.1)
+                .with_committed(commit);
+            let response = self.call(&broker, &request, 3..=version).await?;
+            match ResponseError::try_from_code(response.error_code) {
+                None => Ok(Ok(())),
+                Some(error) if passes(error) => {
+                    Err(refused(&broker, &format!("to end a transaction of '{id}' yet"), error))
+                }
+                Some(error) => Ok(Err(error)),
+            }
+        })
+        .await
+    }
+}
+
+fn transactional_id(id: &str) -> TransactionalId {
+    TransactionalId(StrBytes::from_string(id.to_owned()))
+}

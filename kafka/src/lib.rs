@@ -1,0 +1,7 @@
+//! Apache Kafka as a source and as a sink.
+//!
+//! - [`source`]: the partitions of topics as splits, read by librdkafka.
+//! - [`client`]: requests of our own to brokers, for what librdkafka does not offer.
+
+pub mod client;
+pub mod source;

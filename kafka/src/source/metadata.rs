@@ -1,0 +1,96 @@
+//! Columns of what a record has besides its value.
+
+use std::sync::Arc;
+
+use arrow_array::ArrayRef;
+use arrow_array::builder::{
+    ArrayBuilder, BinaryBuilder, Int32Builder, Int64Builder, MapBuilder, MapFieldNames, StringBuilder,
+    TimestampMillisecondBuilder,
+};
+use arrow_schema::{DataType, Field, Fields, TimeUnit};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+
+use super::options::Metadata;
+
+fn header_entries() -> Field {
+    let entry =
+        Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)]);
+    Field::new("entries", DataType::Struct(entry), false)
+}
+
+pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
+    let (kind, nullable) = match what {
+        Metadata::Topic => (DataType::Utf8, false),
+        Metadata::Partition => (DataType::Int32, false),
+        Metadata::Offset => (DataType::Int64, false),
+        Metadata::Timestamp => (DataType::Timestamp(TimeUnit::Millisecond, None), true),
+        Metadata::Key => (DataType::Binary, true),
+        Metadata::Headers => (DataType::Map(Arc::new(header_entries()), false), false),
+    };
+    Arc::new(Field::new(name, kind, nullable))
+}
+
+enum Column {
+    Topic(StringBuilder),
+    Partition(Int32Builder),
+    Offset(Int64Builder),
+    Timestamp(TimestampMillisecondBuilder),
+    Key(BinaryBuilder),
+    Headers(Box<MapBuilder<StringBuilder, BinaryBuilder>>),
+}
+
+/// The metadata of the rows of a batch.
+pub(super) struct Columns(Vec<Column>);
+
+impl Columns {
+    pub(super) fn new(wanted: &[(String, Metadata)]) -> Self {
+        let names = MapFieldNames { entry: "entries".into(), key: "key".into(), value: "value".into() };
+        let column = |what: &Metadata| match what {
+            Metadata::Topic => Column::Topic(StringBuilder::new()),
+            Metadata::Partition => Column::Partition(Int32Builder::new()),
+            Metadata::Offset => Column::Offset(Int64Builder::new()),
+            Metadata::Timestamp => Column::Timestamp(TimestampMillisecondBuilder::new()),
+            Metadata::Key => Column::Key(BinaryBuilder::new()),
+            Metadata::Headers => Column::Headers(Box::new(MapBuilder::new(
+                Some(names.clone()),
+                StringBuilder::new(),
+                BinaryBuilder::new(),
+            ))),
+        };
+        Self(wanted.iter().map(|(_, what)| column(what)).collect())
+    }
+
+    /// Adds those of a record, for as many rows as it has.
+    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>, rows: usize) {
+        for column in &mut self.0 {
+            for _ in 0..rows {
+                match column {
+                    Column::Topic(b) => b.append_value(message.topic()),
+                    Column::Partition(b) => b.append_value(message.partition()),
+                    Column::Offset(b) => b.append_value(message.offset()),
+                    Column::Timestamp(b) => b.append_option(message.timestamp().to_millis()),
+                    Column::Key(b) => b.append_option(message.key()),
+                    Column::Headers(b) => {
+                        for header in message.headers().into_iter().flat_map(Headers::iter) {
+                            b.keys().append_value(header.key);
+                            b.values().append_option(header.value);
+                        }
+                        // Keys and values are of one length: both were just given one each.
+                        let _ = b.append(true);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn take(&mut self) -> impl Iterator<Item = ArrayRef> {
+        self.0.iter_mut().map(|column| match column {
+            Column::Topic(b) => ArrayBuilder::finish(b),
+            Column::Partition(b) => ArrayBuilder::finish(b),
+            Column::Offset(b) => ArrayBuilder::finish(b),
+            Column::Timestamp(b) => ArrayBuilder::finish(b),
+            Column::Key(b) => ArrayBuilder::finish(b),
+            Column::Headers(b) => ArrayBuilder::finish(&mut **b),
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! What a user says about a source.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use millstream_common::{Error, Result};
+
+use crate::client::Isolation;
+
+/// Which topics are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topics {
+    /// These, all of which must be there.
+    Named(Vec<String>),
+    /// Those whose whole name matches a regular expression; internal ones never do.
+    Matching(String),
+}
+
+/// Where a partition begins that no version has a position of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StartAt {
+    /// At the first record that is still there.
+    #[default]
+    Earliest,
+    /// Behind the last record.
+    Latest,
+    /// At the first record with this time stamp (milliseconds since 1970) or a later one.
+    Time(i64),
+    /// At these offsets; other partitions at the earliest.
+    Offsets(BTreeMap<(String, i32), i64>),
+    /// Where the consumer group has committed; elsewhere at the other place, which is none of a group.
+    Group(Box<StartAt>),
+}
+
+/// Where a partition ends, so that the input is bounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopAt {
+    /// Behind what is there when the job starts.
+    Latest,
+    /// At these offsets (the first that is not read); other partitions behind what is there.
+    Offsets(BTreeMap<(String, i32), i64>),
+}
+
+/// What becomes of a record that the format cannot read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BadRecords {
+    /// The job fails and names topic, partition and offset.
+    #[default]
+    Fail,
+    /// It is passed over and counted.
+    Drop,
+}
+
+/// What of a record, besides its value, becomes a column behind those of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metadata {
+    /// The name of the topic, a string.
+    Topic,
+    /// The number of the partition, an integer of 32 bits.
+    Partition,
+    /// The offset, an integer of 64 bits.
+    Offset,
+    /// The record's time stamp (milliseconds, UTC); null when it has none.
+    Timestamp,
+    /// The key as bytes; null when it has none.
+    Key,
+    /// The headers: a map of names to bytes, in their order.
+    Headers,
+}
+
+/// A source's settings.
+#[derive(Clone, Debug)]
+pub struct KafkaSourceOptions {
+    /// Brokers to ask first, `HOST:PORT` each.
+    pub bootstrap: Vec<String>,
+    /// Which topics.
+    pub topics: Topics,
+    /// The consumer group whose offsets [`StartAt::Group`] means. Nobody joins it, and nothing is committed to it.
+    pub group: Option<String>,
+    /// Where to begin.
+    pub start: StartAt,
+    /// Where to end; `None`: never.
+    pub stop: Option<StopAt>,
+    /// Which records.
+    pub isolation: Isolation,
+    /// Columns besides those of the format, with their names.
+    pub metadata: Vec<(String, Metadata)>,
+    /// What to do with those that cannot be read.
+    pub bad_records: BadRecords,
+    /// How long brokers may not answer before the job fails (and starts again).
+    pub retry_timeout: Duration,
+    /// Settings of librdkafka's consumer, beyond those that follow from the above.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// What our own settings say; a property must not contradict them.
+const OURS: [&str; 9] = [
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "group.id",
+    "isolation.level",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "auto.offset.reset",
+    "enable.partition.eof",
+    "partition.assignment.strategy",
+];
+
+impl KafkaSourceOptions {
+    /// All that `topics` hold, from the earliest record on, committed records only.
+    #[must_use]
+    pub fn new(bootstrap: Vec<String>, topics: Topics) -> Self {
+        Self {
+            bootstrap,
+            topics,
+            group: None,
+            start: StartAt::default(),
+            stop: None,
+            isolation: Isolation::default(),
+            metadata: Vec::new(),
+            bad_records: BadRecords::default(),
+            retry_timeout: Duration::from_secs(60),
+            properties: BTreeMap::new(),
+        }
+    }
+
+    /// What cannot be, by itself.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::config(what).code(1344));
+        if self.bootstrap.is_empty() {
+            return Err(Error::config("no broker is named").code(1342).next("name one as HOST:PORT"));
+        }
+        if matches!(&self.topics, Topics::Named(names) if names.is_empty()) {
+            return wrong("no topic is named".into());
+        }
+        match &self.start {
+            StartAt::Group(_) if self.group.is_none() => {
+                return wrong("to start where a group has committed, name the group".into());
+            }
+            StartAt::Group(other) if matches!(**other, StartAt::Group(_)) => {
+                return wrong("where a group has committed nothing, another place to start is wanted".into());
+            }
+            _ => {}
+        }
+        if let Some(name) = self.properties.keys().find(|name| OURS.contains(&name.as_str())) {
+            return wrong(format!("the property {name} of librdkafka follows from the settings of the source"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,13 @@
+//! Tests on a real broker. One binary, so that it is linked once.
+//!
+//! The broker is named by KAFKA_BOOTSTRAP: `scripts/kafka.sh run cargo test -p millstream-kafka --features broker`. Without one
+//! these tests fail; without the feature they are not built.
+
+#![allow(clippy::unwrap_used)] // tests
+
+#[cfg(feature = "broker")]
+mod client;
+#[cfg(feature = "broker")]
+mod source;
+#[cfg(feature = "broker")]
+mod support;

@@ -1,0 +1,127 @@
+//! Topics, records and clients for tests.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use millstream_common::Env;
+use millstream_common::env::Runtimes;
+use millstream_kafka::client::{Brokers, BrokersOptions, TcpDial};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+#[allow(clippy::disallowed_methods)] // the tests' runner names the broker; no production code reads this
+pub(crate) fn bootstrap() -> String {
+    std::env::var("KAFKA_BOOTSTRAP").unwrap_or_else(|_| {
+        panic!(
+            "KAFKA_BOOTSTRAP is not set: run `scripts/kafka.sh run cargo test -p millstream-kafka --features broker`"
+        )
+    })
+}
+
+/// A name that no other test, and no run before on the same broker, has.
+#[allow(clippy::disallowed_methods)] // only its being unique counts
+pub(crate) fn unique(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    format!("{what}-{:x}-{}", now.as_micros(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Runs a test on runtimes like those of a worker.
+pub(crate) fn run<F: Future<Output = ()> + Send + 'static>(test: impl FnOnce(Env) -> F) {
+    let runtimes = Runtimes::start(2).unwrap();
+    runtimes.block_on(test(runtimes.env()));
+}
+
+pub(crate) fn brokers(env: &Env, at: &str) -> Brokers {
+    let options = BrokersOptions {
+        bootstrap: vec![at.to_owned()],
+        request_timeout: Duration::from_secs(5),
+        retry_timeout: Duration::from_secs(10),
+    };
+    Brokers::new(env.clone(), Arc::new(TcpDial), options)
+}
+
+fn config() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap());
+    config
+}
+
+fn admin() -> AdminClient<DefaultClientContext> {
+    config().create().unwrap()
+}
+
+pub(crate) async fn create_topic(name: &str, partitions: i32) {
+    // Brokers delete what is older than a week by its time stamps, and tests have old ones.
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+    for made in admin().create_topics(&[topic], &AdminOptions::new()).await.unwrap() {
+        made.unwrap();
+    }
+}
+
+pub(crate) async fn add_partitions(name: &str, partitions: usize) {
+    let more = NewPartitions::new(name, partitions);
+    for made in admin().create_partitions(&[more], &AdminOptions::new()).await.unwrap() {
+        made.unwrap();
+    }
+}
+
+/// A record to be written.
+#[derive(Clone, Default)]
+pub(crate) struct Record {
+    pub(crate) partition: i32,
+    pub(crate) key: Option<&'static str>,
+    pub(crate) value: Option<String>,
+    pub(crate) timestamp: i64,
+    pub(crate) headers: Vec<(&'static str, Option<&'static [u8]>)>,
+}
+
+/// Writes records in order; within a transaction when `transaction` says how it ends.
+pub(crate) fn write(topic: &str, records: &[Record], transaction: Option<bool>) {
+    let mut config = config();
+    if transaction.is_some() {
+        config.set("transactional.id", unique("test"));
+    }
+    let producer: BaseProducer = config.create().unwrap();
+    let limit = Duration::from_secs(20);
+    if transaction.is_some() {
+        producer.init_transactions(limit).unwrap();
+        producer.begin_transaction().unwrap();
+    }
+    send(&producer, topic, records);
+    match transaction {
+        Some(true) => producer.commit_transaction(limit).unwrap(),
+        Some(false) => producer.abort_transaction(limit).unwrap(),
+        None => {}
+    }
+}
+
+/// Writes records in a transaction that stays open.
+pub(crate) fn begin(topic: &str, records: &[Record], id: &str) -> BaseProducer {
+    let limit = Duration::from_secs(20);
+    let producer: BaseProducer = config().set("transactional.id", id).create().unwrap();
+    producer.init_transactions(limit).unwrap();
+    producer.begin_transaction().unwrap();
+    send(&producer, topic, records);
+    producer
+}
+
+fn send(producer: &BaseProducer, topic: &str, records: &[Record]) {
+    for r in records {
+        let mut record =
+            BaseRecord::<str, str>::to(topic).partition(r.partition).timestamp(r.timestamp).headers(headers(r));
+        record.key = r.key;
+        record.payload = r.value.as_deref();
+        producer.send(record).map_err(|(e, _)| e).unwrap();
+    }
+    producer.flush(Duration::from_secs(20)).unwrap();
+}
+
+fn headers(record: &Record) -> OwnedHeaders {
+    record.headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: *value }))
+}
