@@ -4,7 +4,8 @@
 //! field that equals it is null in every column. Numbers are read as the JSON format reads them from strings.
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, RecordBatch};
+use arrow_array::types::{Float32Type, Float64Type};
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Schema, SchemaRef};
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder, WriteResult, Writer, WriterBuilder};
 use millstream_common::{Error, Result};
@@ -204,6 +205,8 @@ impl Encoder for CsvEncoder {
                     self.text.extend_from_slice(self.null_literal.as_bytes());
                 } else if let Some(text) = column.as_string_opt::<i32>() {
                     self.text.extend_from_slice(text.value(row).as_bytes());
+                } else if let Some(word) = no_number(column, row) {
+                    self.text.extend_from_slice(word.as_bytes());
                 } else {
                     push_value(column, row, &mut self.text)?;
                     if self.text.first() == Some(&b'"') {
@@ -226,6 +229,21 @@ impl Encoder for CsvEncoder {
             records.end();
         }
         Ok(())
+    }
+}
+
+/// What stands for a float that has no digits; JSON has nothing for it.
+fn no_number(column: &ArrayRef, row: usize) -> Option<&'static str> {
+    let value = match column.data_type() {
+        DataType::Float32 => f64::from(column.as_primitive::<Float32Type>().value(row)),
+        DataType::Float64 => column.as_primitive::<Float64Type>().value(row),
+        _ => return None,
+    };
+    match value {
+        _ if value.is_nan() => Some("NaN"),
+        f64::INFINITY => Some("Infinity"),
+        f64::NEG_INFINITY => Some("-Infinity"),
+        _ => None,
     }
 }
 
@@ -354,6 +372,22 @@ mod tests {
         back.iter().for_each(|r| decoder.push(r.as_bytes()).unwrap());
         let read = decoder.take().unwrap();
         assert_eq!(read.column(0).as_string::<i32>().iter().collect::<Vec<_>>(), [Some(&long[..]), Some(""), Some("")]);
+    }
+
+    #[test]
+    fn floats_without_digits_come_back() {
+        let schema = Arc::new(Schema::new(vec![Field::new("v", DataType::Float64, true)]));
+        let format = CsvFormat::new(schema, CsvOptions::default()).unwrap();
+        let values = [f64::INFINITY, f64::NEG_INFINITY, 0.1, 1e300];
+        let column: ArrayRef = Arc::new(arrow_array::Float64Array::from(values.to_vec()));
+        let batch = RecordBatch::try_new(format.schema(), vec![column]).unwrap();
+        let lines = written(&format, &batch);
+        assert_eq!(lines[..2], ["Infinity", "-Infinity"]);
+        let mut decoder = format.decoder().unwrap();
+        lines.iter().for_each(|l| decoder.push(l.as_bytes()).unwrap());
+        assert_eq!(decoder.take().unwrap(), batch);
+        decoder.push(b"NaN").unwrap();
+        assert!(decoder.push(b"1e999").unwrap_err().what().contains("a number that does not fit"));
     }
 
     #[test]

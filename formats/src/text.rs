@@ -9,9 +9,16 @@ pub(crate) struct NotThat(pub(crate) &'static str);
 
 /// Adds the value that `text` spells. Nothing is rounded; spaces around it count. Only a scalar column has texts.
 pub(crate) fn parse_into(text: &str, column: &mut Column) -> Result<(), NotThat> {
-    fn number<T: std::str::FromStr>(text: &str) -> Result<T, NotThat> {
-        // Rust takes a plus sign, as Java does.
-        text.parse().map_err(|_| NotThat("no integer that fits"))
+    fn number<T: std::str::FromStr + TryFrom<i128>>(text: &str) -> Result<T, NotThat> {
+        // Rust takes a plus sign, as Java does. `12.0` and `1.2e1` are integers, too.
+        let exact = || decimal(text, 38, 0).ok().and_then(|value| T::try_from(value).ok());
+        text.parse().ok().or_else(exact).ok_or(NotThat("no integer that fits"))
+    }
+    /// What is written as a number is one: none is so large that it becomes infinite.
+    fn float<T: std::str::FromStr>(text: &str, is_infinite: impl Fn(&T) -> bool) -> Result<T, NotThat> {
+        let value = text.parse().map_err(|_| NotThat("no number"))?;
+        let spelled = !text.bytes().any(|b| b.is_ascii_digit());
+        if is_infinite(&value) && !spelled { Err(NotThat("a number that does not fit")) } else { Ok(value) }
     }
     match &mut column.values {
         Values::Boolean(v) => v.append(match text {
@@ -27,8 +34,8 @@ pub(crate) fn parse_into(text: &str, column: &mut Column) -> Result<(), NotThat>
         Values::UInt16(v) => v.push(number(text)?),
         Values::UInt32(v) => v.push(number(text)?),
         Values::UInt64(v) => v.push(number(text)?),
-        Values::Float32(v) => v.push(text.parse().map_err(|_| NotThat("no number"))?),
-        Values::Float64(v) => v.push(text.parse().map_err(|_| NotThat("no number"))?),
+        Values::Float32(v) => v.push(float(text, |v: &f32| v.is_infinite())?),
+        Values::Float64(v) => v.push(float(text, |v: &f64| v.is_infinite())?),
         Values::Decimal(v, precision, scale) => v.push(decimal(text, *precision, *scale)?),
         Values::Text(v) => v.push(text.as_bytes()).then_some(()).ok_or(NotThat("too much for one batch"))?,
         Values::Date(v) => v.push(date(text).ok_or(NotThat("no date like 2026-01-31"))?),

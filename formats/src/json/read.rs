@@ -222,7 +222,17 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         match &self.column.values {
             // Their text as it stands: digits that a double would lose, JSON in a string column.
-            Values::Text(_) | Values::Binary(_) | Values::Decimal(..) => {
+            Values::Text(_)
+            | Values::Binary(_)
+            | Values::Decimal(..)
+            | Values::Int8(_)
+            | Values::Int16(_)
+            | Values::Int32(_)
+            | Values::Int64(_)
+            | Values::UInt8(_)
+            | Values::UInt16(_)
+            | Values::UInt32(_)
+            | Values::UInt64(_) => {
                 let raw = <&RawValue as serde::Deserialize>::deserialize(deserializer)?;
                 push_raw(raw.get(), self.column).map_err(D::Error::custom)
             }
@@ -308,21 +318,20 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
-        self.integer(i128::from(value))
+        self.visit_f64(value as f64)
     }
 
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
-        self.integer(i128::from(value))
+        self.visit_f64(value as f64)
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
         match &mut self.column.values {
+            Values::Float32(_) if value.abs() > f64::from(f32::MAX) => {
+                return Err(E::custom(format!("{value} does not fit")));
+            }
             Values::Float32(v) => v.push(value as f32),
             Values::Float64(v) => v.push(value),
-            // Below it a double tells all integers apart.
-            _ if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 => {
-                return self.integer(value as i128);
-            }
             _ => return Err(E::invalid_type(serde::de::Unexpected::Float(value), &self)),
         }
         self.column.pushed();
@@ -375,32 +384,6 @@ impl<'de> Visitor<'de> for Value<'_> {
             }
         }
         ends.push(i32::try_from(column.len()).map_err(|_| A::Error::custom(TOO_LARGE))?);
-        self.column.pushed();
-        Ok(())
-    }
-}
-
-impl Value<'_> {
-    fn integer<E: serde::de::Error>(self, value: i128) -> Result<(), E> {
-        let too_large = || E::custom(format!("{value} does not fit"));
-        match &mut self.column.values {
-            Values::Int8(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::Int16(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::Int32(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::Int64(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::UInt8(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::UInt16(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::UInt32(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::UInt64(v) => v.push(value.try_into().map_err(|_| too_large())?),
-            Values::Float32(v) => v.push(value as f32),
-            Values::Float64(v) => v.push(value as f64),
-            _ => {
-                return Err(E::custom(format!(
-                    "invalid type: number {value}, expected {}",
-                    &self as &dyn serde::de::Expected
-                )));
-            }
-        }
         self.column.pushed();
         Ok(())
     }

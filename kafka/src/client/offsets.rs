@@ -90,18 +90,17 @@ impl Brokers {
         let cluster = self.cluster(Some(&names)).await?;
         let mut by_broker: BTreeMap<&str, BTreeMap<&str, Vec<ListOffsetsPartition>>> = BTreeMap::new();
         for ((topic, partition), at) in partitions {
-            let there = cluster
-                .topics
-                .get(topic)
-                .and_then(|t| t.partitions.get(partition))
-                .ok_or_else(|| Error::config(format!("topic '{topic}' has no partition {partition}")).code(1343))?;
+            let there = cluster.topics.get(topic).and_then(|t| t.partitions.get(partition)).ok_or_else(|| {
+                Error::unavailable(format!("topic '{topic}' has no partition {partition}")).code(2407)
+            })?;
             let broker = there.leader.and_then(|leader| cluster.brokers.get(&leader)).ok_or_else(|| {
                 Error::unavailable("the partition has no leader").code(2406).at(format!("{topic}/{partition}"))
             })?;
             let timestamp = match at {
                 At::Latest => -1,
                 At::Earliest => -2,
-                At::Time(ms) => *ms,
+                // Below 0 stand other places than times.
+                At::Time(ms) => (*ms).max(0),
             };
             let asked = ListOffsetsPartition::default()
                 .with_partition_index(*partition)

@@ -2,22 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
-use millstream_common::env::{BoxFuture, Moment};
+use millstream_common::env::{BoxFuture, Lane, Moment};
 use millstream_common::{Env, Error, Result};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::options::KafkaSourceOptions;
-use crate::client::Isolation;
+use crate::client::{Brokers, BrokersOptions, Isolation, TcpDial};
 
 /// What librdkafka is told when the user says nothing else.
 const DEFAULTS: [(&str, &str); 5] = [
@@ -57,35 +58,49 @@ impl ConsumerContext for Context {}
 /// The queue of one partition.
 pub(super) type Queue = PartitionQueue<Context>;
 
+/// The waker of whoever reads a partition now.
+type SharedWaker = Arc<Mutex<Arc<AtomicWaker>>>;
+
 pub(super) struct Consumer {
     env: Env,
     base: Arc<BaseConsumer<Context>>,
-    readers: Arc<Mutex<Readers>>,
-    /// Held while partitions are assigned. Not `readers`: librdkafka's threads, which answer, take that to wake somebody.
+    /// To ask whether they answer.
+    brokers: Brokers,
+    /// By partition, for good: two handles of one queue would take the callback away from each other.
+    queues: Mutex<BTreeMap<(String, i32), Entry>>,
+    /// Of all that were opened. Apart from the queues, which hold the consumer that calls this.
+    wakers: Arc<Mutex<Vec<SharedWaker>>>,
+    /// So many readers there have been.
+    opened: AtomicU64,
+    /// Held while partitions are assigned. librdkafka's threads, which answer, never take it.
     assigning: Mutex<()>,
     /// There may be something that concerns all partitions.
     events: Arc<AtomicBool>,
-    /// Since when no broker answers.
+    /// Since when a broker may not answer.
     down_since: Mutex<Option<Moment>>,
     retry_timeout: Duration,
-    /// For messages.
-    bootstrap: String,
-}
-
-#[derive(Default)]
-struct Readers {
-    /// By partition, for good: two handles of one queue would take the callback away from each other.
-    queues: BTreeMap<(String, i32), Entry>,
-    /// So many readers there have been.
-    opened: u64,
 }
 
 struct Entry {
     queue: Arc<Queue>,
-    /// Of who reads the partition now. A reader of an attempt that is over must not take records from its successor.
-    waker: Arc<Mutex<Arc<AtomicWaker>>>,
-    /// The reader; 0: none.
+    waker: SharedWaker,
+    current: Arc<Mutex<u64>>,
+}
+
+/// What a reader has of its partition.
+pub(super) struct Opened {
+    pub(super) queue: Arc<Queue>,
     number: u64,
+    /// Which reader may take records; 0: none. Held by whoever takes some: a reader of an attempt that is over must not take
+    /// those of its successor.
+    current: Arc<Mutex<u64>>,
+}
+
+impl Opened {
+    /// The right to take records as long as this is held; `None` when another reader has taken over.
+    pub(super) fn turn(&self) -> Option<MutexGuard<'_, u64>> {
+        Some(self.current.lock()).filter(|current| **current == self.number)
+    }
 }
 
 impl Consumer {
@@ -115,59 +130,50 @@ impl Consumer {
         let mut base: BaseConsumer<Context> = config
             .create_with_context(Context)
             .map_err(|e| Error::config("librdkafka does not take these settings of a consumer").code(1346).source(e))?;
-        let readers: Arc<Mutex<Readers>> = Arc::default();
-        let all = readers.clone();
+        let wakers: Arc<Mutex<Vec<SharedWaker>>> = Arc::default();
+        let all = wakers.clone();
         let events = Arc::new(AtomicBool::new(true));
         let there = events.clone();
         base.set_nonempty_callback(move || {
             there.store(true, Ordering::Release);
-            all.lock().queues.values().for_each(|entry| entry.waker.lock().wake());
+            all.lock().iter().for_each(|waker| waker.lock().wake());
         });
-        let base = Arc::new(base);
-        let bootstrap = options.bootstrap.join(", ");
+        let asking = BrokersOptions {
+            bootstrap: options.bootstrap.clone(),
+            request_timeout: Duration::from_secs(10),
+            retry_timeout: Duration::from_secs(1),
+        };
         Ok(Self {
+            brokers: Brokers::new(env.clone(), Arc::new(TcpDial), asking),
             env,
-            base,
-            readers,
+            base: Arc::new(base),
+            queues: Mutex::default(),
+            wakers,
+            opened: AtomicU64::new(0),
             assigning: Mutex::default(),
             events,
             down_since: Mutex::default(),
             retry_timeout: options.retry_timeout,
-            bootstrap,
         })
     }
 
-    /// Begins to fetch a partition at an offset: its queue, which wakes `waker` when it is no longer empty, and the number of
-    /// the reader. Whoever has read it until now no longer does.
-    pub(super) fn open(
-        &self,
-        topic: &str,
-        partition: i32,
-        offset: i64,
-        waker: Arc<AtomicWaker>,
-    ) -> Result<(Arc<Queue>, u64)> {
+    /// Begins to fetch a partition at an offset; its queue wakes `waker` when it is no longer empty. Whoever has read it until
+    /// now no longer does.
+    pub(super) fn open(&self, topic: &str, partition: i32, offset: i64, waker: Arc<AtomicWaker>) -> Result<Opened> {
         let place = format!("{topic}/{partition}");
         let failed = |e| Error::unavailable("the partition cannot be opened").code(2410).at(place.clone()).source(e);
         let _alone = self.assigning.lock();
-        let key = (topic.to_owned(), partition);
-        let (number, taken_over) = {
-            let mut readers = self.readers.lock();
-            readers.opened += 1;
-            let number = readers.opened;
-            let taken_over = readers.queues.get_mut(&key).map(|entry| {
-                let before = std::mem::replace(&mut entry.number, number);
+        let number = self.opened.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut queues = self.queues.lock();
+        let (queue, current) = match queues.get(&(topic.to_owned(), partition)) {
+            Some(entry) => {
+                let before = std::mem::replace(&mut *entry.current.lock(), number);
                 // It is to see that it no longer reads.
-                std::mem::replace(&mut *entry.waker.lock(), waker.clone()).wake();
-                (before > 0, entry.queue.clone())
-            });
-            (number, taken_over)
-        };
-        let queue = match taken_over {
-            Some((is_read, queue)) => {
-                if is_read {
+                std::mem::replace(&mut *entry.waker.lock(), waker).wake();
+                if before > 0 {
                     self.unassign(topic, partition);
                 }
-                queue
+                (entry.queue.clone(), entry.current.clone())
             }
             None => {
                 // Before anything is fetched: it must not go to the queue that all partitions share.
@@ -178,33 +184,30 @@ impl Consumer {
                 let waker = Arc::new(Mutex::new(waker));
                 let of_reader = waker.clone();
                 queue.set_nonempty_callback(move || of_reader.lock().wake());
-                let queue = Arc::new(queue);
-                let entry = Entry { queue: queue.clone(), waker, number };
-                self.readers.lock().queues.insert(key, entry);
-                queue
+                self.wakers.lock().push(waker.clone());
+                let (queue, current) = (Arc::new(queue), Arc::new(Mutex::new(number)));
+                let entry = Entry { queue: queue.clone(), waker, current: current.clone() };
+                queues.insert((topic.to_owned(), partition), entry);
+                (queue, current)
             }
         };
+        drop(queues);
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(failed)?;
         self.base.incremental_assign(&list).map_err(failed)?;
-        Ok((queue, number))
+        Ok(Opened { queue, number, current })
     }
 
     /// Ends what `open` began, unless another reader has taken over.
-    pub(super) fn close(&self, topic: &str, partition: i32, number: u64) {
+    pub(super) fn close(&self, topic: &str, partition: i32, opened: &Opened) {
         let _alone = self.assigning.lock();
-        let was_current = {
-            let mut readers = self.readers.lock();
-            let entry = readers.queues.get_mut(&(topic.to_owned(), partition)).filter(|entry| entry.number == number);
-            entry.map(|entry| entry.number = 0).is_some()
-        };
-        if was_current {
-            self.unassign(topic, partition);
+        {
+            let Some(mut current) = opened.turn() else { return };
+            *current = 0;
         }
-    }
-
-    pub(super) fn is_current(&self, topic: &str, partition: i32, number: u64) -> bool {
-        self.readers.lock().queues.get(&(topic.to_owned(), partition)).is_some_and(|entry| entry.number == number)
+        self.unassign(topic, partition);
+        // What was fetched ahead goes: the queue passes over it and ends.
+        while opened.queue.poll(Duration::ZERO).is_some() {}
     }
 
     fn unassign(&self, topic: &str, partition: i32) {
@@ -215,34 +218,57 @@ impl Consumer {
         }
     }
 
-    /// Looks at what concerns all partitions: brokers that do not answer, credentials that are refused. While no broker
-    /// answers: when to look again.
+    /// Looks at what concerns all partitions: brokers that do not answer, credentials that are refused. When brokers may not
+    /// answer: how long that may last.
     pub(super) fn serve(&self) -> Result<Option<Duration>> {
         if self.events.swap(false, Ordering::AcqRel) {
             // An event that librdkafka's binding deals with by itself gives nothing, as an empty queue does. One that is left in
             // the queue would be the last that anybody is told of.
-            let mut more = false;
-            for _ in 0..EVENTS {
+            for round in 0..EVENTS {
                 let event = self.base.poll(Duration::ZERO);
-                more = event.is_some();
-                match event {
-                    // A record of a partition that was closed a moment ago.
-                    None | Some(Ok(_)) => {}
-                    Some(Err(e)) => self.judge(e)?,
+                if event.is_some() && round == EVENTS - 1 {
+                    self.events.store(true, Ordering::Release);
+                }
+                let judged = match event {
+                    None => Ok(()),
+                    Some(Ok(record)) => {
+                        let (topic, partition) = (record.topic().to_owned(), record.partition());
+                        let lost = "a record came to a queue that its reader does not look into";
+                        Err(Error::unavailable(lost).code(2413).at(format!("{topic}/{partition}")))
+                    }
+                    Some(Err(e)) => self.judge(e),
+                };
+                if judged.is_err() {
+                    self.events.store(true, Ordering::Release);
+                    judged?;
                 }
             }
-            self.events.fetch_or(more, Ordering::AcqRel);
         }
         let Some(since) = *self.down_since.lock() else { return Ok(None) };
-        let silent = self.env.now().since(since);
-        if silent < self.retry_timeout {
-            return Ok(Some(self.retry_timeout - silent));
-        }
-        Err(Error::unavailable(format!("no broker has answered for {silent:?}")).code(2412).at(self.bootstrap.clone()))
+        Ok(Some(self.retry_timeout.saturating_sub(self.env.now().since(since))))
     }
 
-    pub(super) fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        self.env.sleep(duration)
+    /// Waits so long, and then asks whether a broker answers. librdkafka tells of each broker and address that it cannot reach,
+    /// and not of one that it reaches.
+    pub(super) fn look_again(self: &Arc<Self>, left: Duration) -> BoxFuture<'static, Result<()>> {
+        let this = self.clone();
+        Box::pin(async move {
+            this.env.sleep(left).await;
+            if this.down_since.lock().is_none() {
+                return Ok(());
+            }
+            match this.brokers.cluster(Some(&[])).await {
+                Ok(_) => {
+                    this.is_up();
+                    Ok(())
+                }
+                Err(_) if this.down_since.lock().is_none() => Ok(()),
+                Err(e) => {
+                    let what = format!("no broker has answered for {:?}", this.retry_timeout);
+                    Err(Error::unavailable(what).code(2412).source(e))
+                }
+            }
+        })
     }
 
     /// Something was read: brokers answer.
@@ -260,10 +286,22 @@ impl Consumer {
                     | RDKafkaErrorCode::OperationTimedOut
             )
         );
+        // Nobody joins the group, and nothing is asked of it.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) {
+            return Ok(());
+        }
         if !passes {
             return Err(Error::unavailable("the brokers refuse to be read").code(2411).source(error));
         }
         self.down_since.lock().get_or_insert(self.env.now());
         Ok(())
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // The last handle of a consumer waits until librdkafka has closed it: not on the thread of a subtask.
+        let all = (std::mem::take(&mut *self.queues.lock()), self.base.clone());
+        self.env.spawn(Lane::Background, "a consumer of librdkafka ends", Box::pin(async move { drop(all) }));
     }
 }

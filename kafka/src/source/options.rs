@@ -94,7 +94,9 @@ pub struct KafkaSourceOptions {
 }
 
 /// What our own settings say; a property must not contradict them.
-const OURS: [&str; 9] = [
+const OURS: [&str; 10] = [
+    // A follower may end before its leader does.
+    "client.rack",
     "bootstrap.servers",
     "metadata.broker.list",
     "group.id",
@@ -141,6 +143,20 @@ impl KafkaSourceOptions {
                 return wrong("where a group has committed nothing, another place to start is wanted".into());
             }
             _ => {}
+        }
+        let given = |places: &BTreeMap<(String, i32), i64>| places.values().any(|offset| *offset < 0);
+        let start = match &self.start {
+            StartAt::Group(other) => other,
+            start => start,
+        };
+        if matches!(start, StartAt::Offsets(o) if given(o))
+            || matches!(&self.stop, Some(StopAt::Offsets(o)) if given(o))
+        {
+            return wrong("an offset is never below 0".into());
+        }
+        let secure = ["security.", "sasl.", "ssl.", "enable.ssl", "enable.sasl", "https."];
+        if let Some(name) = self.properties.keys().find(|name| secure.iter().any(|s| name.starts_with(s))) {
+            return Err(Error::config(format!("the property {name}: TLS and SASL are not built yet")).code(1410));
         }
         if let Some(name) = self.properties.keys().find(|name| OURS.contains(&name.as_str())) {
             return wrong(format!("the property {name} of librdkafka follows from the settings of the source"));

@@ -14,13 +14,16 @@ use millstream_formats::Decoder;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
-use super::consumer::{Consumer, Queue};
+use super::consumer::{Consumer, Opened};
 use super::metadata::Columns;
 use super::options::BadRecords;
 use super::splits::PartitionSplit;
 
 /// Records that one call takes at most although they give no row (tombstones, records that are dropped).
 const RECORDS_A_POLL: usize = 16_384;
+
+/// Bytes of records that one call takes, give or take a record: a batch has no more than that by far.
+const BYTES_A_POLL: usize = 16 << 20;
 
 pub(super) struct PartitionReader {
     consumer: Arc<Consumer>,
@@ -31,7 +34,7 @@ pub(super) struct PartitionReader {
     bad_records: BadRecords,
     waker: Arc<AtomicWaker>,
     /// `None` before the first rows are asked for.
-    queue: Option<(Arc<Queue>, u64)>,
+    opened: Option<Opened>,
     /// The offset of the next record, and how many of its rows were handed out already.
     next: (i64, u32),
     /// The last rows of record `next`, which found no room in the batch before.
@@ -39,7 +42,7 @@ pub(super) struct PartitionReader {
     /// A record behind what was handed out that cannot be read.
     bad: Option<Error>,
     /// While no broker answers.
-    timer: Option<BoxFuture<'static, ()>>,
+    timer: Option<BoxFuture<'static, Result<()>>>,
     ended: bool,
 }
 
@@ -68,7 +71,7 @@ impl PartitionReader {
             columns,
             bad_records,
             waker: Arc::default(),
-            queue: None,
+            opened: None,
             next,
             left: None,
             bad: None,
@@ -79,23 +82,23 @@ impl PartitionReader {
 
     /// Takes records until there are `max_rows` rows, or none is there; the offset of the last one and how many rows it has.
     fn fill(&mut self, max_rows: usize) -> Result<Option<(i64, usize)>> {
-        let (queue, number) = match &self.queue {
-            Some(queue) => queue,
+        let opened = match &self.opened {
+            Some(opened) => opened,
             None => {
                 let (topic, partition) = (&self.split.topic, self.split.partition);
-                let opened = self.consumer.open(topic, partition, self.next.0, self.waker.clone())?;
-                self.queue.insert(opened)
+                self.opened.insert(self.consumer.open(topic, partition, self.next.0, self.waker.clone())?)
             }
         };
-        if !self.consumer.is_current(&self.split.topic, self.split.partition, *number) {
+        let Some(_turn) = opened.turn() else {
             return Err(Error::canceled("another reader has taken over this partition").at(self.split.id()));
-        }
+        };
+        let mut bytes = 0;
         let mut last = None;
         for _ in 0..RECORDS_A_POLL {
-            if self.decoder.rows() >= max_rows {
+            if self.decoder.rows() >= max_rows || bytes >= BYTES_A_POLL {
                 break;
             }
-            let message = match queue.poll(Duration::ZERO) {
+            let message = match opened.queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => message,
                 // What was there when the job was to stop has been read: the end that is told lies behind it.
@@ -114,6 +117,11 @@ impl PartitionReader {
             if offset < self.next.0 {
                 continue;
             }
+            if last.is_none() && offset != self.next.0 {
+                // The record that was half handed out is gone.
+                self.next.1 = 0;
+            }
+            bytes += message.payload_len() + message.key_len();
             let before = self.decoder.rows();
             if let Some(payload) = message.payload()
                 && let Err(e) = self.decoder.push(payload)
@@ -176,9 +184,10 @@ impl PartitionReader {
         match self.consumer.serve()? {
             None => self.timer = None,
             Some(left) => {
-                let timer = self.timer.get_or_insert_with(|| self.consumer.sleep(left));
-                if timer.as_mut().poll(cx).is_ready() {
+                let timer = self.timer.get_or_insert_with(|| self.consumer.look_again(left));
+                if let Poll::Ready(answer) = timer.as_mut().poll(cx) {
                     self.timer = None;
+                    answer?;
                     cx.waker().wake_by_ref();
                 }
             }
@@ -224,8 +233,8 @@ impl SplitReader for PartitionReader {
 
 impl Drop for PartitionReader {
     fn drop(&mut self) {
-        if let Some((_, number)) = self.queue.take() {
-            self.consumer.close(&self.split.topic, self.split.partition, number);
+        if let Some(opened) = self.opened.take() {
+            self.consumer.close(&self.split.topic, self.split.partition, &opened);
         }
     }
 }
@@ -258,7 +267,8 @@ fn failed(error: KafkaError, split: &PartitionSplit, next: i64) -> Error {
         .at(at)
         .next("start the job anew at an offset that is there, and have the topic keep records for longer"),
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition) => {
-            Error::data("the partition is gone").code(3312).at(at)
+            // Also where a broker does not know of it yet; whoever discovers partitions says it for good.
+            Error::unavailable("the partition is gone").code(2414).at(at).source(error)
         }
         _ => Error::unavailable("the partition cannot be read").code(2413).at(at).source(error),
     }

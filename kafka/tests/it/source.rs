@@ -330,6 +330,54 @@ fn brokers_that_do_not_answer_fail_the_source_after_a_while() {
     });
 }
 
+/// librdkafka tells of the broker that it cannot reach, and of none that it reaches.
+#[test]
+fn a_quiet_topic_fails_nothing_though_one_of_the_brokers_is_down() {
+    run(|env| async move {
+        let topic = unique("quiet");
+        create_topic(&topic, 1).await;
+        let mut o = options(&topic);
+        o.bootstrap.insert(0, "127.0.0.1:1".into());
+        o.stop = None;
+        o.retry_timeout = Duration::from_secs(1);
+        let source = source(&env, o);
+        let split = splits(&source, &[]).await.remove(0);
+        let mut reader = source.reader(&split, None).unwrap();
+        let write = async {
+            env.sleep(Duration::from_secs(5)).await;
+            fill(&topic, 0, 0..1, None);
+        };
+        let read = env.timeout(Duration::from_secs(20), "a record", next(&mut *reader, 10));
+        let (batch, ()) = futures::join!(read, write);
+        assert_eq!(batch.unwrap().unwrap().unwrap().num_rows(), 1);
+    });
+}
+
+#[test]
+fn options_that_cannot_be_are_refused() {
+    run(|env| async move {
+        let refused = |change: &dyn Fn(&mut KafkaSourceOptions)| {
+            let mut o = options("t");
+            change(&mut o);
+            KafkaSource::new(env.clone(), o, numbers()).err().unwrap().number()
+        };
+        assert_eq!(refused(&|o| o.bootstrap.clear()), 1342);
+        assert_eq!(refused(&|o| o.topics = Topics::Named(vec![])), 1344);
+        assert_eq!(refused(&|o| o.start = StartAt::Group(Box::new(StartAt::Latest))), 1344);
+        assert_eq!(refused(&|o| o.start = StartAt::Offsets([(("t".into(), 0), -1)].into())), 1344);
+        let property = |name: &'static str| refused(&move |o| drop(o.properties.insert(name.into(), "x".into())));
+        assert_eq!(property("isolation.level"), 1344);
+        assert_eq!(property("sasl.mechanism"), 1410);
+        // Only librdkafka knows its own.
+        let mut o = options("t");
+        o.properties.insert("no.such.property".into(), "x".into());
+        let source = source(&env, o);
+        let payload = br#"{"topic":"t","partition":0,"start":0,"stop":null}"#.to_vec();
+        let error = source.reader(&Split { id: "t/0".into(), payload }, None).err().unwrap();
+        assert_eq!(error.number(), 1346);
+    });
+}
+
 #[test]
 fn one_reader_takes_over_from_another() {
     run(|env| async move {
