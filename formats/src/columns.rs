@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use arrow_array::{
-    ArrayRef, BinaryArray, BooleanArray, ListArray, MapArray, PrimitiveArray, StringArray, StructArray,
+    ArrayRef, BinaryArray, BooleanArray, ListArray, MapArray, PrimitiveArray, RecordBatch, RecordBatchOptions,
+    StringArray, StructArray,
     types::{
         ArrowPrimitiveType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
         Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
@@ -14,7 +15,7 @@ use arrow_array::{
     },
 };
 use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
-use arrow_schema::{DataType, Field, FieldRef, Fields, TimeUnit};
+use arrow_schema::{DataType, Field, FieldRef, Fields, SchemaRef, TimeUnit};
 use millstream_common::{Error, Result};
 
 /// A column of a batch that is being filled.
@@ -114,6 +115,51 @@ pub(crate) fn check_type(field: &Field) -> Result<()> {
         | DataType::Timestamp(..) => Ok(()),
         _ => refuse(),
     }
+}
+
+/// The rows of a batch that is being filled: a record adds all of its rows or none.
+pub(crate) struct Rows {
+    schema: SchemaRef,
+    columns: Vec<Column>,
+    rows: usize,
+}
+
+impl Rows {
+    pub(crate) fn new(schema: &SchemaRef) -> Result<Self> {
+        let columns = schema.fields().iter().map(|f| Column::new(f)).collect::<Result<_>>()?;
+        Ok(Self { schema: schema.clone(), columns, rows: 0 })
+    }
+
+    /// Adds so many rows as `add` says that it has pushed into each column; none when it says what is wrong with the record.
+    pub(crate) fn add(&mut self, add: impl FnOnce(&mut [Column]) -> Result<usize, String>) -> Result<()> {
+        match add(&mut self.columns) {
+            Ok(added) => {
+                self.rows += added;
+                Ok(())
+            }
+            Err(what) => {
+                self.columns.iter_mut().for_each(|c| c.truncate(self.rows));
+                Err(bad(&what))
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// The rows as a batch; there are none then.
+    pub(crate) fn take(&mut self) -> Result<RecordBatch> {
+        let options = RecordBatchOptions::new().with_row_count(Some(std::mem::take(&mut self.rows)));
+        let arrays: Vec<ArrayRef> = self.columns.iter_mut().map(Column::finish).collect::<Result<_>>()?;
+        RecordBatch::try_new_with_options(self.schema.clone(), arrays, &options)
+            .map_err(|e| Error::internal("columns that do not fit their schema").source(e))
+    }
+}
+
+/// What is wrong with a record.
+pub(crate) fn bad(what: &str) -> Error {
+    Error::data(format!("not a record of this format: {what}")).code(3301)
 }
 
 impl Column {

@@ -10,7 +10,7 @@ use arrow_schema::{DataType, Schema, SchemaRef};
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder, WriteResult, Writer, WriterBuilder};
 use millstream_common::{Error, Result};
 
-use crate::columns::{Column, Values, check_type};
+use crate::columns::{Column, Rows, Values, check_type};
 use crate::json::push_value;
 use crate::text::{NotThat, parse_into};
 use crate::{Decoder, DecodingFormat, Encoder, EncodingFormat, Records};
@@ -75,82 +75,56 @@ impl DecodingFormat for CsvFormat {
     fn decoder(&self) -> Result<Box<dyn Decoder>> {
         let reader = ReaderBuilder::new().delimiter(self.options.delimiter).quote(self.options.quote).build();
         Ok(Box::new(CsvDecoder {
-            columns: self.schema.fields().iter().map(|f| Column::new(f)).collect::<Result<_>>()?,
-            ends: vec![0; self.schema.fields().len() + 1],
-            text: Vec::new(),
-            schema: self.schema.clone(),
-            null_literal: self.options.null_literal.clone(),
-            reader,
-            rows: 0,
+            rows: Rows::new(&self.schema)?,
+            fields: Fields {
+                ends: vec![0; self.schema.fields().len() + 1],
+                text: Vec::new(),
+                schema: self.schema.clone(),
+                null_literal: self.options.null_literal.clone(),
+                reader,
+            },
         }))
     }
 }
 
 struct CsvDecoder {
-    schema: SchemaRef,
-    null_literal: Option<String>,
-    reader: Reader,
-    columns: Vec<Column>,
-    rows: usize,
-    /// The fields of a record without their quotes, and where each ends.
-    text: Vec<u8>,
-    ends: Vec<usize>,
+    rows: Rows,
+    fields: Fields,
 }
 
 impl Decoder for CsvDecoder {
     fn push(&mut self, record: &[u8]) -> Result<()> {
-        let fields = self.split(record)?;
-        let done = self.add(fields);
-        let rows = self.rows;
-        if let Err(what) = done {
-            self.columns.iter_mut().for_each(|c| c.truncate(rows));
-            return Err(bad(&what));
-        }
-        self.rows += 1;
-        Ok(())
+        self.rows.add(|columns| self.fields.read(record, columns).map(|()| 1))
     }
 
     fn rows(&self) -> usize {
-        self.rows
+        self.rows.len()
     }
 
     fn take(&mut self) -> Result<RecordBatch> {
-        self.rows = 0;
-        crate::batch_of(&self.schema, &mut self.columns)
+        self.rows.take()
     }
 }
 
-impl CsvDecoder {
-    /// Splits a record into `text` and `ends`: how many fields it has.
-    fn split(&mut self, record: &[u8]) -> Result<usize> {
-        std::str::from_utf8(record).map_err(|e| bad(&format!("no UTF-8 at byte {}", e.valid_up_to())))?;
-        // Fields without their quotes are never longer than with them.
-        self.text.resize(self.text.len().max(record.len()), 0);
-        self.reader.reset();
-        let (mut input, mut written, mut fields) = (record, 0, 0);
-        loop {
-            let (result, read, out, ended) =
-                self.reader.read_record(input, &mut self.text[written..], &mut self.ends[fields..]);
-            (input, written, fields) = (&input[read..], written + out, fields + ended);
-            match result {
-                // An empty input says that this is the end of the record.
-                ReadRecordResult::InputEmpty => {}
-                ReadRecordResult::Record if input.iter().all(|b| b"\r\n".contains(b)) => return Ok(fields),
-                ReadRecordResult::Record => return Err(bad("more than one line")),
-                ReadRecordResult::End => return Ok(fields),
-                ReadRecordResult::OutputEndsFull | ReadRecordResult::OutputFull => {
-                    return Err(bad(&format!("more than the {} fields of the columns", self.columns.len())));
-                }
-            }
-        }
-    }
+/// The fields of a record.
+struct Fields {
+    schema: SchemaRef,
+    null_literal: Option<String>,
+    reader: Reader,
+    /// Without their quotes, and where each ends.
+    text: Vec<u8>,
+    ends: Vec<usize>,
+}
 
-    fn add(&mut self, fields: usize) -> Result<(), String> {
-        if fields != self.columns.len() {
-            return Err(format!("{fields} fields where {} are wanted", self.columns.len()));
+impl Fields {
+    /// Adds a row; half of one may be left behind an error.
+    fn read(&mut self, record: &[u8], columns: &mut [Column]) -> Result<(), String> {
+        let fields = self.split(record)?;
+        if fields != columns.len() {
+            return Err(format!("{fields} fields where {} are wanted", columns.len()));
         }
         let mut start = 0;
-        for ((column, &end), field) in self.columns.iter_mut().zip(&self.ends).zip(self.schema.fields()) {
+        for ((column, &end), field) in columns.iter_mut().zip(&self.ends).zip(self.schema.fields()) {
             // Quotes and delimiters are ASCII: what is cut at them stays UTF-8.
             let text = std::str::from_utf8(&self.text[start..end]).map_err(|_| "no UTF-8".to_owned())?;
             start = end;
@@ -170,10 +144,30 @@ impl CsvDecoder {
         }
         Ok(())
     }
-}
 
-fn bad(what: &str) -> Error {
-    Error::data(format!("not a record of this format: {what}")).code(3301)
+    /// Splits a record into `text` and `ends`: how many fields it has.
+    fn split(&mut self, record: &[u8]) -> Result<usize, String> {
+        std::str::from_utf8(record).map_err(|e| format!("no UTF-8 at byte {}", e.valid_up_to()))?;
+        // Fields without their quotes are never longer than with them.
+        self.text.resize(self.text.len().max(record.len()), 0);
+        self.reader.reset();
+        let (mut input, mut written, mut fields) = (record, 0, 0);
+        loop {
+            let (result, read, out, ended) =
+                self.reader.read_record(input, &mut self.text[written..], &mut self.ends[fields..]);
+            (input, written, fields) = (&input[read..], written + out, fields + ended);
+            match result {
+                // An empty input says that this is the end of the record.
+                ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::Record if input.iter().all(|b| b"\r\n".contains(b)) => return Ok(fields),
+                ReadRecordResult::Record => return Err("more than one line".into()),
+                ReadRecordResult::End => return Ok(fields),
+                ReadRecordResult::OutputEndsFull | ReadRecordResult::OutputFull => {
+                    return Err(format!("more than the {} fields of the columns", self.schema.fields().len()));
+                }
+            }
+        }
+    }
 }
 
 impl EncodingFormat for CsvFormat {
@@ -269,7 +263,7 @@ mod tests {
     use arrow_schema::{Field, TimeUnit};
 
     use super::*;
-    use crate::json::JsonRows;
+    use crate::lines_of;
 
     fn format(options: CsvOptions) -> CsvFormat {
         let schema = Schema::new(vec![
@@ -279,12 +273,6 @@ mod tests {
             Field::new("at", DataType::Timestamp(TimeUnit::Millisecond, None), true),
         ]);
         CsvFormat::new(Arc::new(schema), options).unwrap()
-    }
-
-    fn json(batch: &RecordBatch) -> Vec<String> {
-        let mut out = Vec::new();
-        JsonRows::new(&batch.schema()).unwrap().push(batch, &mut out).unwrap();
-        String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }
 
     fn written(format: &CsvFormat, batch: &RecordBatch) -> Vec<String> {
@@ -307,7 +295,7 @@ mod tests {
         decoder.push(b"5,x,1,\r\n").unwrap();
         let batch = decoder.take().unwrap();
         assert_eq!(
-            json(&batch),
+            lines_of(&batch),
             [
                 r#"{"id":1,"name":"plain","price":12.50,"at":"2026-01-01 00:00:04.330"}"#,
                 r#"{"id":-2,"name":"a,\"b\"\nc","price":-0.01,"at":null}"#,
@@ -331,7 +319,7 @@ mod tests {
         }
         assert!(decoder.push(b"3|x||n/a").unwrap_err().what().contains("price: '' is no decimal number"));
         let batch = decoder.take().unwrap();
-        assert_eq!(json(&batch)[1], r#"{"id":2,"name":null,"price":1.50,"at":null}"#);
+        assert_eq!(lines_of(&batch)[1], r#"{"id":2,"name":null,"price":1.50,"at":null}"#);
         assert_eq!(written(&format, &batch), ["1|'a|b'|n/a|n/a", "2|n/a|1.50|n/a"]);
     }
 
@@ -354,7 +342,7 @@ mod tests {
             assert!(error.what().contains(expected), "{record}: {error}");
         }
         assert!(decoder.push(b"1,\xff,2,").unwrap_err().what().contains("no UTF-8 at byte 2"));
-        let rows = json(&decoder.take().unwrap());
+        let rows = lines_of(&decoder.take().unwrap());
         assert_eq!(rows, vec![r#"{"id":7,"name":"good","price":1.00,"at":null}"#; 9]);
     }
 

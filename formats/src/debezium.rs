@@ -14,13 +14,13 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt8Type;
-use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use millstream_common::{Error, Result};
 use millstream_engine::element::{ROW_KIND_COLUMN, RowKind};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::columns::{Column, Values, check_type};
+use crate::columns::{Column, Rows, Values, check_type};
 use crate::json::{JsonRows, read};
 use crate::{Decoder, DecodingFormat, Encoder, EncodingFormat, Records};
 
@@ -47,17 +47,15 @@ impl DecodingFormat for DebeziumDecoding {
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder>> {
-        let columns = self.changelog.fields().iter().map(|f| Column::new(f)).collect::<Result<_>>()?;
-        Ok(Box::new(DebeziumDecoder { table: self.table.clone(), changelog: self.changelog.clone(), columns, rows: 0 }))
+        let rows = Rows::new(&self.changelog)?;
+        Ok(Box::new(DebeziumDecoder { rows, table: self.table.fields().clone() }))
     }
 }
 
 struct DebeziumDecoder {
-    table: SchemaRef,
-    changelog: SchemaRef,
-    /// The kind of row first.
-    columns: Vec<Column>,
-    rows: usize,
+    /// Their kind first.
+    rows: Rows,
+    table: Fields,
 }
 
 /// A change, or an envelope around one.
@@ -95,67 +93,60 @@ impl Decoder for DebeziumDecoder {
         if record.is_empty() {
             return Ok(());
         }
-        let added = self.add(record);
-        match added {
-            Ok(added) => self.rows += added,
-            Err(_) => self.columns.iter_mut().for_each(|c| c.truncate(self.rows)),
-        }
-        added.map(|_| ()).map_err(|what| bad(&what))
+        self.rows.add(|columns| read_change(record, columns, &self.table))
     }
 
     fn rows(&self) -> usize {
-        self.rows
+        self.rows.len()
     }
 
     fn take(&mut self) -> Result<RecordBatch> {
-        self.rows = 0;
-        crate::batch_of(&self.changelog, &mut self.columns)
+        self.rows.take()
     }
 }
 
-impl DebeziumDecoder {
-    /// How many rows the change has; half of one may be left behind an error.
-    fn add(&mut self, record: &[u8]) -> Result<usize, String> {
-        let mut change: Change<'_> = serde_json::from_slice(record).map_err(|e| e.to_string())?;
-        if let (None, Some(payload)) = (change.op, change.payload) {
-            change = serde_json::from_str(payload.get()).map_err(|e| format!("payload: {e}"))?;
-        }
-        let is_null = |row: &Option<&RawValue>| row.is_none_or(|r| r.get() == "null");
-        match change.op.ok_or("neither an \"op\" nor a \"payload\" with one")? {
-            Op::Create | Op::Read => self.row(RowKind::Insert, "after", change.after)?,
-            Op::Delete => self.row(RowKind::Delete, "before", change.before)?,
-            Op::Update if is_null(&change.before) => {
-                return Err(
-                    "an update without the row before it; a table of PostgreSQL must have REPLICA IDENTITY FULL".into(),
-                );
-            }
-            Op::Update => {
-                self.row(RowKind::UpdateBefore, "before", change.before)?;
-                self.row(RowKind::UpdateAfter, "after", change.after)?;
-                return Ok(2);
-            }
-            Op::Message => return Ok(0),
-            Op::Truncate => return Err("a whole table was emptied, which no rows stand for".into()),
-        }
-        Ok(1)
+/// How many rows the change has; half of one may be left behind an error.
+fn read_change(record: &[u8], columns: &mut [Column], table: &Fields) -> Result<usize, String> {
+    let mut add = |kind, member, row| read_row(columns, table, kind, member, row);
+    let mut change: Change<'_> = serde_json::from_slice(record).map_err(|e| e.to_string())?;
+    if let (None, Some(payload)) = (change.op, change.payload) {
+        change = serde_json::from_str(payload.get()).map_err(|e| format!("payload: {e}"))?;
     }
-
-    fn row(&mut self, kind: RowKind, member: &str, row: Option<&RawValue>) -> Result<(), String> {
-        let row = row.ok_or_else(|| format!("{member}: is missing"))?;
-        let Some((kinds, columns)) = self.columns.split_first_mut() else { return Ok(()) };
-        let mut at = Vec::new();
-        read(row.get().as_bytes(), columns, self.table.fields(), false, &mut at)
-            .map_err(|what| format!("{member}{}: {what}", at.iter().rev().map(String::as_str).collect::<String>()))?;
-        if let Values::UInt8(v) = &mut kinds.values {
-            v.push(kind as u8);
+    let is_null = |row: &Option<&RawValue>| row.is_none_or(|r| r.get() == "null");
+    match change.op.ok_or("neither an \"op\" nor a \"payload\" with one")? {
+        Op::Create | Op::Read => add(RowKind::Insert, "after", change.after)?,
+        Op::Delete => add(RowKind::Delete, "before", change.before)?,
+        Op::Update if is_null(&change.before) => {
+            return Err(
+                "an update without the row before it; a table of PostgreSQL must have REPLICA IDENTITY FULL".into()
+            );
         }
-        kinds.pushed();
-        Ok(())
+        Op::Update => {
+            add(RowKind::UpdateBefore, "before", change.before)?;
+            add(RowKind::UpdateAfter, "after", change.after)?;
+            return Ok(2);
+        }
+        Op::Message => return Ok(0),
+        Op::Truncate => return Err("a whole table was emptied, which no rows stand for".into()),
     }
+    Ok(1)
 }
 
-fn bad(what: &str) -> Error {
-    Error::data(format!("not a change event: {what}")).code(3301)
+fn read_row(
+    columns: &mut [Column],
+    table: &Fields,
+    kind: RowKind,
+    member: &str,
+    row: Option<&RawValue>,
+) -> Result<(), String> {
+    let row = row.ok_or_else(|| format!("{member}: is missing"))?;
+    let Some((kinds, columns)) = columns.split_first_mut() else { return Ok(()) };
+    read(row.get().as_bytes(), columns, table, false).map_err(|(path, what)| format!("{member}{path}: {what}"))?;
+    if let Values::UInt8(v) = &mut kinds.values {
+        v.push(kind as u8);
+    }
+    kinds.pushed();
+    Ok(())
 }
 
 /// Writes the rows of a changelog as change events.
@@ -207,15 +198,10 @@ impl Encoder for DebeziumEncoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lines_of;
 
     fn table() -> SchemaRef {
         Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false), Field::new("name", DataType::Utf8, true)]))
-    }
-
-    fn json(batch: &RecordBatch) -> Vec<String> {
-        let mut out = Vec::new();
-        JsonRows::new(&batch.schema()).unwrap().push(batch, &mut out).unwrap();
-        String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
@@ -234,7 +220,7 @@ mod tests {
         assert_eq!(decoder.rows(), 5);
         let batch = decoder.take().unwrap();
         assert_eq!(
-            json(&batch),
+            lines_of(&batch),
             [
                 r#"{"op":"+I","id":1,"name":"a"}"#,
                 r#"{"op":"+I","id":2,"name":"b"}"#,
@@ -275,7 +261,7 @@ mod tests {
             let error = decoder.push(record.as_bytes()).unwrap_err();
             assert!(error.what().contains(expected) && error.number() == 3301, "{record}: {error}");
         }
-        assert_eq!(json(&decoder.take().unwrap()), vec![r#"{"op":"+I","id":7,"name":null}"#; 8]);
+        assert_eq!(lines_of(&decoder.take().unwrap()), vec![r#"{"op":"+I","id":7,"name":null}"#; 8]);
     }
 
     #[test]

@@ -8,9 +8,9 @@ use rand::{Rng, SeedableRng};
 
 use crate::csv::{CsvFormat, CsvOptions};
 use crate::debezium::DebeziumDecoding;
-use crate::json::{JsonDecoding, JsonRows};
+use crate::json::JsonDecoding;
 use crate::raw::RawFormat;
-use crate::{Decoder, DecodingFormat};
+use crate::{Decoder, DecodingFormat, lines_of};
 
 const ROUNDS: usize = 20_000;
 
@@ -63,12 +63,7 @@ fn damage(record: &[u8], rng: &mut SmallRng) -> Vec<u8> {
 /// Good and damaged records in turn: all rows of the good ones are there, and whole.
 fn exam(format: &dyn DecodingFormat, good: &[u8], seed: u64) {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let lines = |decoder: &mut Box<dyn Decoder>| {
-        let batch = decoder.take().unwrap();
-        let mut out = Vec::new();
-        JsonRows::new(&batch.schema()).unwrap().push(&batch, &mut out).unwrap();
-        out.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(<[u8]>::to_vec).collect::<Vec<_>>()
-    };
+    let lines = |decoder: &mut Box<dyn Decoder>| lines_of(&decoder.take().unwrap());
     let mut decoder = format.decoder().unwrap();
     decoder.push(good).unwrap();
     let whole = lines(&mut decoder);

@@ -7,9 +7,9 @@
 //! A connector hands each record to a [`Decoder`] and takes batches out of it. A record that cannot be read leaves no trace
 //! in the decoder; what becomes of it (fail, drop and count, another topic) is the connector's decision.
 
-use arrow_array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use millstream_common::{Error, Result};
+use millstream_common::Result;
 
 mod columns;
 pub mod csv;
@@ -106,10 +106,10 @@ impl Records {
     }
 }
 
-fn batch_of(schema: &SchemaRef, columns: &mut [columns::Column]) -> Result<RecordBatch> {
-    let rows = columns.first().map_or(0, columns::Column::len);
-    let arrays: Vec<ArrayRef> = columns.iter_mut().map(columns::Column::finish).collect::<Result<_>>()?;
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(schema.clone(), arrays, &options)
-        .map_err(|e| Error::internal("columns that do not fit their schema").source(e))
+/// The rows of a batch as JSON lines.
+#[cfg(test)]
+fn lines_of(batch: &RecordBatch) -> Vec<String> {
+    let mut out = Vec::new();
+    json::JsonRows::new(&batch.schema()).unwrap().push(batch, &mut out).unwrap();
+    String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
 }

@@ -17,7 +17,7 @@ use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Schema, SchemaRef};
 use millstream_common::{Error, Result};
 
-use crate::columns::{Column, Values};
+use crate::columns::{Column, Rows, Values};
 use crate::{Decoder, DecodingFormat, Encoder, EncodingFormat, Records};
 
 /// Reads and writes records as the one column of a schema.
@@ -56,62 +56,57 @@ impl DecodingFormat for RawFormat {
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder>> {
-        let column = Column::new(self.schema.field(0))?;
-        Ok(Box::new(RawDecoder { schema: self.schema.clone(), columns: [column] }))
+        Ok(Box::new(RawDecoder(Rows::new(&self.schema)?)))
     }
 }
 
-struct RawDecoder {
-    schema: SchemaRef,
-    columns: [Column; 1],
-}
+struct RawDecoder(Rows);
 
 impl Decoder for RawDecoder {
     fn push(&mut self, record: &[u8]) -> Result<()> {
-        fn sized<const N: usize>(record: &[u8]) -> Result<[u8; N]> {
-            let wrong = || bad(format!("{} bytes where {N} are wanted", record.len()));
-            record.try_into().map_err(|_| wrong())
-        }
-        let full = || bad("more than 2 GiB in a batch".into());
-        let [column] = &mut self.columns;
-        match &mut column.values {
-            Values::Binary(v) => v.push(record).then_some(()).ok_or_else(full)?,
-            Values::Text(v) => {
-                std::str::from_utf8(record).map_err(|e| bad(format!("no UTF-8 at byte {}", e.valid_up_to())))?;
-                v.push(record).then_some(()).ok_or_else(full)?;
-            }
-            Values::Boolean(v) => match sized::<1>(record)? {
-                [0] => v.append(false),
-                [1] => v.append(true),
-                [other] => return Err(bad(format!("{other} is neither 0 nor 1"))),
-            },
-            Values::Int8(v) => v.push(i8::from_be_bytes(sized(record)?)),
-            Values::Int16(v) => v.push(i16::from_be_bytes(sized(record)?)),
-            Values::Int32(v) => v.push(i32::from_be_bytes(sized(record)?)),
-            Values::Int64(v) => v.push(i64::from_be_bytes(sized(record)?)),
-            Values::UInt8(v) => v.push(u8::from_be_bytes(sized(record)?)),
-            Values::UInt16(v) => v.push(u16::from_be_bytes(sized(record)?)),
-            Values::UInt32(v) => v.push(u32::from_be_bytes(sized(record)?)),
-            Values::UInt64(v) => v.push(u64::from_be_bytes(sized(record)?)),
-            Values::Float32(v) => v.push(f32::from_be_bytes(sized(record)?)),
-            Values::Float64(v) => v.push(f64::from_be_bytes(sized(record)?)),
-            _ => return Err(Error::internal("a column without a raw form was not refused")),
-        }
-        column.pushed();
-        Ok(())
+        self.0.add(|columns| columns.iter_mut().try_for_each(|column| read(record, column)).map(|()| 1))
     }
 
     fn rows(&self) -> usize {
-        self.columns[0].len()
+        self.0.len()
     }
 
     fn take(&mut self) -> Result<RecordBatch> {
-        crate::batch_of(&self.schema, &mut self.columns)
+        self.0.take()
     }
 }
 
-fn bad(what: String) -> Error {
-    Error::data(format!("not a record of this format: {what}")).code(3301)
+/// Adds the value that a record is.
+fn read(record: &[u8], column: &mut Column) -> Result<(), String> {
+    const FULL: &str = "more than 2 GiB in a batch";
+    fn sized<const N: usize>(record: &[u8]) -> Result<[u8; N], String> {
+        record.try_into().map_err(|_| format!("{} bytes where {N} are wanted", record.len()))
+    }
+    match &mut column.values {
+        Values::Binary(v) => v.push(record).then_some(()).ok_or(FULL)?,
+        Values::Text(v) => {
+            std::str::from_utf8(record).map_err(|e| format!("no UTF-8 at byte {}", e.valid_up_to()))?;
+            v.push(record).then_some(()).ok_or(FULL)?;
+        }
+        Values::Boolean(v) => match sized::<1>(record)? {
+            [0] => v.append(false),
+            [1] => v.append(true),
+            [other] => return Err(format!("{other} is neither 0 nor 1")),
+        },
+        Values::Int8(v) => v.push(i8::from_be_bytes(sized(record)?)),
+        Values::Int16(v) => v.push(i16::from_be_bytes(sized(record)?)),
+        Values::Int32(v) => v.push(i32::from_be_bytes(sized(record)?)),
+        Values::Int64(v) => v.push(i64::from_be_bytes(sized(record)?)),
+        Values::UInt8(v) => v.push(u8::from_be_bytes(sized(record)?)),
+        Values::UInt16(v) => v.push(u16::from_be_bytes(sized(record)?)),
+        Values::UInt32(v) => v.push(u32::from_be_bytes(sized(record)?)),
+        Values::UInt64(v) => v.push(u64::from_be_bytes(sized(record)?)),
+        Values::Float32(v) => v.push(f32::from_be_bytes(sized(record)?)),
+        Values::Float64(v) => v.push(f64::from_be_bytes(sized(record)?)),
+        _ => return Err("a column without a raw form".into()),
+    }
+    column.pushed();
+    Ok(())
 }
 
 impl EncodingFormat for RawFormat {

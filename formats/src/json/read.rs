@@ -24,11 +24,11 @@ use arrow_array::RecordBatch;
 use arrow_schema::{Fields, SchemaRef};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use millstream_common::{Error, Result};
+use millstream_common::Result;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::columns::{Column, Values, check_type};
+use crate::columns::{Column, Rows, Values, check_type};
 use crate::text::{NotThat, parse_into};
 use crate::{Decoder, DecodingFormat};
 
@@ -61,62 +61,50 @@ impl DecodingFormat for JsonDecoding {
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder>> {
-        let columns = self.schema.fields().iter().map(|f| Column::new(f)).collect::<Result<_>>()?;
-        let decoder =
-            JsonDecoder { schema: self.schema.clone(), columns, rows: 0, missing_is_bad: self.missing_is_bad };
-        Ok(Box::new(decoder))
+        let rows = Rows::new(&self.schema)?;
+        Ok(Box::new(JsonDecoder { rows, fields: self.schema.fields().clone(), missing_is_bad: self.missing_is_bad }))
     }
 }
 
 struct JsonDecoder {
-    schema: SchemaRef,
-    columns: Vec<Column>,
-    rows: usize,
+    rows: Rows,
+    fields: Fields,
     missing_is_bad: bool,
 }
 
 impl Decoder for JsonDecoder {
     fn push(&mut self, record: &[u8]) -> Result<()> {
-        let mut at = Vec::new();
-        let done = read(record, &mut self.columns, self.schema.fields(), self.missing_is_bad, &mut at);
-        if let Err(what) = done {
-            let rows = self.rows;
-            self.columns.iter_mut().for_each(|c| c.truncate(rows));
-            return Err(bad(&what, &at));
-        }
-        self.rows += 1;
-        Ok(())
+        self.rows.add(|columns| match read(record, columns, &self.fields, self.missing_is_bad) {
+            Ok(()) => Ok(1),
+            Err((path, what)) if path.is_empty() => Err(what),
+            Err((path, what)) => Err(format!("{}: {what}", path.strip_prefix('.').unwrap_or(&path))),
+        })
     }
 
     fn rows(&self) -> usize {
-        self.rows
+        self.rows.len()
     }
 
     fn take(&mut self) -> Result<RecordBatch> {
-        self.rows = 0;
-        crate::batch_of(&self.schema, &mut self.columns)
+        self.rows.take()
     }
 }
 
-fn bad(what: &str, at: &[String]) -> Error {
-    let path: String = at.iter().rev().map(String::as_str).collect();
-    let path = path.strip_prefix('.').unwrap_or(&path);
-    let what = if path.is_empty() { what.to_owned() } else { format!("{path}: {what}") };
-    Error::data(format!("not a record of this format: {what}")).code(3301)
-}
-
-/// Adds a row; says what is wrong with the record otherwise, and leaves half a row behind.
+/// Adds a row. Otherwise it says where in the record (`.who.price`, `.tags[1]`; empty: anywhere) what is wrong, and leaves half
+/// a row behind.
 pub(crate) fn read(
     record: &[u8],
     columns: &mut [Column],
     fields: &Fields,
     missing_is_bad: bool,
-    at: &mut Vec<String>,
-) -> Result<(), String> {
-    let text = std::str::from_utf8(record).map_err(|e| format!("no UTF-8 at byte {}", e.valid_up_to()))?;
+) -> Result<(), (String, String)> {
+    let text = std::str::from_utf8(record);
+    let text = text.map_err(|e| (String::new(), format!("no UTF-8 at byte {}", e.valid_up_to())))?;
     let mut json = serde_json::Deserializer::from_str(text);
-    let object = Object { columns, fields, missing_is_bad, at };
-    json.deserialize_map(object).and_then(|()| json.end()).map_err(|e| said(&e))
+    let mut at = Vec::new();
+    let object = Object { columns, fields, missing_is_bad, at: &mut at };
+    let done = json.deserialize_map(object).and_then(|()| json.end());
+    done.map_err(|e| (at.iter().rev().map(String::as_str).collect(), said(&e)))
 }
 
 /// serde_json's words without the line, which is always the first here.
@@ -241,20 +229,18 @@ impl<'de> DeserializeSeed<'de> for Value<'_> {
     }
 }
 
-impl Value<'_> {
-    fn null(self) -> Result<(), &'static str> {
-        if !self.column.nullable {
-            return Err("may not be null");
-        }
-        self.column.push_null();
-        Ok(())
+fn push_null(column: &mut Column) -> Result<(), &'static str> {
+    if !column.nullable {
+        return Err("may not be null");
     }
+    column.push_null();
+    Ok(())
 }
 
-/// Text, bytes or a decimal from the JSON text of a value.
+/// Text, bytes, an integer or a decimal from the JSON text of a value.
 fn push_raw(raw: &str, column: &mut Column) -> Result<(), String> {
     if raw == "null" {
-        return Value { column, missing_is_bad: false, at: &mut Vec::new() }.null().map_err(str::to_owned);
+        return push_null(column).map_err(str::to_owned);
     }
     let inner = raw.strip_prefix('"').and_then(|r| r.strip_suffix('"'));
     let unescaped: String;
@@ -300,12 +286,12 @@ impl<'de> Visitor<'de> for Value<'_> {
             Values::Time(..) => "a time stamp as a string",
             Values::Struct(..) | Values::Map(..) => "an object",
             Values::List(..) => "an array",
-            _ => "an integer",
+            _ => "another value",
         })
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.null().map_err(E::custom)
+        push_null(self.column).map_err(E::custom)
     }
 
     fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {

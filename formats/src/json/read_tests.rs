@@ -6,7 +6,7 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use super::*;
-use crate::json::JsonRows;
+use crate::lines_of;
 
 fn one(name: &str, kind: DataType) -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new(name, kind, true)]))
@@ -48,12 +48,6 @@ fn nested() -> SchemaRef {
     ]))
 }
 
-fn written(batch: &RecordBatch) -> Vec<String> {
-    let mut out = Vec::new();
-    JsonRows::new(&batch.schema()).unwrap().push(batch, &mut out).unwrap();
-    String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
-}
-
 #[test]
 fn what_is_nested_comes_back_as_it_was() {
     let lines = [
@@ -62,7 +56,7 @@ fn what_is_nested_comes_back_as_it_was() {
         r#"{"id":3,"at":null,"tags":null,"who":null,"m":null,"ok":null}"#,
     ];
     let batch = decode(nested(), &lines).unwrap();
-    assert_eq!(written(&batch), lines);
+    assert_eq!(lines_of(&batch), lines);
 }
 
 #[test]
@@ -76,7 +70,7 @@ fn members_come_in_any_order_or_not_at_all() {
     )
     .unwrap();
     assert_eq!(
-        written(&batch),
+        lines_of(&batch),
         [
             r#"{"id":1,"at":null,"tags":null,"who":{"name":null,"price":3.00},"m":null,"ok":false}"#,
             r#"{"id":2,"at":null,"tags":null,"who":null,"m":null,"ok":null}"#,
@@ -117,7 +111,7 @@ fn a_bad_record_leaves_no_trace() {
     assert!(decoder.push(b"{\"id\":\xff}").unwrap_err().what().contains("no UTF-8 at byte 6"));
     decoder.push(good.as_bytes()).unwrap();
     assert_eq!(decoder.rows(), bad.len() + 1);
-    let rows = written(&decoder.take().unwrap());
+    let rows = lines_of(&decoder.take().unwrap());
     assert_eq!(rows.len(), bad.len() + 1);
     let expected = r#"{"id":1,"at":null,"tags":[1,2],"who":{"name":"a","price":1.00},"m":{"k":1.0},"ok":true}"#;
     assert!(rows.iter().all(|row| row == expected), "{rows:?}");
