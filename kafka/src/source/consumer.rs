@@ -63,7 +63,8 @@ type SharedWaker = Arc<Mutex<Arc<AtomicWaker>>>;
 
 pub(super) struct Consumer {
     env: Env,
-    base: Arc<BaseConsumer<Context>>,
+    /// There until it ends.
+    base: Option<Arc<BaseConsumer<Context>>>,
     /// To ask whether they answer.
     brokers: Brokers,
     /// By partition, for good: two handles of one queue would take the callback away from each other.
@@ -146,7 +147,7 @@ impl Consumer {
         Ok(Self {
             brokers: Brokers::new(env.clone(), Arc::new(TcpDial), asking),
             env,
-            base: Arc::new(base),
+            base: Some(Arc::new(base)),
             queues: Mutex::default(),
             wakers,
             opened: AtomicU64::new(0),
@@ -178,7 +179,7 @@ impl Consumer {
             None => {
                 // Before anything is fetched: it must not go to the queue that all partitions share.
                 let mut queue = self
-                    .base
+                    .base()
                     .split_partition_queue(topic, partition)
                     .ok_or_else(|| Error::unavailable("the partition has no queue").code(2410).at(place.clone()))?;
                 let waker = Arc::new(Mutex::new(waker));
@@ -194,7 +195,7 @@ impl Consumer {
         drop(queues);
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(failed)?;
-        self.base.incremental_assign(&list).map_err(failed)?;
+        self.base().incremental_assign(&list).map_err(failed)?;
         Ok(Opened { queue, number, current })
     }
 
@@ -210,10 +211,14 @@ impl Consumer {
         while opened.queue.poll(Duration::ZERO).is_some() {}
     }
 
+    fn base(&self) -> &Arc<BaseConsumer<Context>> {
+        self.base.as_ref().expect("only the end takes it")
+    }
+
     fn unassign(&self, topic: &str, partition: i32) {
         let mut list = TopicPartitionList::new();
         list.add_partition(topic, partition);
-        if let Err(e) = self.base.incremental_unassign(&list) {
+        if let Err(e) = self.base().incremental_unassign(&list) {
             tracing::debug!("{topic}/{partition} was not given up: {e}");
         }
     }
@@ -225,7 +230,7 @@ impl Consumer {
             // An event that librdkafka's binding deals with by itself gives nothing, as an empty queue does. One that is left in
             // the queue would be the last that anybody is told of.
             for round in 0..EVENTS {
-                let event = self.base.poll(Duration::ZERO);
+                let event = self.base().poll(Duration::ZERO);
                 if event.is_some() && round == EVENTS - 1 {
                     self.events.store(true, Ordering::Release);
                 }
@@ -301,7 +306,7 @@ impl Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         // The last handle of a consumer waits until librdkafka has closed it: not on the thread of a subtask.
-        let all = (std::mem::take(&mut *self.queues.lock()), self.base.clone());
+        let all = (std::mem::take(&mut *self.queues.lock()), self.base.take());
         self.env.spawn(Lane::Background, "a consumer of librdkafka ends", Box::pin(async move { drop(all) }));
     }
 }
