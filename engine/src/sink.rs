@@ -4,6 +4,8 @@
 //! Order of events: `write`* -> `pre_commit(epoch)` at the barrier -> the version with the committable is durable ->
 //! `commit`, repeated after every recovery until it was confirmed. Committables of a failed epoch travel with the next.
 
+use std::time::Duration;
+
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use millstream_common::{Epoch, Execution, Generation, Result, SubtaskIndex, env::BoxFuture};
@@ -19,6 +21,29 @@ pub struct SinkContext {
     pub execution: Execution,
     /// A number that no other writer of this job has or had.
     pub unique: u64,
+    /// From the start of one checkpoint to the next; zero: there is none but the last.
+    pub checkpoint_interval: Duration,
+    /// A checkpoint that takes longer has failed.
+    pub checkpoint_timeout: Duration,
+}
+
+impl SinkContext {
+    /// A writer of a job that makes a checkpoint every 10 s, each of which may take 10 min.
+    #[must_use]
+    pub fn new(subtask: SubtaskIndex, generation: Generation, execution: Execution, unique: u64) -> Self {
+        let (checkpoint_interval, checkpoint_timeout) = (Duration::from_secs(10), Duration::from_secs(600));
+        Self { subtask, generation, execution, unique, checkpoint_interval, checkpoint_timeout }
+    }
+}
+
+/// What a writer learns of a version that is durable.
+#[derive(Clone, Copy, Debug)]
+pub struct DurableVersion<'a> {
+    /// The last epoch in it.
+    pub epoch: Epoch,
+    /// What it lists of the sink: committables of all subtasks whose commit had not been confirmed when it was written.
+    /// What an older version listed, and this one does not, is committed for good.
+    pub committables: &'a [Committable],
 }
 
 /// What a writer leaves at a barrier.
@@ -70,6 +95,11 @@ pub trait Sink: Send + Sync {
 
 /// Writes the rows of one subtask.
 pub trait SinkWriter: Send {
+    /// A version is durable: the one that the subtask starts from, told before its first row, and each one after it. Not to
+    /// wait for anything that takes long: rows wait, too.
+    fn on_version<'a>(&'a mut self, _version: DurableVersion<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
     /// Takes a batch. Nothing of it may be visible before `commit`, unless the sink promises less than exactly once.
     fn write<'a>(&'a mut self, batch: &'a RecordBatch) -> BoxFuture<'a, Result<()>>;
     /// Ends the epoch: what was written is durable when this returns, but not visible.

@@ -70,8 +70,11 @@ pub trait SplitReader: Send {
     /// The next rows, at most `max_rows` of them (never 0 is asked for). Does not wait for a full batch: what is there
     /// is handed out. `Pending` wakes the task when there is more.
     fn poll_next(&mut self, cx: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>>;
-    /// The position behind the last row that was handed out. A reader opened there continues exactly.
+    /// The position behind the last row that was handed out, or behind what follows it and gives no row. A reader opened there
+    /// continues exactly.
     fn position(&self) -> Position;
+    /// A version with this position is durable: nothing before it is read again.
+    fn on_durable(&mut self, _position: &Position) {}
 }
 
 /// The greatest event time of a batch, in milliseconds; `None` when no row has one.

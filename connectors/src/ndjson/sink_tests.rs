@@ -41,8 +41,7 @@ fn batch(values: std::ops::Range<i64>) -> RecordBatch {
 }
 
 fn writer(dir: &Path, subtask: u32) -> Box<dyn SinkWriter> {
-    let context =
-        SinkContext { subtask: SubtaskIndex(subtask), generation: Generation(3), execution: Execution(4), unique: 5 };
+    let context = SinkContext::new(SubtaskIndex(subtask), Generation(3), Execution(4), 5);
     FilesSink::new(dir).writer(batch(0..0).schema(), context).unwrap()
 }
 

@@ -127,7 +127,7 @@ fn first_version(
     let there = of.job.clone().unwrap_or_default();
     let told = || there.args.iter().map(|a| format!("--{}={}", a.name, a.value)).collect();
     let args = merge(order.parent_args.clone().unwrap_or_else(told), &order.args);
-    let job = registry.build(&there.job, &args, &JobContext { env: env.clone() })?;
+    let job = registry.build(&there.job, &args, &JobContext::new(env.clone(), &order.name))?;
     let mut here = job.identity_args.clone();
     here.sort();
     check_arguments(&there, &here, &order.parent)?;

@@ -62,7 +62,7 @@ pub(crate) async fn open(
 ) -> Result<Opened> {
     let spec = request.spec;
     let settings = Settings::from_job_map(&spec.settings)?;
-    let job = registry.build(&spec.job, &spec.args, &JobContext { env: env.clone() })?;
+    let job = registry.build(&spec.job, &spec.args, &JobContext::new(env.clone(), &spec.name))?;
     let identity = Identity::new(&spec.job, job.identity_args.clone(), &job.graph)?;
     let log = VersionLog::new(store.clone(), env.clone());
     // A planted bug: the state that a take-over starts from is read once, and is older than the number that it gets.

@@ -23,6 +23,15 @@ pub const JOB_USAGE: u16 = 1002;
 pub struct JobContext {
     /// Time, randomness and spawning, for sources and sinks that need them.
     pub env: Env,
+    /// The job's name, which stays the same over restarts; a fork has its own.
+    pub name: String,
+}
+
+impl JobContext {
+    /// For the job of this name.
+    pub fn new(env: Env, name: impl Into<String>) -> Self {
+        Self { env, name: name.into() }
+    }
 }
 
 /// One argument with its value, as it is written on a command line: `--name value`.

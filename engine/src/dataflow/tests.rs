@@ -325,7 +325,7 @@ fn a_registry_builds_jobs_by_name() {
         flow.build()
     });
     let registry = JobRegistry::new().with(job);
-    let context = JobContext { env: Env::test(1) };
+    let context = JobContext::new(Env::test(1), "test");
     let built = registry.build("visits", &[], &context).unwrap();
     assert_eq!((built.name.as_str(), built.identity_args.len(), built.graph.tasks.len()), ("visits", 0, 1));
     let error = registry.build("visit", &[], &context).err().unwrap();

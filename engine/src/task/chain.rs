@@ -4,11 +4,12 @@ use arrow_array::RecordBatch;
 use millstream_common::{Env, Epoch, Result};
 use millstream_state_store::key::KeyBuffer;
 
+use super::VersionView;
 use super::output::{EdgeOutput, TimeSignal};
 use crate::element::Barrier;
 use crate::graph::Target;
 use crate::operator::{Collector, KeyedBatch, Operator, SubtaskTime};
-use crate::sink::{Committable, SinkWriter};
+use crate::sink::{Committable, DurableVersion, SinkWriter};
 
 /// An operator with what it needs around it.
 pub(crate) struct Node {
@@ -151,6 +152,16 @@ impl Chain {
             if self.edges.iter().any(|e| e.is_due(now)) {
                 return self.flush().await;
             }
+        }
+        Ok(())
+    }
+
+    /// Tells the sinks of a version that is durable.
+    pub(crate) async fn on_version(&mut self, version: &VersionView) -> Result<()> {
+        for sink in &mut self.sinks {
+            let committables: Vec<_> =
+                version.committables.iter().filter(|c| c.sink_uid == sink.uid).cloned().collect();
+            sink.writer.on_version(DurableVersion { epoch: version.epoch, committables: &committables }).await?;
         }
         Ok(())
     }

@@ -164,6 +164,8 @@ pub(crate) struct KeyedTask {
     leaves: bool,
     /// Since when a barrier that changes or ends the stream has kept rows back.
     waiting_since: Option<Moment>,
+    /// What it starts from, until it has begun.
+    begins_with: Option<Arc<VersionView>>,
     /// Since when it has had nothing to do but wait for the rest of a barrier.
     aligning_since: Option<Moment>,
     opened: Option<Opened>,
@@ -236,6 +238,7 @@ impl KeyedTask {
             waiting,
             leaves: false,
             waiting_since: None,
+            begins_with: None,
             aligning_since: None,
             opened: None,
             last_rows: Moment::default(),
@@ -247,11 +250,15 @@ impl KeyedTask {
         };
         if let Start::From(version) = p.start {
             task.start_from(&version);
+            task.begins_with = Some(version);
         }
         task
     }
 
     async fn run(&mut self) -> Result<()> {
+        if let Some(version) = self.begins_with.take() {
+            self.chain.on_version(&version).await?;
+        }
         loop {
             while let Ok(control) = self.control.try_recv() {
                 self.on_control(control).await?;
@@ -780,6 +787,7 @@ impl KeyedTask {
             }
             self.waiting = None;
             self.shrinking = None;
+            self.chain.on_version(version).await?;
             // A new subtask learns here which epoch its first barrier closes.
             self.epoch = version.epoch.next();
             self.start_from(version);
@@ -792,7 +800,7 @@ impl KeyedTask {
         self.paging.set_committed(version.committed_ms);
         self.own.retain(|own| own.interval.max.epoch > version.epoch);
         self.rebuild_view();
-        Ok(())
+        self.chain.on_version(version).await
     }
 
     /// Opens the key groups that the version gives this subtask.

@@ -80,6 +80,8 @@ pub(crate) struct SourceTask {
     /// This instance leaves with the barrier of the next assignment.
     leaves: bool,
     waiting_since: Option<Moment>,
+    /// What it starts from, until it has begun.
+    begins_with: Option<Arc<VersionView>>,
     end_of_input: bool,
     ended: bool,
     said: Option<TimeSignal>,
@@ -117,6 +119,7 @@ impl SourceTask {
             waiting: None,
             leaves: false,
             waiting_since: None,
+            begins_with: None,
             end_of_input: false,
             ended: false,
             said: None,
@@ -125,12 +128,18 @@ impl SourceTask {
         };
         match p.start {
             Start::When(id) => task.waiting = Some(id),
-            Start::From(version) => task.take_splits(&version),
+            Start::From(version) => {
+                task.take_splits(&version);
+                task.begins_with = Some(version);
+            }
         }
         task
     }
 
     async fn run(&mut self) -> Result<()> {
+        if let Some(version) = self.begins_with.take() {
+            self.chain.on_version(&version).await?;
+        }
         self.open_readers()?;
         self.say_time();
         loop {
@@ -441,13 +450,28 @@ impl SourceTask {
         match self.waiting {
             Some(id) if id == version.assignment.id => {
                 self.waiting = None;
+                self.chain.on_version(version).await?;
                 self.take_splits(version);
                 self.open_readers()?;
                 self.say_time();
                 let start = self.waiting_since.take().unwrap_or_else(|| self.env.now());
                 self.serving(id, start).await
             }
-            _ => Ok(()),
+            // The one that is waited for tells of this one, too.
+            Some(_) => Ok(()),
+            None => {
+                self.tell_readers(version);
+                self.chain.on_version(version).await
+            }
+        }
+    }
+
+    fn tell_readers(&mut self, version: &VersionView) {
+        for s in &mut self.splits {
+            let Some(reader) = &mut s.reader else { continue };
+            if let Some(stored) = version.splits.get(&(self.plan.uid.clone(), s.split.id.clone())) {
+                reader.on_durable(&Position { offset: stored.offset, detail: stored.detail.clone() });
+            }
         }
     }
 
@@ -491,8 +515,9 @@ impl SourceTask {
         self.splits
             .iter()
             .map(|s| {
+                // A reader may have passed over what gives no row.
                 let position =
-                    s.position.clone().or_else(|| s.reader.as_ref().map(|r| r.position())).unwrap_or_default();
+                    s.reader.as_ref().map(|r| r.position()).or_else(|| s.position.clone()).unwrap_or_default();
                 SplitState {
                     source_uid: self.plan.uid.clone(),
                     split_id: s.split.id.clone(),
@@ -626,6 +651,7 @@ mod tests {
             fired: Vec::new(),
             splits: BTreeMap::new(),
             task_ids: Vec::new(),
+            committables: Vec::new(),
         };
         let split = Split { id: "0".into(), payload: Vec::new() };
         let subtask = run(SourceTaskParts {

@@ -12,7 +12,7 @@ use millstream_state_store::tree::Tree;
 use tokio::sync::mpsc;
 
 use super::job::{CONTROL, JobContext, TaskRun};
-use crate::convert::assignment_from_proto;
+use crate::convert::{assignment_from_proto, committable_from_proto};
 use crate::element::{Assignment, StreamElement};
 use crate::graph::{Head, JobGraph, TaskPlan};
 use crate::operator::{Collector, SubtaskTime};
@@ -97,6 +97,7 @@ pub(crate) fn version_view(graph: &JobGraph, record: &VersionRecord) -> Result<V
         fired,
         splits,
         task_ids,
+        committables: record.committables.iter().map(committable_from_proto).collect(),
     })
 }
 
@@ -302,7 +303,14 @@ fn make_chain(context: &JobContext, plan: &TaskPlan, id: SubtaskId, edges: Vec<E
     let mut sinks = Vec::new();
     for sink in &plan.sinks {
         let unique = context.env.random();
-        let to = SinkContext { subtask: millstream_common::SubtaskIndex(id.index), generation, execution, unique };
+        let to = SinkContext {
+            subtask: millstream_common::SubtaskIndex(id.index),
+            generation,
+            execution,
+            unique,
+            checkpoint_interval: context.settings.checkpoint.interval,
+            checkpoint_timeout: context.settings.checkpoint.timeout,
+        };
         let writer = sink.sink.writer(sink.schema.clone(), to)?;
         sinks.push(SinkOutput { uid: sink.uid.clone(), writer, rows: 0 });
     }

@@ -171,7 +171,7 @@ pub(crate) fn start(worker: Arc<WorkerContext>, deploy: Deploy) -> Result<JobHan
     let job = deploy.job.clone().unwrap_or_default();
     let spec = deploy.spec.clone().unwrap_or_default();
     let settings = Settings::from_job_map(&spec.settings)?;
-    let mut graph = worker.registry.build(&spec.job, &spec.args, &worker.job_context())?.graph;
+    let mut graph = worker.registry.build(&spec.job, &spec.args, &worker.job_context(&spec.name))?.graph;
     graph.default_idle_timeout(settings.watermark.idle_timeout);
     let store = worker.stores.job_store(&spec.name, &settings)?;
     let state = StateStore::resident(

@@ -128,8 +128,8 @@ impl WorkerContext {
         }
     }
 
-    pub(crate) fn job_context(&self) -> BuildContext {
-        BuildContext { env: self.env.clone() }
+    pub(crate) fn job_context(&self, name: &str) -> BuildContext {
+        BuildContext::new(self.env.clone(), name)
     }
 }
 
@@ -473,7 +473,7 @@ fn id_of(c: &millstream_proto::version::Committable) -> CommittableId {
 
 async fn recover_commits(context: &WorkerContext, order: &CommitNow) -> Result<()> {
     let spec = order.spec.clone().unwrap_or_default();
-    let graph = context.registry.build(&spec.job, &spec.args, &context.job_context())?.graph;
+    let graph = context.registry.build(&spec.job, &spec.args, &context.job_context(&spec.name))?.graph;
     let mut committers = Committers::new(context.env.clone(), &graph)?;
     let mut committables: Vec<_> = order.committables.iter().map(committable_from_proto).collect();
     committables.sort_by_key(|c| (c.epoch, c.subtask, c.sequence));

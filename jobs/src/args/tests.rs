@@ -12,11 +12,11 @@ fn words(text: &str) -> Vec<String> {
 }
 
 fn identity(job: &str, args: &str) -> Vec<(String, String)> {
-    registry().build(job, &words(args), &JobContext { env: Env::test(1) }).unwrap().identity_args
+    registry().build(job, &words(args), &JobContext::new(Env::test(1), "test")).unwrap().identity_args
 }
 
 fn refused(job: &str, args: &str, names: &str) {
-    let error = registry().build(job, &words(args), &JobContext { env: Env::test(1) }).err();
+    let error = registry().build(job, &words(args), &JobContext::new(Env::test(1), "test")).err();
     let error = error.unwrap_or_else(|| panic!("{job} {args} is accepted"));
     assert_eq!((error.kind(), error.number()), (ErrorKind::Config, JOB_USAGE), "{error:?}");
     assert!(error.to_string().contains(names), "{error}");
@@ -133,7 +133,7 @@ fn paths_are_meant_from_where_the_command_was_typed() {
 
 #[test]
 fn an_unknown_job_names_the_nearest() {
-    let error = registry().build("nexmark-q99", &[], &JobContext { env: Env::test(1) }).err().unwrap();
+    let error = registry().build("nexmark-q99", &[], &JobContext::new(Env::test(1), "test")).err().unwrap();
     assert!(error.to_string().contains("nexmark-q99") && error.to_string().contains("did you mean"), "{error}");
     assert_eq!(registry().iter().count(), 9);
 }

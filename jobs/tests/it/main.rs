@@ -13,7 +13,7 @@ use millstream_jobs::registry;
 
 /// A job from its name and arguments.
 fn job(name: &str, args: &[String]) -> Job {
-    let context = JobContext { env: Env::test(1) };
+    let context = JobContext::new(Env::test(1), "test");
     registry().build(name, args, &context).unwrap_or_else(|e| panic!("{name}: {e:?}"))
 }
 
