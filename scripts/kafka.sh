@@ -97,6 +97,7 @@ offsets.topic.num.partitions=8
 transaction.state.log.num.partitions=8
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
+transaction.abort.timed.out.transaction.cleanup.interval.ms=500
 TEXT
     printf '%s\n' "${KAFKA_SETTINGS:-}"
 }

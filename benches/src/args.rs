@@ -35,6 +35,8 @@ pub enum Command {
     Fork(ForkArgs),
     /// A long run of a job whose state is far larger than its memory: does anything grow, or slow down?
     Soak(SoakArgs),
+    /// A query from Kafka to Kafka while workers, coordinator and broker are killed: is each row there once? (--bin nexmark-kafka)
+    KafkaKills(KillsArgs),
 }
 
 /// Options of every bench.
@@ -196,6 +198,32 @@ pub struct SoakArgs {
     /// Takes the throughput as it comes: for machines that do other things meanwhile.
     #[arg(long)]
     pub any_speed: bool,
+}
+
+/// `kafka-kills`.
+#[derive(Debug, Args)]
+pub struct KillsArgs {
+    /// Until there were so many.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub kills: u32,
+    /// The query: q5, q7, q17 or q20.
+    #[arg(long, value_name = "NAME", default_value = "q5")]
+    pub query: String,
+    /// Events a second.
+    #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: u32,
+    /// From one blow to the next at most, milliseconds, beyond the first 300.
+    #[arg(long, value_name = "N", default_value_t = 4_000)]
+    pub pause_ms: u64,
+    /// The same seed hits the same things in the same order; when, the machine decides.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// The folder of events and golden rows.
+    #[arg(long, value_name = "DIR", default_value = "tests/data/nexmark-10k")]
+    pub golden: PathBuf,
+    /// The script that starts and kills a broker.
+    #[arg(long, value_name = "PATH", default_value = "scripts/kafka.sh")]
+    pub kafka: PathBuf,
 }
 
 fn worker_count(text: &str) -> Result<u32, String> {

@@ -10,6 +10,7 @@
 //! - [`checkpoint`]: writes per checkpoint as the S3 server counts them.
 //! - [`idle`]: requests of a job without events, as the S3 server counts them.
 //! - [`soak`]: a long run, minute by minute.
+//! - [`mod@kafka`]: jobs from Kafka to Kafka, with a real broker.
 //!
 //! Below them: [`binary`] (processes), [`cluster`] (a coordinator and workers), [`filled`] (a job with much state),
 //! [`place`] (folders and prefixes that go away again), [`counters`] (Prometheus text), [`s3_server`] (what a MinIO has
@@ -24,6 +25,7 @@ pub mod counters;
 pub mod filled;
 pub mod fork;
 pub mod idle;
+pub mod kafka;
 pub mod outside;
 pub mod peers;
 pub mod place;
@@ -76,6 +78,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Idle(args)) => idle::run(&bench, args),
         Some(Command::Fork(args)) => fork::run(&bench, args),
         Some(Command::Soak(args)) => soak::run(&bench, args),
+        Some(Command::KafkaKills(args)) => kafka::kills(&bench, args),
         None => all(&bench),
     }
 }

@@ -38,26 +38,38 @@ const SAMPLED_AUCTIONS: i64 = 123;
 /// q17 counts prices below the first, from there to below the second, and from there on.
 const RANKS: [i64; 2] = [10_000, 1_000_000];
 
+/// A query: its results from the events.
+pub type Query = fn(&Stream) -> Stream;
+
+/// All queries: their names, what they say, their plans.
+const QUERIES: [(&str, &str, Query); 8] = [
+    ("q0", "every bid as it is: what passing events through costs", q0),
+    ("q1", "every bid with its price in euros", q1),
+    ("q2", "bids for one auction in 123", q2),
+    ("q5", "auctions with the most bids of the last 10 s, every 2 s", q5),
+    ("q7", "the highest bid of each 10 s", q7),
+    ("q8", "people who came and opened an auction within the same 10 s", q8),
+    ("q11", "bids of each bidder's sessions, which end after 10 s without one", q11),
+    ("q17", "bids and prices of each auction and day, as a changelog", q17),
+];
+
+/// The plan of a query, `q5` say, for programs that have events and results of their own.
+#[must_use]
+pub fn query(name: &str) -> Option<Query> {
+    QUERIES.iter().find(|q| q.0 == name).map(|q| q.2)
+}
+
 /// All Nexmark jobs.
 pub fn definitions() -> Vec<JobDefinition> {
-    let job = |name: &str, about: &str, plan: fn(&Stream) -> Stream| {
+    let job = |(name, about, plan): (&str, &str, Query)| {
         JobDefinition::new(format!("nexmark-{name}"), about, move |args: &NexmarkArgs, _: &JobContext| {
             build(args, plan)
         })
     };
-    vec![
-        job("q0", "every bid as it is: what passing events through costs", q0),
-        job("q1", "every bid with its price in euros", q1),
-        job("q2", "bids for one auction in 123", q2),
-        job("q5", "auctions with the most bids of the last 10 s, every 2 s", q5),
-        job("q7", "the highest bid of each 10 s", q7),
-        job("q8", "people who came and opened an auction within the same 10 s", q8),
-        job("q11", "bids of each bidder's sessions, which end after 10 s without one", q11),
-        job("q17", "bids and prices of each auction and day, as a changelog", q17),
-    ]
+    QUERIES.into_iter().map(job).collect()
 }
 
-fn build(args: &NexmarkArgs, plan: fn(&Stream) -> Stream) -> Result<JobGraph> {
+fn build(args: &NexmarkArgs, plan: Query) -> Result<JobGraph> {
     let flow = Dataflow::new();
     let events = events(&flow, args);
     plan(&events).sink("out", args.output.sink()?);

@@ -1,7 +1,10 @@
 //! Apache Kafka as a source and as a sink.
 //!
 //! - [`source`]: the partitions of topics as splits, read by librdkafka.
+//! - [`sink`]: rows as records, at least once or, in transactions that are committed with the version, exactly once.
 //! - [`client`]: requests of our own to brokers, for what librdkafka does not offer.
 
 pub mod client;
+mod log;
+pub mod sink;
 pub mod source;

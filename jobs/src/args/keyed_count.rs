@@ -7,7 +7,7 @@ use millstream_common::Result;
 use millstream_connectors::keyed_count::{self, KeyedCountSource};
 use millstream_engine::dataflow::{JobArg, JobArgs, usage_error};
 
-use super::{Output, parse, parse_rate};
+use super::{Output, parse_args, parse_rate};
 
 /// The exponent of the zipf distribution when nothing else is said.
 const SKEW: f64 = 0.99;
@@ -88,7 +88,7 @@ impl KeyedCountArgs {
 
 impl JobArgs for KeyedCountArgs {
     fn parse(args: &[String]) -> Result<Self> {
-        let parsed: Self = parse(args)?;
+        let parsed: Self = parse_args(args)?;
         if parsed.skew.is_some() && parsed.distribution != Distribution::Zipf {
             return Err(usage_error(
                 "--skew is given without --distribution zipf, and keys of a uniform one have none",

@@ -32,7 +32,7 @@ pub const HELP_ASKED: u16 = 6003;
 const LONGEST_DURATION: Duration = Duration::from_secs(36_500 * 86_400);
 
 /// Parses the arguments of a job; what clap says when it cannot stands in the error.
-fn parse<A: Parser>(args: &[String]) -> Result<A> {
+pub fn parse_args<A: Parser>(args: &[String]) -> Result<A> {
     A::try_parse_from(args).map_err(|e| {
         if e.kind() == ErrorKind::DisplayHelp {
             return Error::canceled(e.to_string()).code(HELP_ASKED);
@@ -121,14 +121,16 @@ impl Output {
 }
 
 /// `path` as meant from `folder`, without `.` in it.
-fn absolute(path: &str, folder: &Path) -> String {
+#[must_use]
+pub fn absolute(path: &str, folder: &Path) -> String {
     let joined = folder.join(path);
     let plain: std::path::PathBuf = joined.components().filter(|c| *c != std::path::Component::CurDir).collect();
     plain.to_string_lossy().into_owned()
 }
 
 /// A duration the way it is written back: in the greatest unit that keeps it whole.
-fn duration_text(d: Duration) -> String {
+#[must_use]
+pub fn duration_text(d: Duration) -> String {
     match d.as_micros() {
         0 => "0".into(),
         us if us % 1_000_000 == 0 => format!("{}s", us / 1_000_000),
@@ -137,7 +139,8 @@ fn duration_text(d: Duration) -> String {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// A duration, as `5s`; an error says what would be one.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     match millstream_common::size::parse_duration(text) {
         Ok(duration) if duration > LONGEST_DURATION => Err("it is more than 100 years".into()),
         parsed => parsed.map_err(|e| e.to_string()),
@@ -145,7 +148,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A rate in rows a second: 0 (as fast as possible) or above, also below 1.
-fn parse_rate(text: &str) -> Result<f64, String> {
+pub fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
         _ => Err("write a number of events a second, 0 or above".into()),

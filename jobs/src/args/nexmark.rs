@@ -13,7 +13,7 @@ use millstream_engine::settings::not_built_yet;
 use millstream_engine::source::Source;
 use millstream_formats::time::{format_timestamp_ms, parse_timestamp};
 
-use super::{Output, absolute, duration_text, parse, parse_duration, parse_rate};
+use super::{Output, absolute, duration_text, parse_args, parse_duration, parse_rate};
 
 /// How many splits the generator has, whatever the parallelism.
 const GENERATOR_SPLITS: u32 = 16;
@@ -107,7 +107,7 @@ impl NexmarkArgs {
 
 impl JobArgs for NexmarkArgs {
     fn parse(args: &[String]) -> Result<Self> {
-        let parsed: Self = parse(args)?;
+        let parsed: Self = parse_args(args)?;
         match parsed.input.iter().find_map(|file| Some((file, file.split_once("://")?.0))) {
             // A file may well have such a name, below a folder.
             Some((file, scheme)) if !scheme.contains('/') => Err(no_file(file, scheme)),

@@ -1,8 +1,11 @@
 //! Transactions of producers that may be gone: what state they are in, which there are, and their end.
 
+use std::time::Duration;
+
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
-    DescribeTransactionsRequest, EndTxnRequest, ListTransactionsRequest, ProducerId, TransactionalId,
+    DescribeTransactionsRequest, EndTxnRequest, InitProducerIdRequest, ListTransactionsRequest, ProducerId,
+    TransactionalId,
 };
 use kafka_protocol::protocol::StrBytes;
 use millstream_common::Result;
@@ -107,8 +110,8 @@ impl Brokers {
         .await
     }
 
-    /// Ends the transaction of a producer, from outside of it, in one version of the request: the broker's answer, passing errors
-    /// having been waited for. An `Err` says that nobody answered.
+    /// Ends the transaction of a producer, from outside of it, in at most this version of the request: the broker's answer. An
+    /// `Err` says that nobody answered, or that it may be answered otherwise soon. Asked once.
     pub async fn end_transaction(
         &self,
         id: &str,
@@ -116,20 +119,35 @@ impl Brokers {
         commit: bool,
         version: i16,
     ) -> Result<std::result::Result<(), ResponseError>> {
+        let broker = self.coordinator(Coordinates::Transaction, id).await?;
+        let request = EndTxnRequest::default()
+            .with_transactional_id(transactional_id(id))
+            .with_producer_id(ProducerId(producer.0))
+            .with_producer_epoch(producer.1)
+            .with_committed(commit);
+        let response = self.call(&broker, &request, 3..=version).await?;
+        match ResponseError::try_from_code(response.error_code) {
+            None => Ok(Ok(())),
+            Some(error) if passes(error) => {
+                Err(refused(&broker, &format!("to end a transaction of '{id}' yet"), error))
+            }
+            Some(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Makes a producer for the id, so that every other one is fenced and what it left open is aborted.
+    pub async fn fence(&self, id: &str, transaction_timeout: Duration) -> Result<()> {
         self.insist(|| async {
             let broker = self.coordinator(Coordinates::Transaction, id).await?;
-            let request = EndTxnRequest::default()
-                .with_transactional_id(transactional_id(id))
-                .with_producer_id(ProducerId(producer.0))
-                .with_producer_epoch(producer.1)
-                .with_committed(commit);
-            let response = self.call(&broker, &request, 3..=version).await?;
+            let request = InitProducerIdRequest::default()
+                .with_transactional_id(Some(transactional_id(id)))
+                .with_transaction_timeout_ms(i32::try_from(transaction_timeout.as_millis()).unwrap_or(i32::MAX))
+                .with_producer_id(ProducerId(-1))
+                .with_producer_epoch(-1);
+            let response = self.call(&broker, &request, 2..=4).await?;
             match ResponseError::try_from_code(response.error_code) {
-                None => Ok(Ok(())),
-                Some(error) if passes(error) => {
-                    Err(refused(&broker, &format!("to end a transaction of '{id}' yet"), error))
-                }
-                Some(error) => Ok(Err(error)),
+                None => Ok(()),
+                Some(error) => Err(refused(&broker, &format!("to make a producer for '{id}'"), error)),
             }
         })
         .await

@@ -39,13 +39,7 @@ pub(super) struct Context;
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                tracing::warn!("librdkafka: {facility} {message}");
-            }
-            RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice => tracing::info!("librdkafka: {facility} {message}"),
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => tracing::debug!("librdkafka: {facility} {message}"),
-        }
+        crate::log::say(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -80,6 +74,17 @@ pub(super) struct Consumer {
     /// Since when a broker may not answer.
     down_since: Mutex<Option<Moment>>,
     retry_timeout: Duration,
+    /// The group that hears of what is durable.
+    group: Option<String>,
+    durable: Arc<Mutex<Durable>>,
+}
+
+/// Offsets that a group is to hear of.
+#[derive(Default)]
+struct Durable {
+    due: BTreeMap<(String, i32), i64>,
+    /// Somebody tells it.
+    telling: bool,
 }
 
 struct Entry {
@@ -155,6 +160,8 @@ impl Consumer {
             events,
             down_since: Mutex::default(),
             retry_timeout: options.retry_timeout,
+            group: options.group.clone(),
+            durable: Arc::default(),
         })
     }
 
@@ -274,6 +281,34 @@ impl Consumer {
                 }
             }
         })
+    }
+
+    /// Commits an offset to the group, soon: for those who watch its lag. What cannot be committed is said in the log.
+    pub(super) fn is_durable(&self, topic: &str, partition: i32, offset: i64) {
+        let Some(group) = self.group.clone() else { return };
+        let mut durable = self.durable.lock();
+        durable.due.insert((topic.to_owned(), partition), offset);
+        if std::mem::replace(&mut durable.telling, true) {
+            return;
+        }
+        let (shared, brokers) = (self.durable.clone(), self.brokers.clone());
+        self.env.spawn(Lane::Io, "offsets of a group", async move {
+            loop {
+                let due = {
+                    let mut durable = shared.lock();
+                    durable.telling = !durable.due.is_empty();
+                    std::mem::take(&mut durable.due)
+                };
+                if due.is_empty() {
+                    return;
+                }
+                if let Err(e) = brokers.commit(&group, &due).await {
+                    tracing::warn!(
+                        "offsets of group '{group}' were not committed; those of the next checkpoint will be: {e}"
+                    );
+                }
+            }
+        });
     }
 
     /// Something was read: brokers answer.

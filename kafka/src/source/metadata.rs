@@ -18,6 +18,11 @@ fn header_entries() -> Field {
     Field::new("entries", DataType::Struct(entry), false)
 }
 
+/// The type of a column of headers.
+pub(crate) fn headers_type() -> DataType {
+    DataType::Map(Arc::new(header_entries()), false)
+}
+
 pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
     let (kind, nullable) = match what {
         Metadata::Topic => (DataType::Utf8, false),
@@ -25,7 +30,7 @@ pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
         Metadata::Offset => (DataType::Int64, false),
         Metadata::Timestamp => (DataType::Timestamp(TimeUnit::Millisecond, None), true),
         Metadata::Key => (DataType::Binary, true),
-        Metadata::Headers => (DataType::Map(Arc::new(header_entries()), false), false),
+        Metadata::Headers => (headers_type(), false),
     };
     Arc::new(Field::new(name, kind, nullable))
 }

@@ -75,7 +75,8 @@ pub struct KafkaSourceOptions {
     pub bootstrap: Vec<String>,
     /// Which topics.
     pub topics: Topics,
-    /// The consumer group whose offsets [`StartAt::Group`] means. Nobody joins it, and nothing is committed to it.
+    /// The consumer group whose offsets [`StartAt::Group`] means, and to which the offsets of each durable version are committed,
+    /// so that its lag can be watched. Nobody joins it, and a job goes on from its version, whatever the group says.
     pub group: Option<String>,
     /// Where to begin.
     pub start: StartAt,

@@ -229,6 +229,12 @@ impl SplitReader for PartitionReader {
         let detail = if rows == 0 { Vec::new() } else { rows.to_le_bytes().to_vec() };
         Position { offset: offset.max(0) as u64, detail }
     }
+
+    fn on_durable(&mut self, position: &Position) {
+        if let Some((offset, _)) = position_of(position) {
+            self.consumer.is_durable(&self.split.topic, self.split.partition, offset);
+        }
+    }
 }
 
 impl Drop for PartitionReader {

@@ -397,3 +397,27 @@ fn one_reader_takes_over_from_another() {
         assert_eq!(rest(&mut *new).await, lines(from + 5..100));
     });
 }
+
+/// Whoever watches the lag of the group sees what is durable.
+#[test]
+fn the_group_hears_what_is_durable() {
+    run(|env| async move {
+        let (topic, group) = (unique("durable"), unique("g"));
+        create_topic(&topic, 1).await;
+        fill(&topic, 0, 0..10, None);
+        let source = source(&env, KafkaSourceOptions { group: Some(group.clone()), ..options(&topic) });
+        let split = splits(&source, &[]).await.remove(0);
+        let mut reader = source.reader(&split, None).unwrap();
+        next(&mut *reader, 4).await.unwrap();
+        let position = reader.position();
+        next(&mut *reader, 100).await.unwrap();
+        let (brokers, place) = (brokers(&env, &bootstrap()), (topic, 0));
+        assert!(brokers.committed(&group, std::slice::from_ref(&place)).await.unwrap().is_empty());
+        reader.on_durable(&position);
+        let told = async || brokers.committed(&group, std::slice::from_ref(&place)).await.unwrap().get(&place).copied();
+        while told().await.is_none() {
+            env.sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(told().await, Some(position.offset as i64));
+    });
+}

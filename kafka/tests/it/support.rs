@@ -8,11 +8,13 @@ use std::time::Duration;
 use millstream_common::Env;
 use millstream_common::env::Runtimes;
 use millstream_kafka::client::{Brokers, BrokersOptions, TcpDial};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 #[allow(clippy::disallowed_methods)] // the tests' runner names the broker; no production code reads this
 pub(crate) fn bootstrap() -> String {
@@ -32,7 +34,7 @@ pub(crate) fn unique(what: &str) -> String {
 }
 
 /// Runs a test on runtimes like those of a worker.
-pub(crate) fn run<F: Future<Output = ()> + Send + 'static>(test: impl FnOnce(Env) -> F) {
+pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Env) -> F) {
     let runtimes = Runtimes::start(2).unwrap();
     runtimes.block_on(test(runtimes.env()));
 }
@@ -124,4 +126,55 @@ fn send(producer: &BaseProducer, topic: &str, records: &[Record]) {
 
 fn headers(record: &Record) -> OwnedHeaders {
     record.headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: *value }))
+}
+
+/// A record that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) partition: i32,
+    pub(crate) key: Option<String>,
+    pub(crate) value: Option<String>,
+    pub(crate) timestamp: i64,
+    pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Seen {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let headers =
+            message.headers().map(|h| h.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect());
+        Self {
+            partition: message.partition(),
+            key: message.key().map(text),
+            value: message.payload().map(text),
+            timestamp: message.timestamp().to_millis().unwrap(),
+            headers: headers.unwrap_or_default(),
+        }
+    }
+}
+
+/// All committed records of a topic, partition by partition.
+pub(crate) fn read(topic: &str, partitions: i32) -> Vec<Seen> {
+    let consumer: BaseConsumer = config()
+        .set("group.id", "reader")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..partitions {
+        list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let (mut seen, mut ended) = (Vec::new(), 0);
+    while ended < partitions {
+        match consumer.poll(Duration::from_secs(20)).expect("an answer of the broker") {
+            Ok(message) => seen.push(Seen::of(&message)),
+            Err(KafkaError::PartitionEOF(_)) => ended += 1,
+            Err(e) => panic!("{topic}: {e}"),
+        }
+    }
+    // In the order of a partition as they stand there.
+    seen.sort_by_key(|s: &Seen| s.partition);
+    seen
 }

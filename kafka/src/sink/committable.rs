@@ -1,0 +1,141 @@
+//! What the version keeps of a transaction, and what its commit is to do by what the broker says of it.
+
+use millstream_common::planted::bug_is_planted;
+use millstream_common::{Error, ErrorKind, Result};
+
+use crate::client::{Described, TransactionState};
+
+/// A transaction that waits for its commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Transaction {
+    /// The transactional id.
+    pub(crate) id: String,
+    /// The producer that wrote it.
+    pub(crate) producer_id: i64,
+    /// Its epoch, which may be that of later transactions, too.
+    pub(crate) producer_epoch: i16,
+    /// When its first record came, by the broker's clock: tells it from later ones of the same producer and epoch.
+    pub(crate) started_ms: i64,
+}
+
+/// The form of the bytes below.
+const FORMAT: u8 = 1;
+
+/// What a commit has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// It is open: to be committed.
+    Open,
+    /// It is committed.
+    Done,
+    /// It cannot be committed any more; why.
+    Lost(String),
+}
+
+impl Transaction {
+    /// Format (1 byte), producer id (8, little-endian), epoch (2), start (8), the id up to the end.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        out.extend_from_slice(&self.producer_id.to_le_bytes());
+        out.extend_from_slice(&self.producer_epoch.to_le_bytes());
+        out.extend_from_slice(&self.started_ms.to_le_bytes());
+        out.extend_from_slice(self.id.as_bytes());
+        out
+    }
+
+    /// The reverse.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        Self::parse(bytes).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, 4330, "a committable of the Kafka sink cannot be read")
+                .next("it may come from a newer release: go on with that")
+        })
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (format, rest) = bytes.split_first()?;
+        let (producer_id, rest) = rest.split_first_chunk()?;
+        let (producer_epoch, rest) = rest.split_first_chunk()?;
+        let (started_ms, id) = rest.split_first_chunk()?;
+        (*format == FORMAT && !id.is_empty()).then_some(Self {
+            id: String::from_utf8(id.to_vec()).ok()?,
+            producer_id: i64::from_le_bytes(*producer_id),
+            producer_epoch: i16::from_le_bytes(*producer_epoch),
+            started_ms: i64::from_le_bytes(*started_ms),
+        })
+    }
+
+    /// What is to be done, when the broker says this of the newest transaction of the id.
+    pub(crate) fn judge(&self, now: Option<&Described>) -> Judged {
+        let Some(now) = now else {
+            return Judged::Lost("the broker does not know its transactional id any more".to_owned());
+        };
+        if now.producer_id != self.producer_id {
+            return Judged::Lost(format!(
+                "it was written by producer {}, and the id belongs to producer {} now",
+                self.producer_id, now.producer_id
+            ));
+        }
+        if now.producer_epoch != self.producer_epoch {
+            return Judged::Lost(format!(
+                "its producer has epoch {} now and had {}: the transaction took longer than its time-out, or another \
+                 writer uses the same transactional id",
+                now.producer_epoch, self.producer_epoch
+            ));
+        }
+        // A planted bug: a producer and its epoch are taken for one transaction.
+        if now.started_ms != self.started_ms && !bug_is_planted(36) {
+            return Judged::Lost(format!(
+                "a later transaction of the same producer has begun (at {}, it began at {})",
+                now.started_ms, self.started_ms
+            ));
+        }
+        match &now.state {
+            TransactionState::Ongoing => Judged::Open,
+            TransactionState::PrepareCommit | TransactionState::CompleteCommit => Judged::Done,
+            other => Judged::Lost(format!("the broker has given it up (its state is {other:?})")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transaction() -> Transaction {
+        Transaction { id: "job-0-2".into(), producer_id: 7_001, producer_epoch: 3, started_ms: 1_700_000_000_123 }
+    }
+
+    fn described(state: TransactionState) -> Described {
+        Described { state, producer_id: 7_001, producer_epoch: 3, started_ms: 1_700_000_000_123, timeout_ms: 60_000 }
+    }
+
+    #[test]
+    fn it_reads_what_it_wrote_and_nothing_else() {
+        let bytes = transaction().encode();
+        assert_eq!(Transaction::decode(&bytes).unwrap(), transaction());
+        for end in 0..=19 {
+            assert_eq!(Transaction::decode(&bytes[..end]).unwrap_err().number(), 4330);
+        }
+        assert!(Transaction::decode(&[&[9], &bytes[1..]].concat()).is_err());
+    }
+
+    #[test]
+    fn only_the_very_transaction_is_committed() {
+        let t = transaction();
+        assert_eq!(t.judge(Some(&described(TransactionState::Ongoing))), Judged::Open);
+        for done in [TransactionState::PrepareCommit, TransactionState::CompleteCommit] {
+            assert_eq!(t.judge(Some(&described(done))), Judged::Done);
+        }
+        let lost = |d: Option<&Described>| matches!(t.judge(d), Judged::Lost(_));
+        assert!(lost(None));
+        for state in [TransactionState::Empty, TransactionState::PrepareAbort, TransactionState::CompleteAbort] {
+            assert!(lost(Some(&described(state))));
+        }
+        for state in [TransactionState::Ongoing, TransactionState::CompleteCommit] {
+            let d = described(state);
+            assert!(lost(Some(&Described { producer_id: 7_002, ..d.clone() })));
+            assert!(lost(Some(&Described { producer_epoch: 4, ..d.clone() })));
+            assert!(lost(Some(&Described { started_ms: d.started_ms + 1, ..d })));
+        }
+    }
+}

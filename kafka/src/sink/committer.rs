@@ -1,0 +1,114 @@
+//! Commits transactions, whoever wrote them, and ends those that nobody will commit.
+
+use std::sync::Arc;
+
+use kafka_protocol::ResponseError;
+use millstream_common::env::BoxFuture;
+use millstream_common::{Error, Execution, Generation, Result};
+use millstream_engine::sink::{Committable, Committer};
+
+use super::Shared;
+use super::committable::{Judged, Transaction};
+use super::options::LostTransactions;
+
+/// Newer versions of the request would count what a producer of librdkafka has committed as an error.
+const COMMIT_VERSION: i16 = 4;
+
+pub(super) struct TransactionCommitter {
+    shared: Arc<Shared>,
+}
+
+impl TransactionCommitter {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    async fn judge(&self, transaction: &Transaction) -> Result<Judged> {
+        let described = self.shared.brokers.describe_transaction(&transaction.id).await?;
+        Ok(transaction.judge(described.as_ref()))
+    }
+
+    async fn commit(&self, committable: &Committable) -> Result<()> {
+        let transaction = Transaction::decode(&committable.payload)?;
+        let why = match self.judge(&transaction).await? {
+            Judged::Done => return Ok(()),
+            Judged::Lost(why) => why,
+            Judged::Open => {
+                // Until it is known that this request, and none before it, was answered.
+                let first = self.shared.doubt(&transaction.id);
+                let producer = (transaction.producer_id, transaction.producer_epoch);
+                match self.shared.brokers.end_transaction(&transaction.id, producer, true, COMMIT_VERSION).await? {
+                    Ok(()) => {
+                        if first {
+                            self.shared.take_doubt(&transaction.id);
+                        }
+                        return Ok(());
+                    }
+                    Err(refused) => match self.judge(&transaction).await? {
+                        Judged::Done => return Ok(()),
+                        Judged::Open => return Err(not_ended(&transaction, refused)),
+                        Judged::Lost(why) => why,
+                    },
+                }
+            }
+        };
+        self.lost(committable, &transaction, &why)
+    }
+
+    fn lost(&self, committable: &Committable, transaction: &Transaction, why: &str) -> Result<()> {
+        let what = format!(
+            "{} rows of epoch {} of subtask {} are lost: their transaction cannot be committed any more: {why}",
+            committable.rows, committable.epoch, committable.subtask
+        );
+        match self.shared.options.lost_transactions {
+            LostTransactions::Skip => {
+                tracing::error!("{what} ({})", transaction.id);
+                Ok(())
+            }
+            LostTransactions::Fail => Err(Error::data(what).code(3333).at(transaction.id.clone()).next(
+                "have the sink skip lost transactions and submit the job again: it goes on without these rows; or go back \
+                 to a version before that epoch (--from), which writes them and all later ones again",
+            )),
+        }
+    }
+}
+
+/// The broker refuses, and yet has it open: a state in between.
+fn not_ended(transaction: &Transaction, refused: ResponseError) -> Error {
+    Error::unavailable(format!("the broker does not commit a transaction that it has open: {refused}"))
+        .code(2440)
+        .at(transaction.id.clone())
+}
+
+impl Committer for TransactionCommitter {
+    fn commit<'a>(&'a mut self, committable: &'a Committable) -> BoxFuture<'a, Result<()>> {
+        Box::pin((*self).commit(committable))
+    }
+
+    fn clean_up(&mut self, _: Generation, _: Execution) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            // What the version lists has been committed: whatever is open is of deployments that are gone.
+            for (id, _) in self.shared.brokers.ongoing_transactions(&self.shared.prefix()).await? {
+                if self.shared.is_ours(&id) {
+                    tracing::info!("the open transaction of {id} belongs to nobody and is aborted");
+                    self.shared.brokers.fence(&id, self.shared.options.transaction_timeout).await?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Commits nothing: rows are visible already.
+pub(super) struct NothingToCommit;
+
+impl Committer for NothingToCommit {
+    fn commit<'a>(&'a mut self, committable: &'a Committable) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            Err(Error::config("the version holds a transaction, and the sink writes at least once")
+                .code(1367)
+                .at(committable.sink_uid.clone())
+                .next("start the job with the guarantee that it had, stop it, and then change it"))
+        })
+    }
+}

@@ -1,0 +1,136 @@
+//! Rows as records of topics: at least once, or exactly once.
+//!
+//! Exactly once: the rows of an epoch go into a transaction of the broker. At the barrier it is flushed, and the version keeps
+//! which one it is. Once the version is durable it is committed, by a request of our own that any process can send: a
+//! writer may be gone by then. A subtask has several transactional ids, `PREFIX-SUBTASK-SLOT`, and uses one again
+//! when no version lists its last transaction.
+//!
+//! Protocol: what a broker answers was measured on Apache Kafka 4.1.1; its source is the protocol guide.
+
+mod committable;
+mod committer;
+mod librdkafka;
+mod options;
+mod produce;
+mod records;
+mod slots;
+mod writer;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_schema::SchemaRef;
+use millstream_common::{Env, Error, Result, SubtaskIndex};
+use millstream_engine::sink::{Committer, Sink, SinkContext, SinkWriter};
+use parking_lot::Mutex;
+
+use crate::client::{Brokers, BrokersOptions, TcpDial};
+use committer::{NothingToCommit, TransactionCommitter};
+use librdkafka::Librdkafka;
+pub use options::{FromColumns, Guarantee, KafkaSinkOptions, Key, LostTransactions, ToTopic};
+use produce::Producers;
+use records::RecordMaker;
+use writer::{AtLeastOnce, ExactlyOnce};
+
+/// Writes rows to topics.
+pub struct KafkaSink(Arc<Shared>);
+
+/// What writers and committers of a process share.
+struct Shared {
+    env: Env,
+    options: KafkaSinkOptions,
+    brokers: Brokers,
+    producers: Box<dyn Producers>,
+    /// Transactional ids of which a commit was asked for that nobody may have answered: it may yet arrive.
+    doubtful: Mutex<BTreeSet<String>>,
+}
+
+impl KafkaSink {
+    /// An error says which option cannot be.
+    pub fn new(env: Env, options: KafkaSinkOptions) -> Result<Self> {
+        options.check()?;
+        let asking = BrokersOptions {
+            bootstrap: options.bootstrap.clone(),
+            request_timeout: Duration::from_secs(10),
+            retry_timeout: options.retry_timeout,
+        };
+        let brokers = Brokers::new(env.clone(), Arc::new(TcpDial), asking);
+        let producers = Box::new(Librdkafka::new(env.clone(), brokers.clone(), &options));
+        Ok(Self(Arc::new(Shared { env, options, brokers, producers, doubtful: Mutex::default() })))
+    }
+}
+
+impl Shared {
+    fn prefix(&self) -> String {
+        format!("{}-", self.options.transactional_id_prefix)
+    }
+
+    fn id(&self, subtask: SubtaskIndex, slot: u32) -> String {
+        format!("{}{subtask}-{slot}", self.prefix())
+    }
+
+    /// The slot of an id of this subtask.
+    fn slot_of(&self, id: &str, subtask: SubtaskIndex) -> Option<u32> {
+        let (of, slot) = self.place(id)?;
+        (of == subtask.0).then_some(slot)
+    }
+
+    /// Whether the id is one of this sink: prefixes may begin with one another.
+    fn is_ours(&self, id: &str) -> bool {
+        self.place(id).is_some()
+    }
+
+    /// Subtask and slot of one of this sink's ids.
+    fn place(&self, id: &str) -> Option<(u32, u32)> {
+        let (subtask, slot) = id.strip_prefix(&self.prefix())?.split_once('-')?;
+        let number = |text: &str| text.parse::<u32>().ok().filter(|n| n.to_string() == text);
+        Some((number(subtask)?, number(slot)?))
+    }
+
+    /// Notes that a commit under this id may be on its way; whether none was before.
+    fn doubt(&self, id: &str) -> bool {
+        self.doubtful.lock().insert(id.to_owned())
+    }
+
+    /// Whether a commit under this id may be on its way; no longer noted.
+    fn take_doubt(&self, id: &str) -> bool {
+        self.doubtful.lock().remove(id)
+    }
+
+    /// A transaction begins behind one checkpoint and is committed behind the next one.
+    fn check_timeout(&self, context: &SinkContext) -> Result<()> {
+        let (interval, duration) = (context.checkpoint_interval, context.checkpoint_timeout);
+        let timeout = self.options.transaction_timeout;
+        if interval.is_zero() {
+            tracing::warn!("a job without checkpoints writes one transaction, which must end within {timeout:?}");
+            return Ok(());
+        }
+        if timeout <= interval + duration {
+            return Err(Error::config(format!(
+                "a transaction may last {timeout:?}, and a checkpoint that is made every {interval:?} may take \
+                 {duration:?}: the brokers would give up what a checkpoint counts as written"
+            ))
+            .code(1368)
+            .next("shorten checkpoint.interval or checkpoint.timeout, or raise the sink's transaction time-out"));
+        }
+        Ok(())
+    }
+}
+
+impl Sink for KafkaSink {
+    fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
+        let maker = RecordMaker::new(&schema, &self.0.options)?;
+        Ok(match self.0.options.guarantee {
+            Guarantee::AtLeastOnce => Box::new(AtLeastOnce::new(self.0.clone(), maker)),
+            Guarantee::ExactlyOnce => Box::new(ExactlyOnce::new(self.0.clone(), maker, context)?),
+        })
+    }
+
+    fn committer(&self) -> Result<Box<dyn Committer>> {
+        Ok(match self.0.options.guarantee {
+            Guarantee::AtLeastOnce => Box::new(NothingToCommit),
+            Guarantee::ExactlyOnce => Box::new(TransactionCommitter::new(self.0.clone())),
+        })
+    }
+}

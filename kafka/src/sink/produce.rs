@@ -1,0 +1,51 @@
+//! How records reach a broker: a seam, so that a simulation can be the broker.
+
+use millstream_common::Result;
+use millstream_common::env::BoxFuture;
+
+/// A record to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) topic: &'a str,
+    /// `None`: the key decides, or chance.
+    pub(crate) partition: Option<i32>,
+    pub(crate) key: Option<&'a [u8]>,
+    /// `None`: a tombstone.
+    pub(crate) value: Option<&'a [u8]>,
+    /// Milliseconds since 1970; `None`: when it is written.
+    pub(crate) timestamp: Option<i64>,
+    pub(crate) headers: &'a [(&'a str, Option<&'a [u8]>)],
+}
+
+/// The producer id and epoch under which a broker knows a producer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) producer_id: i64,
+    pub(crate) producer_epoch: i16,
+}
+
+/// Makes producers.
+pub(crate) trait Producers: Send + Sync {
+    /// One without transactions.
+    fn plain(&self) -> BoxFuture<'static, Result<Box<dyn Producer>>>;
+    /// The one producer of a transactional id: every other one is fenced, and what it left open is aborted.
+    fn transactional(&self, id: String) -> BoxFuture<'static, Result<Box<dyn Producer>>>;
+}
+
+/// Writes records, in order a partition.
+pub(crate) trait Producer: Send {
+    /// Of a transactional one.
+    fn identity(&self) -> Option<Identity>;
+    /// Begins a transaction. None is open.
+    fn begin(&mut self) -> Result<()>;
+    /// Takes a copy of a record; `false` when there is no room now.
+    fn send(&mut self, record: &Outgoing<'_>) -> Result<bool>;
+    /// Looks at what became of records; an error when one did not come through.
+    fn poll(&mut self) -> Result<()>;
+    /// Records that were taken and of which nothing is known yet.
+    fn in_flight(&self) -> usize;
+    /// Sends what waits for company.
+    fn hurry(&mut self);
+    /// The transaction was committed without this producer: another may begin. Gives itself back.
+    fn committed(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Producer>>>;
+}

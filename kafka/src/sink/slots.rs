@@ -1,0 +1,113 @@
+//! Which transactional ids of a subtask may be used when. Decisions only.
+//!
+//! A subtask has a few ids, one a slot. One that was pre-committed is used again when its commit was confirmed and a newer
+//! version that no longer lists it is durable: until then a restart would commit what it finds under the id.
+
+use millstream_common::planted::bug_is_planted;
+use millstream_common::{Epoch, Error, Result};
+
+/// So many transactions of a subtask wait for their commits at most.
+pub(super) const SLOTS_MAX: u32 = 64;
+
+/// What a slot is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Free,
+    /// Rows are, or soon will be, written under it.
+    Taken,
+    /// Its transaction waits for a commit, or may be asked for by a restart.
+    PreCommitted(Epoch),
+}
+
+/// The slots of a subtask.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slots(Vec<Slot>);
+
+impl Slots {
+    /// The first free one, which is taken now.
+    pub(super) fn take(&mut self) -> Result<u32> {
+        let free = self.0.iter().position(|s| *s == Slot::Free).unwrap_or(self.0.len());
+        if free as u32 >= SLOTS_MAX {
+            let what = format!("{SLOTS_MAX} transactions of a subtask wait for their commits");
+            return Err(Error::unavailable(what)
+                .code(2441)
+                .next("see why commits do not come through: the log says what the brokers answer"));
+        }
+        if free == self.0.len() {
+            self.0.push(Slot::Free);
+        }
+        self.0[free] = Slot::Taken;
+        Ok(free as u32)
+    }
+
+    /// The transaction of a taken slot waits for its commit with this epoch.
+    pub(super) fn pre_commit(&mut self, slot: u32, epoch: Epoch) {
+        if let Some(s) = self.0.get_mut(slot as usize) {
+            *s = Slot::PreCommitted(epoch);
+        }
+    }
+
+    /// A version up to `epoch` is durable and lists these slots; gives those that are free from now on.
+    pub(super) fn on_version(&mut self, epoch: Epoch, listed: &[u32]) -> Vec<u32> {
+        for &slot in listed {
+            let slot = slot as usize;
+            if self.0.len() <= slot {
+                self.0.resize(slot + 1, Slot::Free);
+            }
+            // Somebody else's: an instance of this subtask that is gone.
+            if self.0[slot] == Slot::Free {
+                self.0[slot] = Slot::PreCommitted(epoch);
+            }
+        }
+        let mut freed = Vec::new();
+        for (i, s) in (0u32..).zip(&mut self.0) {
+            // A planted bug: it is used again as soon as its version is durable.
+            let is_listed = listed.contains(&i) && !bug_is_planted(35);
+            if matches!(s, Slot::PreCommitted(of) if *of <= epoch) && !is_listed {
+                *s = Slot::Free;
+                freed.push(i);
+            }
+        }
+        freed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_free_when_a_version_that_came_after_its_own_does_not_list_it() {
+        let mut slots = Slots::default();
+        assert_eq!(slots.take().unwrap(), 0);
+        slots.pre_commit(0, Epoch(5));
+        // A version from before it says nothing of it.
+        assert!(slots.on_version(Epoch(4), &[]).is_empty());
+        assert_eq!(slots.take().unwrap(), 1);
+        assert!(slots.on_version(Epoch(5), &[0]).is_empty());
+        slots.pre_commit(1, Epoch(6));
+        assert_eq!(slots.on_version(Epoch(6), &[1]), [0]);
+        assert_eq!(slots.take().unwrap(), 0);
+        assert_eq!(slots.take().unwrap(), 2);
+    }
+
+    #[test]
+    fn what_an_earlier_instance_left_is_left_alone_until_it_is_no_longer_listed() {
+        let mut slots = Slots::default();
+        assert!(slots.on_version(Epoch(9), &[1, 3]).is_empty());
+        assert_eq!([slots.take().unwrap(), slots.take().unwrap(), slots.take().unwrap()], [0, 2, 4]);
+        assert_eq!(slots.on_version(Epoch(10), &[3]), [1]);
+        assert_eq!(slots.take().unwrap(), 1);
+        assert_eq!(slots.on_version(Epoch(11), &[]), [3]);
+    }
+
+    #[test]
+    fn the_pool_has_an_end() {
+        let mut slots = Slots::default();
+        for n in 0..SLOTS_MAX {
+            let slot = slots.take().unwrap();
+            slots.pre_commit(slot, Epoch(u64::from(n)));
+        }
+        assert_eq!(slots.take().unwrap_err().number(), 2441);
+    }
+}

@@ -1,0 +1,236 @@
+//! Writers of a subtask.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::RecordBatch;
+use millstream_common::env::{BoxFuture, Lane, Running};
+use millstream_common::planted::bug_is_planted;
+use millstream_common::{Env, Epoch, Error, Result};
+use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkWriter};
+
+use super::Shared;
+use super::committable::Transaction;
+use super::produce::{Identity, Producer};
+use super::records::RecordMaker;
+use super::slots::Slots;
+use crate::client::{Described, TransactionState};
+
+/// Between two looks at what became of records.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Sends all records of a batch, and waits where there is no room; how many there are.
+async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, batch: &RecordBatch) -> Result<usize> {
+    let made = maker.make(batch)?;
+    let mut sent = 0;
+    loop {
+        let (next, is_full) = made.send_from(sent, |record| producer.send(record))?;
+        sent = next;
+        producer.poll()?;
+        if !is_full {
+            return Ok(sent);
+        }
+        env.sleep(PAUSE).await;
+    }
+}
+
+/// Waits until all records have come through; an error when one has not, at any time since the last call.
+async fn flush(env: &Env, producer: &mut dyn Producer) -> Result<()> {
+    producer.hurry();
+    loop {
+        producer.poll()?;
+        if producer.in_flight() == 0 {
+            // What the last of them came to.
+            return producer.poll();
+        }
+        env.sleep(PAUSE).await;
+    }
+}
+
+/// Rows are visible at once.
+pub(super) struct AtLeastOnce {
+    shared: Arc<Shared>,
+    maker: RecordMaker,
+    producer: Option<Box<dyn Producer>>,
+    rows: u64,
+}
+
+impl AtLeastOnce {
+    pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker) -> Self {
+        Self { shared, maker, producer: None, rows: 0 }
+    }
+}
+
+impl SinkWriter for AtLeastOnce {
+    fn write<'a>(&'a mut self, batch: &'a RecordBatch) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if self.producer.is_none() {
+                self.producer = Some(self.shared.producers.plain().await?);
+            }
+            if let Some(producer) = &mut self.producer {
+                send(&self.shared.env, &mut **producer, &mut self.maker, batch).await?;
+            }
+            self.rows += batch.num_rows() as u64;
+            Ok(())
+        })
+    }
+
+    fn pre_commit(&mut self, _: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
+        Box::pin(async move {
+            if let Some(producer) = &mut self.producer {
+                flush(&self.shared.env, &mut **producer).await?;
+            }
+            Ok(PreCommit { rows: std::mem::take(&mut self.rows), committable: None })
+        })
+    }
+}
+
+/// A producer that may begin a transaction, and its slot.
+struct Ready {
+    slot: u32,
+    id: String,
+    producer: Box<dyn Producer>,
+}
+
+/// A transaction of the epoch.
+struct Open {
+    ready: Ready,
+    rows: u64,
+    records: usize,
+}
+
+/// Rows of an epoch go into a transaction, which is committed with the version.
+pub(super) struct ExactlyOnce {
+    shared: Arc<Shared>,
+    maker: RecordMaker,
+    context: SinkContext,
+    slots: Slots,
+    /// Producers whose transaction waits for its commit, by slot.
+    waiting: BTreeMap<u32, Box<dyn Producer>>,
+    open: Option<Open>,
+    /// The one after it: made ready beside the writing, as that takes a while.
+    next: Option<Running<Result<Ready>>>,
+}
+
+impl ExactlyOnce {
+    pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker, context: SinkContext) -> Result<Self> {
+        shared.check_timeout(&context)?;
+        let (slots, waiting) = (Slots::default(), BTreeMap::new());
+        Ok(Self { shared, maker, context, slots, waiting, open: None, next: None })
+    }
+
+    fn id(&self, slot: u32) -> String {
+        self.shared.id(self.context.subtask, slot)
+    }
+
+    /// Makes the producer of a free slot ready.
+    fn prepare(&mut self) -> Result<()> {
+        if self.next.is_some() {
+            return Ok(());
+        }
+        let slot = self.slots.take()?;
+        let (id, shared, used) = (self.id(slot), self.shared.clone(), self.waiting.remove(&slot));
+        self.next = Some(self.shared.env.run(Lane::Io, "make a producer ready", async move {
+            // After a commit of which it is not known how often it was asked for, a later one might meet the next transaction.
+            let producer = match used {
+                Some(used) if !shared.take_doubt(&id) => match used.committed().await {
+                    Ok(producer) => producer,
+                    Err(e) => {
+                        tracing::info!("the producer of {id} is made anew: {e}");
+                        shared.producers.transactional(id.clone()).await?
+                    }
+                },
+                used => {
+                    drop(used);
+                    shared.producers.transactional(id.clone()).await?
+                }
+            };
+            Ok(Ready { slot, id, producer })
+        }));
+        Ok(())
+    }
+
+    async fn open(&mut self) -> Result<&mut Open> {
+        if self.open.is_none() {
+            self.prepare()?;
+            let Some(next) = &mut self.next else { return Err(Error::internal("no producer is made")) };
+            let ready = next.await;
+            self.next = None;
+            let mut ready = ready??;
+            ready.producer.begin()?;
+            self.open = Some(Open { ready, rows: 0, records: 0 });
+            self.prepare()?;
+        }
+        self.open.as_mut().ok_or_else(|| Error::internal("no transaction is open"))
+    }
+}
+
+/// What the broker says of the transaction that was written: it must be open, and the one of this producer.
+async fn written(shared: Arc<Shared>, id: String, identity: Option<Identity>) -> Result<Transaction> {
+    let described = shared.brokers.describe_transaction(&id).await?;
+    let is_own = |d: &Described| {
+        identity == Some(Identity { producer_id: d.producer_id, producer_epoch: d.producer_epoch })
+            && d.state == TransactionState::Ongoing
+    };
+    match described {
+        Some(d) if is_own(&d) => {
+            let (producer_id, producer_epoch, started_ms) = (d.producer_id, d.producer_epoch, d.started_ms);
+            Ok(Transaction { id, producer_id, producer_epoch, started_ms })
+        }
+        other => Err(Error::unavailable(format!(
+            "the broker does not have the transaction of this epoch open: {other:?}, written by {identity:?}"
+        ))
+        .code(2444)
+        .at(id)
+        .next("if this comes again: raise the transaction time-out, and see that no two sinks have one prefix")),
+    }
+}
+
+impl SinkWriter for ExactlyOnce {
+    fn on_version<'a>(&'a mut self, version: DurableVersion<'a>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let mut listed = Vec::new();
+            for c in version.committables {
+                let transaction = Transaction::decode(&c.payload)?;
+                listed.extend(self.shared.slot_of(&transaction.id, self.context.subtask));
+            }
+            self.slots.on_version(version.epoch, &listed);
+            if self.open.is_none() {
+                self.prepare()?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write<'a>(&'a mut self, batch: &'a RecordBatch) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if batch.num_rows() == 0 {
+                return Ok(());
+            }
+            self.open().await?;
+            let Some(open) = &mut self.open else { return Err(Error::internal("no transaction is open")) };
+            open.records += send(&self.shared.env, &mut *open.ready.producer, &mut self.maker, batch).await?;
+            open.rows += batch.num_rows() as u64;
+            Ok(())
+        })
+    }
+
+    fn pre_commit(&mut self, epoch: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
+        Box::pin(async move {
+            // A transaction without records is none to the broker; it goes on with the next epoch.
+            let Some(mut open) = self.open.take_if(|open| open.records > 0) else {
+                let rows = self.open.as_mut().map_or(0, |open| std::mem::take(&mut open.rows));
+                return Ok(PreCommit { rows, committable: None });
+            };
+            flush(&self.shared.env, &mut *open.ready.producer).await?;
+            let identity = open.ready.producer.identity();
+            let transaction = written(self.shared.clone(), open.ready.id.clone(), identity).await?;
+            self.slots.pre_commit(open.ready.slot, epoch);
+            self.waiting.insert(open.ready.slot, open.ready.producer);
+            // A planted bug: a sink that says nothing of what it wrote.
+            let committable = (!bug_is_planted(19)).then(|| transaction.encode());
+            Ok(PreCommit { rows: open.rows, committable })
+        })
+    }
+}
