@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests: units, models, 50 simulation seeds, the binary as a black box, and tests on real servers: MinIO (S3),
-# SeaweedFS (S3 and WebDAV), Azurite (Azure) and Apache Kafka; at last a minute of a job with more state than memory on
-# MinIO. The servers are built or fetched once into ~/.cache/millstream and run for the time of the tests; they start
+# SeaweedFS (S3 and WebDAV), Azurite (Azure), Apache Kafka and Apicurio Registry; at last a minute of a job with more state
+# than memory on MinIO. The servers are built or fetched once into ~/.cache/millstream and run for the time of the tests; they start
 # while the tests are built. A server that is not to be had here (no Go, Python, Node.js, Java with Maven) leaves its
 # tests out, and the last lines say so; with MILLSTREAM_REQUIRE_S3=1 that is a failure.
 set -euo pipefail
@@ -9,11 +9,12 @@ cd "$(dirname "$0")/.."
 
 log=$(mktemp)
 work=$(mktemp -d)
-servers=(minio seaweedfs azurite kafka)
+servers=(minio seaweedfs azurite kafka schema-registry)
 feature() { # feature SERVER: what builds its tests
     case $1 in
     minio) echo millstream-tests/s3 ;;
     kafka) echo millstream-kafka/broker ;;
+    schema-registry) echo millstream-kafka/registry ;;
     *) echo "millstream-objects/$1" ;;
     esac
 }
@@ -22,7 +23,7 @@ needs() {
     minio) echo "Go" ;;
     seaweedfs) echo "Python with pip" ;;
     azurite) echo "Node.js with npm" ;;
-    kafka) echo "Java 17 with Maven" ;;
+    kafka | schema-registry) echo "Java 17 with Maven" ;;
     esac
 }
 cleanup() {
@@ -63,7 +64,7 @@ for server in "${servers[@]}"; do
 done
 set -a
 # MinIO last: the AWS_* variables that everything else reads are its, when it is there.
-for server in azurite seaweedfs kafka minio; do
+for server in azurite seaweedfs kafka schema-registry minio; do
     if [ -e "$work/$server.env" ]; then eval "$(cat "$work/$server.env")"; fi
 done
 set +a

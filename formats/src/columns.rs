@@ -10,8 +10,8 @@ use arrow_array::{
     StringArray, StructArray,
     types::{
         ArrowPrimitiveType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type,
-        Int64Type, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
-        UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+        Int64Type, Time32MillisecondType, Time64MicrosecondType, TimestampMicrosecondType, TimestampMillisecondType,
+        TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
     },
 };
 use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, NullBufferBuilder, OffsetBuffer, ScalarBuffer};
@@ -45,6 +45,10 @@ pub(crate) enum Values {
     /// Days since 1970.
     Date(Vec<i32>),
     Time(Vec<i64>, TimeUnit, Option<Arc<str>>),
+    /// Milliseconds since midnight; texts have no such columns.
+    DayMillis(Vec<i32>),
+    /// Microseconds since midnight.
+    DayMicros(Vec<i64>),
     Struct(Vec<Column>, Fields),
     List(Vec<i32>, Box<Column>, FieldRef),
     /// Keys and values of the entries, and the field of the entries.
@@ -182,6 +186,8 @@ impl Column {
             DataType::Binary => Values::Binary(Bytes::new()),
             DataType::Date32 => Values::Date(Vec::new()),
             DataType::Timestamp(unit, zone) => Values::Time(Vec::new(), *unit, zone.clone()),
+            DataType::Time32(TimeUnit::Millisecond) => Values::DayMillis(Vec::new()),
+            DataType::Time64(TimeUnit::Microsecond) => Values::DayMicros(Vec::new()),
             DataType::Struct(fields) => {
                 Values::Struct(fields.iter().map(|f| Self::new(f)).collect::<Result<_>>()?, fields.clone())
             }
@@ -213,8 +219,8 @@ impl Column {
             Values::Boolean(v) => v.append(false),
             Values::Int8(v) => v.push(0),
             Values::Int16(v) => v.push(0),
-            Values::Int32(v) | Values::Date(v) => v.push(0),
-            Values::Int64(v) | Values::Time(v, ..) => v.push(0),
+            Values::Int32(v) | Values::Date(v) | Values::DayMillis(v) => v.push(0),
+            Values::Int64(v) | Values::Time(v, ..) | Values::DayMicros(v) => v.push(0),
             Values::UInt8(v) => v.push(0),
             Values::UInt16(v) => v.push(0),
             Values::UInt32(v) => v.push(0),
@@ -238,8 +244,8 @@ impl Column {
             Values::Boolean(v) => v.truncate(len.min(v.len())),
             Values::Int8(v) => v.truncate(len),
             Values::Int16(v) => v.truncate(len),
-            Values::Int32(v) | Values::Date(v) => v.truncate(len),
-            Values::Int64(v) | Values::Time(v, ..) => v.truncate(len),
+            Values::Int32(v) | Values::Date(v) | Values::DayMillis(v) => v.truncate(len),
+            Values::Int64(v) | Values::Time(v, ..) | Values::DayMicros(v) => v.truncate(len),
             Values::UInt8(v) => v.truncate(len),
             Values::UInt16(v) => v.truncate(len),
             Values::UInt32(v) => v.truncate(len),
@@ -312,6 +318,8 @@ impl Column {
                     }
                 }
             }
+            Values::DayMillis(v) => Arc::new(primitive::<Time32MillisecondType>(v, nulls)),
+            Values::DayMicros(v) => Arc::new(primitive::<Time64MicrosecondType>(v, nulls)),
             Values::Struct(columns, fields) => {
                 let len = columns.first().map_or(0, Self::len);
                 let arrays: Vec<ArrayRef> = columns.iter_mut().map(Self::finish).collect::<Result<_>>()?;

@@ -6,11 +6,12 @@ use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::avro::{AvroDecoding, AvroEncoding, Written};
 use crate::csv::{CsvFormat, CsvOptions};
 use crate::debezium::DebeziumDecoding;
 use crate::json::JsonDecoding;
 use crate::raw::RawFormat;
-use crate::{Decoder, DecodingFormat, lines_of};
+use crate::{Decoder, DecodingFormat, EncodingFormat, Records, lines_of};
 
 const ROUNDS: usize = 20_000;
 
@@ -50,9 +51,11 @@ fn damage(record: &[u8], rng: &mut SmallRng) -> Vec<u8> {
                 out.splice(at..at, again);
             }
             _ => {
-                let with: &[u8] =
-                    [&b"{"[..], b"}", b"[", b"]", b",", b":", b"\"", b"\\", b"null", b"1e9", b"-", b"\xff", b"\n"]
-                        [rng.random_range(0..13)];
+                let all: [&[u8]; 15] = [
+                    b"{", b"}", b"[", b"]", b",", b":", b"\"", b"\\", b"null", b"1e9", b"-", b"\xff", b"\n", b"\0",
+                    b"\x02",
+                ];
+                let with = all[rng.random_range(0..all.len())];
                 out.splice(at..to, with.iter().copied());
             }
         }
@@ -89,6 +92,47 @@ const ROW: &str = r#"{"id":7,"name":"a\"b\u00e9","price":-12.5,"at":"2026-01-01 
 fn json() {
     let record = format!(r#"{{"who":{ROW},"all":[{ROW},null,{ROW}],"m":{{"k":1.5,"l":null}},"blob":"AP8="}}"#);
     exam(&JsonDecoding::new(nested()).unwrap(), record.as_bytes(), 1);
+}
+
+/// Written with the columns of the table and, for what is passed over, with others.
+#[test]
+fn avro() {
+    let record = format!(r#"{{"who":{ROW},"all":[{ROW},null,{ROW}],"m":{{"k":1.5,"l":null}},"blob":"AP8="}}"#);
+    let mut rows = JsonDecoding::new(nested()).unwrap().decoder().unwrap();
+    rows.push(record.as_bytes()).unwrap();
+    let mut records = Records::default();
+    let format = AvroEncoding::new("R").unwrap();
+    format.encoder(&nested()).unwrap().encode(&rows.take().unwrap(), &mut records).unwrap();
+    let record = records.iter().next().unwrap().unwrap();
+    let written = || Written::Schema(format.schema_text(&nested()).unwrap());
+    exam(&AvroDecoding::new(nested(), written()).unwrap(), record, 5);
+    let last = Arc::new(Schema::new(vec![nested().field(3).clone()]));
+    exam(&AvroDecoding::new(last, written()).unwrap(), record, 6);
+}
+
+/// Schemas that were damaged: refused, or records are read by them or not.
+#[test]
+fn avro_schemas() {
+    let schema = AvroEncoding::new("R").unwrap().schema_text(&nested()).unwrap();
+    let mut rng = SmallRng::seed_from_u64(7);
+    let mut refused = 0;
+    for _ in 0..ROUNDS {
+        let text = String::from_utf8_lossy(&damage(schema.as_bytes(), &mut rng)).into_owned();
+        let formats = [
+            AvroDecoding::new(nested(), Written::Schema(text.clone())),
+            AvroDecoding::with_reader(&text, Written::Schema(schema.clone())),
+        ];
+        for format in formats {
+            let Ok(format) = format else {
+                refused += 1;
+                continue;
+            };
+            let mut decoder = format.decoder().unwrap();
+            let taken = decoder.push(&[0, 2, 0, 0, 2, 2, 0xff]).is_ok();
+            assert_eq!(decoder.take().unwrap().num_rows(), usize::from(taken));
+        }
+    }
+    assert!(refused > ROUNDS / 10, "{refused} of {} schemas were refused", 2 * ROUNDS);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the bytes of a record mean: rows from bytes, and bytes from rows. Knows no connector and does no I/O.
 //!
 //! - [`json`]: JSON objects, nested or flat; [`csv`]: delimited text; [`raw`]: the bytes themselves;
-//!   [`debezium`]: change events in JSON.
+//!   [`debezium`]: change events in JSON; [`avro`]: Avro, alone or with a schema registry.
 //! - [`time`]: time stamps as text.
 //!
 //! A connector hands each record to a [`Decoder`] and takes batches out of it. A record that cannot be read leaves no trace
@@ -10,7 +10,9 @@
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use millstream_common::Result;
+use millstream_common::env::BoxFuture;
 
+pub mod avro;
 mod columns;
 pub mod csv;
 pub mod debezium;
@@ -32,6 +34,11 @@ pub trait DecodingFormat: Send + Sync {
 
 /// Collects records as rows of a batch.
 pub trait Decoder: Send {
+    /// What must be awaited before `record` can be pushed: a schema that is not known yet, say. Mostly nothing. To be asked for each
+    /// record; an error is none of the record's, and the same record may be asked for again.
+    fn before(&mut self, _record: &[u8]) -> Option<BoxFuture<'static, Result<()>>> {
+        None
+    }
     /// Adds the rows of a record: mostly one; none where a record says nothing (the tombstone of a changelog, say), two
     /// where it changes something. On an error, which says what is wrong with the record and not where it stands, no row was added.
     fn push(&mut self, record: &[u8]) -> Result<()>;
@@ -49,6 +56,10 @@ pub trait EncodingFormat: Send + Sync {
 
 /// Turns batches into records.
 pub trait Encoder: Send {
+    /// What must be awaited before the first batch: the id of its schema, say. Mostly nothing.
+    fn before(&mut self) -> Option<BoxFuture<'static, Result<()>>> {
+        None
+    }
     /// Appends the records of `batch`, mostly one a row, in order.
     fn encode(&mut self, batch: &RecordBatch, records: &mut Records) -> Result<()>;
 }

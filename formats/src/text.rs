@@ -43,7 +43,12 @@ pub(crate) fn parse_into(text: &str, column: &mut Column) -> Result<(), NotThat>
             let time = parse_timestamp_in(text, digits_of(*unit), zone.is_some());
             v.push(time.ok_or(NotThat("no time stamp like 2026-01-31 23:59:59.999 that fits"))?);
         }
-        Values::Binary(_) | Values::Struct(..) | Values::List(..) | Values::Map(..) => {
+        Values::Binary(_)
+        | Values::DayMillis(_)
+        | Values::DayMicros(_)
+        | Values::Struct(..)
+        | Values::List(..)
+        | Values::Map(..) => {
             return Err(NotThat("no value of this column"));
         }
     }

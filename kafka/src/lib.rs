@@ -3,8 +3,10 @@
 //! - [`source`]: the partitions of topics as splits, read by librdkafka.
 //! - [`sink`]: rows as records, at least once or, in transactions that are committed with the version, exactly once.
 //! - [`client`]: requests of our own to brokers, for what librdkafka does not offer.
+//! - [`registry`]: schemas of Avro records, kept by a registry that is asked over HTTP.
 
 pub mod client;
 mod log;
+pub mod registry;
 pub mod sink;
 pub mod source;

@@ -68,10 +68,10 @@ impl Broker {
     pub fn consume(&self, topic: &str) -> Result<Vec<Printed>> {
         let mut consume = words(&format!(
             "tool consume --bootstrap-server {} --topic {topic} --from-beginning --isolation-level read_committed \
-             --timeout-ms 10000 --formatter-property print.partition=true --formatter-property print.key=true",
+             --timeout-ms 10000 --property print.partition=true --property print.key=true",
             self.address
         ));
-        consume.push("--formatter-property".into());
+        consume.push("--property".into());
         consume.push("key.separator=\u{1}".into());
         let mut all = vec![self.script.display().to_string()];
         all.extend(consume);

@@ -1,12 +1,15 @@
 //! Tests on a real broker. One binary, so that it is linked once.
 //!
 //! The broker is named by KAFKA_BOOTSTRAP: `scripts/kafka.sh run cargo test -p millstream-kafka --features broker`. Without one
-//! these tests fail; without the feature they are not built.
+//! these tests fail; without the feature they are not built. A schema registry is named by SCHEMA_REGISTRY_URL:
+//! `scripts/schema-registry.sh run cargo test -p millstream-kafka --features registry`.
 
 #![allow(clippy::unwrap_used)] // tests
 
 #[cfg(feature = "broker")]
 mod client;
+#[cfg(feature = "registry")]
+mod registry;
 #[cfg(feature = "broker")]
 mod sink;
 #[cfg(feature = "broker")]
