@@ -22,7 +22,7 @@ needs() {
     minio) echo "Go" ;;
     seaweedfs) echo "Python with pip" ;;
     azurite) echo "Node.js with npm" ;;
-    kafka) echo "Java 17 with Maven" ;;
+    kafka) echo "Java 17 with Maven, openssl" ;;
     esac
 }
 cleanup() {
