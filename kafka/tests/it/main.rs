@@ -8,6 +8,8 @@
 #[cfg(feature = "broker")]
 mod client;
 #[cfg(feature = "broker")]
+mod security;
+#[cfg(feature = "broker")]
 mod source;
 #[cfg(feature = "broker")]
 mod support;
