@@ -14,6 +14,10 @@ usage: scripts/kafka.sh install              install the broker once
 The ports are free ones. `start` prints export lines:
     eval "$(scripts/kafka.sh start /tmp/kafka)"
     scripts/kafka.sh tool topics --bootstrap-server "$KAFKA_BOOTSTRAP" --list
+The same broker is at KAFKA_BOOTSTRAP_TLS, at KAFKA_BOOTSTRAP_MTLS (wants a certificate of the client), at
+KAFKA_BOOTSTRAP_SASL and KAFKA_BOOTSTRAP_SASL_TLS (PLAIN, SCRAM, OAUTHBEARER with unsigned tokens; KAFKA_USER,
+KAFKA_PASSWORD). KAFKA_CA is its CA; beside that file are client.pem, client.key and client-encrypted.key (by
+KAFKA_PASSWORD). Its certificate is for 127.0.0.1, not for localhost.
 Settings of the broker beyond those of this script: KAFKA_SETTINGS, one NAME=VALUE a line.
 The jars are kept in ${MILLSTREAM_CACHE:-$HOME/.cache/millstream}/kafka. Exit code 3: it cannot be installed here.
 TEXT
@@ -32,6 +36,7 @@ installed() { [ -e "$libs/complete" ]; }
 
 fetch() {
     command -v mvn >/dev/null || die "Maven is not installed, and Kafka comes as Maven artifacts" 3
+    command -v openssl >/dev/null || die "openssl is not installed" 3
     say "fetching Kafka $version, once"
     local fresh
     fresh=$(mktemp -d "$cache/fetch.XXXXXX")
@@ -77,14 +82,77 @@ appender.out.layout.pattern = %d %p %m (%c)%n
 TEXT
 }
 
-variables() { echo "export KAFKA_BOOTSTRAP=127.0.0.1:$(port_of "$1")"; }
+variables() {
+    local port
+    port=$(port_of "$1")
+    cat <<TEXT
+export KAFKA_BOOTSTRAP=127.0.0.1:$port
+export KAFKA_BOOTSTRAP_TLS=127.0.0.1:$((port + 2))
+export KAFKA_BOOTSTRAP_MTLS=127.0.0.1:$((port + 3))
+export KAFKA_BOOTSTRAP_SASL=127.0.0.1:$((port + 4))
+export KAFKA_BOOTSTRAP_SASL_TLS=127.0.0.1:$((port + 5))
+export KAFKA_CA=$1/tls/ca.pem
+export KAFKA_USER=$user
+export KAFKA_PASSWORD=$password
+TEXT
+}
+
+# certificates DIR: a CA, and what it has issued for the broker and for a client.
+certificates() {
+    local dir=$1/tls who
+    [ ! -e "$dir/complete" ] || return 0
+    mkdir -p "$dir"
+    (
+        cd "$dir"
+        key() { openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1.key"; }
+        printf '%s\n' '[req]' 'distinguished_name=name' '[name]' '[ca]' 'basicConstraints=critical,CA:true' \
+            '[broker]' 'subjectAltName=IP:127.0.0.1' '[client]' 'basicConstraints=CA:false' >openssl.cnf
+        key ca
+        openssl req -x509 -new -key ca.key -subj /CN=ca -days 3650 -config openssl.cnf -extensions ca -out ca.pem
+        for who in broker client; do
+            key "$who"
+            openssl req -new -key "$who.key" -subj "/CN=$who" -config openssl.cnf -out "$who.csr"
+            openssl x509 -req -in "$who.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 3650 \
+                -extfile openssl.cnf -extensions "$who" -out "$who.pem"
+        done
+        openssl pkcs8 -topk8 -in client.key -passout "pass:$password" -out client-encrypted.key
+        cat broker.key broker.pem >store.pem
+        touch complete
+    ) >"$1/tls.log" 2>&1 || die "no certificates could be made: $(tail -n 3 "$1/tls.log")"
+}
+
+security() { # security DIR: TLS and SASL of the listeners that have them
+    local listener modules=org.apache.kafka.common.security
+    cat <<TEXT
+ssl.keystore.type=PEM
+ssl.keystore.location=$1/tls/store.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=$1/tls/ca.pem
+listener.name.mtls.ssl.client.auth=required
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER
+TEXT
+    for listener in sasl_plaintext sasl_ssl; do
+        cat <<TEXT
+listener.name.$listener.plain.sasl.jaas.config=$modules.plain.PlainLoginModule required user_$user="$password";
+listener.name.$listener.scram-sha-256.sasl.jaas.config=$modules.scram.ScramLoginModule required;
+listener.name.$listener.scram-sha-512.sasl.jaas.config=$modules.scram.ScramLoginModule required;
+listener.name.$listener.oauthbearer.sasl.jaas.config=$modules.oauthbearer.OAuthBearerLoginModule required;
+TEXT
+    done
+    # So soon that a test can wait for it.
+    echo listener.name.sasl_plaintext.scram-sha-512.connections.max.reauth.ms=3000
+}
 
 settings() { # settings DIR PORT
+    local plain="PLAINTEXT://127.0.0.1:$2" secure="SSL://127.0.0.1:$(($2 + 2)),MTLS://127.0.0.1:$(($2 + 3))"
+    secure+=",SASL_PLAINTEXT://127.0.0.1:$(($2 + 4)),SASL_SSL://127.0.0.1:$(($2 + 5))"
+    security "$1"
     cat <<TEXT
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:$2,CONTROLLER://127.0.0.1:$(($2 + 1))
-advertised.listeners=PLAINTEXT://127.0.0.1:$2
+listeners=$plain,CONTROLLER://127.0.0.1:$(($2 + 1)),$secure
+advertised.listeners=$plain,$secure
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,MTLS:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL
 controller.listener.names=CONTROLLER
 controller.quorum.bootstrap.servers=127.0.0.1:$(($2 + 1))
 log.dirs=$1/data
@@ -111,14 +179,18 @@ answers() {
 serve() {
     local dir=$1 port
     command -v java >/dev/null || die "Java is not installed" 3
+    command -v openssl >/dev/null || die "openssl is not installed" 3
     log_to_stderr
     # Whoever comes back is found where it was.
-    if [ ! -e "$dir/$name.port" ]; then free_ports "$dir" 2 >/dev/null; fi
+    if [ ! -e "$dir/$name.port" ]; then free_ports "$dir" 6 >/dev/null; fi
     port=$(port_of "$dir")
+    certificates "$dir"
     settings "$dir" "$port" >"$dir/server.properties"
     if [ ! -e "$dir/data/meta.properties" ]; then
         (java_of 128 kafka.tools.StorageTool format --standalone -c "$dir/server.properties" \
-            -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')") >"$dir/format.log" 2>&1 ||
+            -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')" \
+            --add-scram "SCRAM-SHA-256=[name=$user,password=$password]" \
+            --add-scram "SCRAM-SHA-512=[name=$user,password=$password]") >"$dir/format.log" 2>&1 ||
             die "it could not format its folder: $(tail -n 3 "$dir/format.log")"
     fi
     launch "$dir" "${BASH:-bash}" -c 'exec java -Xmx512m -cp "$1/*" -Dlog4j2.configurationFile="$2" kafka.Kafka "$3"' \

@@ -29,7 +29,7 @@ free_ports() {
 
 port_of() { cat "$1/$name.port"; }
 
-# For the servers that speak S3.
+# For the servers that speak S3, and whoever else has users.
 user=millstream
 password=millstream-secret
 region=us-east-1

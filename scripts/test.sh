@@ -23,7 +23,8 @@ needs() {
     minio) echo "Go" ;;
     seaweedfs) echo "Python with pip" ;;
     azurite) echo "Node.js with npm" ;;
-    kafka | schema-registry) echo "Java 17 with Maven" ;;
+    kafka) echo "Java 17 with Maven, openssl" ;;
+    schema-registry) echo "Java 17 with Maven" ;;
     esac
 }
 cleanup() {

@@ -3,10 +3,12 @@
 //! - [`source`]: the partitions of topics as splits, read by librdkafka.
 //! - [`sink`]: rows as records, at least once or, in transactions that are committed with the version, exactly once.
 //! - [`client`]: requests of our own to brokers, for what librdkafka does not offer.
+//! - [`security`]: TLS and SASL, for all of them.
 //! - [`registry`]: schemas of Avro records, kept by a registry that is asked over HTTP.
 
 pub mod client;
 mod log;
 pub mod registry;
+pub mod security;
 pub mod sink;
 pub mod source;

@@ -3,8 +3,11 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use millstream_common::env::BoxFuture;
 use millstream_common::{Error, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use super::tls;
+use crate::security::Tls;
 
 /// The largest answer that is taken, bytes. What we ask for is far smaller; a larger length is no answer of a broker.
 const ANSWER_MAX: usize = 100 << 20;
@@ -17,38 +20,51 @@ pub trait Link: Send {
 
 /// Opens connections.
 pub trait Dial: Send + Sync {
-    /// A connection to `broker`, `HOST:PORT`, on which requests may be sent at once.
-    fn dial<'a>(&'a self, broker: &'a str) -> BoxFuture<'a, Result<Box<dyn Link>>>;
+    /// A connection to `broker`, `HOST:PORT`, on which requests may be sent at once; encrypted when `tls` says how.
+    fn dial<'a>(&'a self, broker: &'a str, tls: Option<&'a Tls>) -> BoxFuture<'a, Result<Box<dyn Link>>>;
 }
 
-/// Plain TCP.
+/// TCP, with TLS on it where it is wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpDial;
 
 impl Dial for TcpDial {
-    fn dial<'a>(&'a self, broker: &'a str) -> BoxFuture<'a, Result<Box<dyn Link>>> {
+    fn dial<'a>(&'a self, broker: &'a str, tls: Option<&'a Tls>) -> BoxFuture<'a, Result<Box<dyn Link>>> {
         Box::pin(async move {
             let stream = TcpStream::connect(broker)
                 .await
                 .map_err(|e| Error::unavailable("the broker cannot be reached").code(2401).at(broker).source(e))?;
             // Requests are small and wait for their answers.
             let _ = stream.set_nodelay(true);
+            let stream: Box<dyn Stream> = match tls {
+                None => Box::new(stream),
+                Some(tls) => Box::new(tls::connect(tls, broker, stream).await?),
+            };
             Ok(Box::new(TcpLink { broker: broker.to_owned(), stream }) as Box<dyn Link>)
         })
     }
 }
 
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 struct TcpLink {
     broker: String,
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
 }
 
 impl Link for TcpLink {
     fn exchange(&mut self, request: Bytes) -> BoxFuture<'_, Result<Bytes>> {
         Box::pin(async move {
             let answer = exchange(&mut self.stream, &request).await;
-            answer.map_err(|e| {
-                Error::unavailable("the connection to the broker broke").code(2402).at(self.broker.clone()).source(e)
+            answer.map_err(|e| match tls::refusal(&self.broker, &e) {
+                Some(refused) => refused,
+                None => Error::unavailable("the connection to the broker broke")
+                    .code(2402)
+                    .at(self.broker.clone())
+                    .next("if this lasts: look whether this port of the broker wants TLS or SASL")
+                    .source(e),
             })
         })
     }

@@ -8,6 +8,9 @@
 
 mod link;
 mod offsets;
+mod sasl;
+mod scram;
+mod tls;
 mod topics;
 mod transactions;
 
@@ -24,8 +27,10 @@ use millstream_common::env::Moment;
 use millstream_common::{Env, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
+use crate::security::Security;
 pub use link::{Dial, Link, TcpDial};
 pub use offsets::{At, Isolation};
+pub(crate) use tls::tls_config;
 pub use topics::{Cluster, Partition, Topic};
 pub use transactions::{Described, TransactionState};
 
@@ -37,6 +42,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct BrokersOptions {
     /// Brokers to ask first, `HOST:PORT` each.
     pub bootstrap: Vec<String>,
+    /// TLS and SASL.
+    pub security: Security,
     /// How long one answer may take.
     pub request_timeout: Duration,
     /// How long is tried before an error is one.
@@ -61,6 +68,8 @@ struct Open {
     versions: BTreeMap<i16, RangeInclusive<i16>>,
     /// Of the last request.
     id: i32,
+    /// When another connection is to be opened instead.
+    ends: Option<Moment>,
 }
 
 impl Brokers {
@@ -77,7 +86,11 @@ impl Brokers {
         inner
             .env
             .timeout(inner.options.request_timeout, &what, async {
-                let idle = inner.idle.lock().get_mut(broker).and_then(Vec::pop);
+                let now = inner.env.now();
+                let idle = inner.idle.lock().get_mut(broker).and_then(|idle| {
+                    idle.retain(|open| open.ends.is_none_or(|ends| now < ends));
+                    idle.pop()
+                });
                 let mut open = match idle {
                     Some(open) => open,
                     None => self.open(broker).await?,
@@ -91,7 +104,12 @@ impl Brokers {
 
     /// A connection, with what the broker understands.
     async fn open(&self, broker: &str) -> Result<Open> {
-        let mut open = Open { link: self.0.dial.dial(broker).await?, versions: BTreeMap::new(), id: 0 };
+        let security = &self.0.options.security;
+        let link = self.0.dial.dial(broker, security.tls.as_ref()).await?;
+        let mut open = Open { link, versions: BTreeMap::new(), id: 0, ends: None };
+        if let Some(sasl) = &security.sasl {
+            open.ends = sasl::authenticate(&self.0.env, &mut open, broker, sasl).await?;
+        }
         let request = ApiVersionsRequest::default()
             .with_client_software_name(StrBytes::from_static_str("millstream"))
             .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));

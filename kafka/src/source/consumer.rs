@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures::task::AtomicWaker;
 use millstream_common::env::{BoxFuture, Lane, Moment};
-use millstream_common::{Env, Error, Result};
+use millstream_common::{Env, Error, ErrorKind, Result};
 use parking_lot::{Mutex, MutexGuard};
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -19,6 +19,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::options::KafkaSourceOptions;
 use crate::client::{Brokers, BrokersOptions, Isolation, TcpDial};
+use crate::security::Tokens;
 
 /// What librdkafka is told when the user says nothing else.
 const DEFAULTS: [(&str, &str); 5] = [
@@ -34,16 +35,35 @@ const DEFAULTS: [(&str, &str); 5] = [
 /// So many events are looked for when there is one.
 const EVENTS: usize = 1_024;
 
-/// Hands what librdkafka says to our log.
-pub(super) struct Context;
+/// How often one who waits for brokers looks whether they refuse us.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Hands what librdkafka says to our log, and tokens to it.
+pub(super) struct Context {
+    tokens: Tokens,
+    /// What it said when TLS or SASL failed, until somebody has found out why.
+    refused: Mutex<Option<String>>,
+}
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        Ok(self.tokens.token()?)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         crate::log::say(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!("librdkafka: {error}: {reason}");
+        let fails =
+            matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL));
+        // In TLS 1.3 the broker judges our certificate when for librdkafka the connection is there.
+        if fails || reason.contains("SSL alert number") {
+            *self.refused.lock() = Some(reason.to_owned());
+        }
     }
 }
 
@@ -133,8 +153,10 @@ impl Consumer {
                     Isolation::ReadUncommitted => "read_uncommitted",
                 },
             );
+        options.security.to_librdkafka(&mut config)?;
+        let context = Context { tokens: Tokens::new(&env, &options.security), refused: Mutex::default() };
         let mut base: BaseConsumer<Context> = config
-            .create_with_context(Context)
+            .create_with_context(context)
             .map_err(|e| Error::config("librdkafka does not take these settings of a consumer").code(1346).source(e))?;
         let wakers: Arc<Mutex<Vec<SharedWaker>>> = Arc::default();
         let all = wakers.clone();
@@ -146,6 +168,7 @@ impl Consumer {
         });
         let asking = BrokersOptions {
             bootstrap: options.bootstrap.clone(),
+            security: options.security.clone(),
             request_timeout: Duration::from_secs(10),
             retry_timeout: Duration::from_secs(1),
         };
@@ -256,26 +279,45 @@ impl Consumer {
                 }
             }
         }
+        if self.base().context().refused.lock().is_some() {
+            return Ok(Some(Duration::ZERO));
+        }
         let Some(since) = *self.down_since.lock() else { return Ok(None) };
         Ok(Some(self.retry_timeout.saturating_sub(self.env.now().since(since))))
     }
 
-    /// Waits so long, and then asks whether a broker answers. librdkafka tells of each broker and address that it cannot reach,
-    /// and not of one that it reaches.
+    /// Waits so long, or until a broker refuses librdkafka, and then asks whether a broker answers. librdkafka tells of each
+    /// broker and address that it cannot reach, and not of one that it reaches; nor whether a refusal is for good.
     pub(super) fn look_again(self: &Arc<Self>, left: Duration) -> BoxFuture<'static, Result<()>> {
         let this = self.clone();
         Box::pin(async move {
-            this.env.sleep(left).await;
-            if this.down_since.lock().is_none() {
+            let deadline = this.env.now() + left;
+            let refused = loop {
+                let refused = this.base().context().refused.lock().take();
+                let left = deadline.since(this.env.now());
+                if refused.is_some() || left.is_zero() {
+                    break refused;
+                }
+                this.env.sleep(left.min(LOOK)).await;
+            };
+            let is_up = || refused.is_none() && this.down_since.lock().is_none();
+            if is_up() {
                 return Ok(());
             }
-            match this.brokers.cluster(Some(&[])).await {
-                Ok(_) => {
+            match (this.brokers.cluster(Some(&[])).await, &refused) {
+                (Ok(_), None) => {
                     this.is_up();
                     Ok(())
                 }
-                Err(_) if this.down_since.lock().is_none() => Ok(()),
-                Err(e) => {
+                (Ok(_), Some(reason)) => Err(Error::unavailable("a broker refuses librdkafka and no other connection")
+                    .code(2411)
+                    .next("if a secret or certificate was changed, the restart uses the new one")
+                    .source(reason.clone())),
+                (Err(_), None) if is_up() => Ok(()),
+                (Err(e), _) if e.kind() == ErrorKind::Config => Err(e),
+                // The time is not up yet.
+                (Err(_), Some(_)) => Ok(()),
+                (Err(e), None) => {
                     let what = format!("no broker has answered for {:?}", this.retry_timeout);
                     Err(Error::unavailable(what).code(2412).source(e))
                 }
@@ -324,6 +366,9 @@ impl Consumer {
                     | RDKafkaErrorCode::BrokerTransportFailure
                     | RDKafkaErrorCode::Resolve
                     | RDKafkaErrorCode::OperationTimedOut
+                    // The context keeps these two; `look_again` finds out more.
+                    | RDKafkaErrorCode::Authentication
+                    | RDKafkaErrorCode::SSL
             )
         );
         // Nobody joins the group, and nothing is asked of it.

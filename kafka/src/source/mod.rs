@@ -76,6 +76,7 @@ impl Source for KafkaSource {
     fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
         let options = BrokersOptions {
             bootstrap: self.options.bootstrap.clone(),
+            security: self.options.security.clone(),
             request_timeout: Duration::from_secs(10),
             retry_timeout: self.options.retry_timeout,
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use millstream_common::{Error, Result};
 
 use crate::client::Isolation;
+use crate::security::Security;
 
 /// Which topics are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub enum Metadata {
 pub struct KafkaSourceOptions {
     /// Brokers to ask first, `HOST:PORT` each.
     pub bootstrap: Vec<String>,
+    /// TLS and SASL; by default neither.
+    pub security: Security,
     /// Which topics.
     pub topics: Topics,
     /// The consumer group whose offsets [`StartAt::Group`] means, and to which the offsets of each durable version are committed,
@@ -115,6 +118,7 @@ impl KafkaSourceOptions {
     pub fn new(bootstrap: Vec<String>, topics: Topics) -> Self {
         Self {
             bootstrap,
+            security: Security::default(),
             topics,
             group: None,
             start: StartAt::default(),
@@ -155,10 +159,8 @@ impl KafkaSourceOptions {
         {
             return wrong("an offset is never below 0".into());
         }
-        let secure = ["security.", "sasl.", "ssl.", "enable.ssl", "enable.sasl", "https."];
-        if let Some(name) = self.properties.keys().find(|name| secure.iter().any(|s| name.starts_with(s))) {
-            return Err(Error::config(format!("the property {name}: TLS and SASL are not built yet")).code(1410));
-        }
+        self.security.check()?;
+        Security::check_properties(self.properties.keys())?;
         if let Some(name) = self.properties.keys().find(|name| OURS.contains(&name.as_str())) {
             return wrong(format!("the property {name} of librdkafka follows from the settings of the source"));
         }

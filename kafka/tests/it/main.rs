@@ -13,6 +13,8 @@ mod registry;
 #[cfg(feature = "broker")]
 mod sink;
 #[cfg(feature = "broker")]
+mod security;
+#[cfg(feature = "broker")]
 mod source;
 #[cfg(feature = "broker")]
 mod support;

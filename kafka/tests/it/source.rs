@@ -17,26 +17,28 @@ use millstream_formats::json::{JsonDecoding, JsonRows};
 use millstream_kafka::client::Isolation;
 use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, Metadata, StartAt, StopAt, Topics};
 
-use super::support::{Record, add_partitions, bootstrap, brokers, create_topic, run, unique, write};
+use super::support::{
+    Record, add_partitions, bootstrap, brokers, create_compressed_topic, create_topic, run, unique, write,
+};
 
 fn numbers() -> Arc<dyn DecodingFormat> {
     let schema = Schema::new(vec![Field::new("n", DataType::Int64, false)]);
     Arc::new(JsonDecoding::new(Arc::new(schema)).unwrap())
 }
 
-fn options(topic: &str) -> KafkaSourceOptions {
+pub(super) fn options(topic: &str) -> KafkaSourceOptions {
     let mut options = KafkaSourceOptions::new(vec![bootstrap()], Topics::Named(vec![topic.to_owned()]));
     options.stop = Some(StopAt::Latest);
     options.retry_timeout = Duration::from_secs(5);
     options
 }
 
-fn source(env: &Env, options: KafkaSourceOptions) -> KafkaSource {
+pub(super) fn source(env: &Env, options: KafkaSourceOptions) -> KafkaSource {
     KafkaSource::new(env.clone(), options, numbers()).unwrap()
 }
 
 /// So many records `{"n":N}` in a partition, from N on.
-fn fill(topic: &str, partition: i32, numbers: std::ops::Range<i64>, transaction: Option<bool>) {
+pub(super) fn fill(topic: &str, partition: i32, numbers: std::ops::Range<i64>, transaction: Option<bool>) {
     let record = |n: i64| Record {
         partition,
         value: Some(format!("{{\"n\":{n}}}")),
@@ -50,7 +52,7 @@ async fn splits(source: &KafkaSource, known: &[String]) -> Vec<Split> {
     source.enumerator().unwrap().discover(known).await.unwrap().new
 }
 
-async fn next(reader: &mut dyn SplitReader, max_rows: usize) -> Result<Option<RecordBatch>, Error> {
+pub(super) async fn next(reader: &mut dyn SplitReader, max_rows: usize) -> Result<Option<RecordBatch>, Error> {
     match poll_fn(|cx| reader.poll_next(cx, max_rows)).await? {
         Read::Batch(batch) => Ok(Some(batch)),
         Read::End => Ok(None),
@@ -67,7 +69,7 @@ async fn rest(reader: &mut dyn SplitReader) -> Vec<String> {
     lines
 }
 
-async fn all(source: &KafkaSource) -> Vec<Vec<String>> {
+pub(super) async fn all(source: &KafkaSource) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for split in splits(source, &[]).await {
         found.push(rest(&mut *source.reader(&split, None).unwrap()).await);
@@ -75,7 +77,7 @@ async fn all(source: &KafkaSource) -> Vec<Vec<String>> {
     found
 }
 
-fn lines(numbers: std::ops::Range<i64>) -> Vec<String> {
+pub(super) fn lines(numbers: std::ops::Range<i64>) -> Vec<String> {
     numbers.map(|n| format!("{{\"n\":{n}}}")).collect()
 }
 
@@ -299,6 +301,18 @@ fn a_bad_record_fails_with_its_place_or_is_dropped() {
 }
 
 #[test]
+fn records_are_read_however_they_are_compressed() {
+    run(|env| async move {
+        for codec in ["gzip", "lz4", "snappy", "zstd"] {
+            let topic = unique(codec);
+            create_compressed_topic(&topic, 1, codec).await;
+            fill(&topic, 0, 0..100, None);
+            assert_eq!(all(&source(&env, options(&topic))).await, [lines(0..100)], "{codec}");
+        }
+    });
+}
+
+#[test]
 fn a_record_of_two_rows_is_taken_up_between_them() {
     run(|env| async move {
         let topic = unique("changes");
@@ -367,7 +381,7 @@ fn options_that_cannot_be_are_refused() {
         assert_eq!(refused(&|o| o.start = StartAt::Offsets([(("t".into(), 0), -1)].into())), 1344);
         let property = |name: &'static str| refused(&move |o| drop(o.properties.insert(name.into(), "x".into())));
         assert_eq!(property("isolation.level"), 1344);
-        assert_eq!(property("sasl.mechanism"), 1410);
+        assert_eq!(property("sasl.mechanism"), 1418);
         // Only librdkafka knows its own.
         let mut o = options("t");
         o.properties.insert("no.such.property".into(), "x".into());

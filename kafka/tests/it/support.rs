@@ -8,6 +8,7 @@ use std::time::Duration;
 use millstream_common::Env;
 use millstream_common::env::Runtimes;
 use millstream_kafka::client::{Brokers, BrokersOptions, TcpDial};
+use millstream_kafka::security::Security;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -17,12 +18,14 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 #[allow(clippy::disallowed_methods)] // the tests' runner names the broker; no production code reads this
-pub(crate) fn bootstrap() -> String {
-    std::env::var("KAFKA_BOOTSTRAP").unwrap_or_else(|_| {
-        panic!(
-            "KAFKA_BOOTSTRAP is not set: run `scripts/kafka.sh run cargo test -p millstream-kafka --features broker`"
-        )
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run `scripts/kafka.sh run cargo test -p millstream-kafka --features broker`")
     })
+}
+
+pub(crate) fn bootstrap() -> String {
+    variable("KAFKA_BOOTSTRAP")
 }
 
 /// A name that no other test, and no run before on the same broker, has.
@@ -40,8 +43,13 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Env) -> F) {
 }
 
 pub(crate) fn brokers(env: &Env, at: &str) -> Brokers {
+    secured(env, at, &Security::default())
+}
+
+pub(crate) fn secured(env: &Env, at: &str, security: &Security) -> Brokers {
     let options = BrokersOptions {
         bootstrap: vec![at.to_owned()],
+        security: security.clone(),
         request_timeout: Duration::from_secs(5),
         retry_timeout: Duration::from_secs(10),
     };
@@ -59,8 +67,14 @@ fn admin() -> AdminClient<DefaultClientContext> {
 }
 
 pub(crate) async fn create_topic(name: &str, partitions: i32) {
+    create_compressed_topic(name, partitions, "producer").await;
+}
+
+/// A topic whose records the broker compresses.
+pub(crate) async fn create_compressed_topic(name: &str, partitions: i32, codec: &str) {
     // Brokers delete what is older than a week by its time stamps, and tests have old ones.
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
+    let topic = topic.set("compression.type", codec);
     for made in admin().create_topics(&[topic], &AdminOptions::new()).await.unwrap() {
         made.unwrap();
     }
