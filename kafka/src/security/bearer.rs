@@ -3,24 +3,17 @@
 //! A token is asked for by each connection of ours that is opened. librdkafka asks from its poll, which must not wait: it is
 //! given the token that is there while the next one is fetched, and waits only for the first.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use millstream_common::env::Lane;
 use millstream_common::{Env, Error, Result};
-use parking_lot::Mutex;
-use rdkafka::client::OAuthToken;
 use serde::Deserialize;
 
-use super::{Sasl, Secret, Security, Tls};
+use super::{Secret, Tls};
 
 /// How long a token endpoint may take, and librdkafka waits for its first token.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// When librdkafka asks again for a token that does not say how long it is good, ms: the reference is then read anew.
-const UNTOLD_LIFETIME_MS: i64 = 5 * 60 * 1_000;
+pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where tokens come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +42,7 @@ pub struct ClientCredentials {
 pub(crate) struct Token {
     pub(crate) value: String,
     /// Milliseconds since 1970; `None`: it does not say.
-    expires_ms: Option<i64>,
+    pub(super) expires_ms: Option<i64>,
 }
 
 impl Bearer {
@@ -153,59 +146,4 @@ async fn fetch(env: &Env, client: &ClientCredentials) -> Result<Token> {
     let seconds = expires_in.and_then(|e| e.as_f64().or_else(|| e.as_str()?.parse().ok()));
     let expires_ms = seconds.map(|seconds| asked_ms.saturating_add((seconds * 1e3) as i64)).or(expiry(&value));
     Ok(Token { value, expires_ms })
-}
-
-/// What a context of librdkafka gives for [`rdkafka::ClientContext::generate_oauth_token`].
-pub struct Tokens(Option<Arc<Inner>>);
-
-struct Inner {
-    env: Env,
-    bearer: Bearer,
-    last: Mutex<Option<Token>>,
-}
-
-impl Tokens {
-    /// Without [`Sasl::OAuthBearer`] nobody asks for one.
-    #[must_use]
-    pub fn new(env: &Env, security: &Security) -> Self {
-        Self(match &security.sasl {
-            Some(Sasl::OAuthBearer(bearer)) => {
-                Some(Arc::new(Inner { env: env.clone(), bearer: bearer.clone(), last: Mutex::default() }))
-            }
-            _ => None,
-        })
-    }
-
-    /// A token that is good now. The first is waited for, at most 10 s; later ones are fetched while the last one is good.
-    pub fn token(&self) -> Result<OAuthToken> {
-        let inner = self.0.as_ref().ok_or_else(|| Error::internal("a token that nobody has asked for"))?;
-        let now = inner.env.wall_ms();
-        let last = inner.last.lock().clone().filter(|t| t.expires_ms.is_some_and(|expires| expires > now + 1_000));
-        let (done, first) = std::sync::mpsc::sync_channel(1);
-        let (this, waits) = (inner.clone(), last.is_none());
-        inner.env.spawn(Lane::Io, "a token for librdkafka", async move {
-            match bearer(&this.env, &this.bearer).await {
-                Err(e) if !waits => tracing::warn!("no new token yet: {e}"),
-                token => {
-                    if let Ok(token) = &token {
-                        *this.last.lock() = Some(token.clone());
-                    }
-                    // Who waits may have given up.
-                    let _ = done.send(token);
-                }
-            }
-        });
-        let token = match last {
-            Some(token) => token,
-            None => first
-                .recv_timeout(FETCH_TIMEOUT)
-                .map_err(|e| Error::unavailable("no token came in time").code(2430).source(e))??,
-        };
-        Ok(OAuthToken {
-            lifetime_ms: token.expires_ms.unwrap_or(now + UNTOLD_LIFETIME_MS),
-            token: token.value,
-            // Brokers take the name out of the token; librdkafka wants one all the same.
-            principal_name: "millstream".to_owned(),
-        })
-    }
 }

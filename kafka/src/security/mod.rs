@@ -5,15 +5,18 @@
 //! setting that leaves out the check of a broker's certificate or host name.
 
 mod bearer;
+#[cfg(feature = "librdkafka")]
+mod librdkafka;
 mod secret;
 
 use std::path::PathBuf;
 
 use millstream_common::{Error, Result};
-use rdkafka::ClientConfig;
 
 pub(crate) use bearer::bearer;
-pub use bearer::{Bearer, ClientCredentials, Tokens};
+pub use bearer::{Bearer, ClientCredentials};
+#[cfg(feature = "librdkafka")]
+pub use librdkafka::Tokens;
 pub use secret::Secret;
 
 /// How connections to brokers are secured; by default not at all.
@@ -107,50 +110,6 @@ impl Security {
             }
         }
     }
-
-    /// Sets the properties of a client of librdkafka; secrets are read now. For [`Sasl::OAuthBearer`] its context asks
-    /// [`Tokens`] besides.
-    pub fn to_librdkafka(&self, config: &mut ClientConfig) -> Result<()> {
-        let protocol = match (&self.tls, &self.sasl) {
-            (None, None) => "plaintext",
-            (Some(_), None) => "ssl",
-            (None, Some(_)) => "sasl_plaintext",
-            (Some(_), Some(_)) => "sasl_ssl",
-        };
-        config.set("security.protocol", protocol);
-        if let Some(tls) = &self.tls {
-            tls.to_librdkafka(config)?;
-        }
-        let Some(sasl) = &self.sasl else { return Ok(()) };
-        config.set("sasl.mechanisms", sasl.mechanism());
-        match sasl {
-            Sasl::Plain(login) | Sasl::ScramSha256(login) | Sasl::ScramSha512(login) => {
-                config.set("sasl.username", &login.user).set("sasl.password", login.password.read()?);
-            }
-            Sasl::OAuthBearer(_) => {}
-        }
-        Ok(())
-    }
-}
-
-impl Tls {
-    fn to_librdkafka(&self, config: &mut ClientConfig) -> Result<()> {
-        // All files are read as our own connections do, for errors that name them.
-        crate::client::tls_config(self)?;
-        config.set("ssl.endpoint.identification.algorithm", "https");
-        if !self.ca.is_empty() {
-            let files = self.ca.iter().map(|path| std::fs::read_to_string(path).map_err(|e| unreadable(path, e)));
-            config.set("ssl.ca.pem", files.collect::<Result<Vec<_>>>()?.join("\n"));
-        }
-        if let Some(client) = &self.client {
-            config.set("ssl.certificate.location", path_text(&client.certificate)?);
-            config.set("ssl.key.location", path_text(&client.key)?);
-            if let Some(passphrase) = &client.passphrase {
-                config.set("ssl.key.password", passphrase.read()?);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// A file of certificates or of a key that cannot be used.
@@ -160,10 +119,6 @@ pub(crate) fn unreadable(path: &std::path::Path, source: impl Into<Box<dyn std::
         .at(path.display().to_string())
         .next("name a PEM file that this process may read")
         .source(source)
-}
-
-fn path_text(path: &std::path::Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| unreadable(path, "its name is not UTF-8"))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use millstream_common::env::{BoxFuture, Lane};
 use millstream_common::{Env, Error, Result};
 use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 use super::options::{Guarantee, KafkaSinkOptions};
 use super::produce::{Identity, Outgoing, Producer, Producers};
 use crate::client::Brokers;
+use crate::security::{Security, Tokens};
 
 /// What librdkafka is told when the user says nothing else.
 const DEFAULTS: [(&str, &str); 4] = [
@@ -27,16 +28,19 @@ const DEFAULTS: [(&str, &str); 4] = [
 ];
 
 /// Makes producers with a sink's settings.
-pub(super) struct Librdkafka {
+pub struct Librdkafka {
     env: Env,
     brokers: Brokers,
     config: ClientConfig,
+    security: Security,
     transaction_timeout: Duration,
     retry_timeout: Duration,
 }
 
 impl Librdkafka {
-    pub(super) fn new(env: Env, brokers: Brokers, options: &KafkaSinkOptions) -> Self {
+    /// `brokers`: the same cluster, to ask what librdkafka does not tell.
+    #[must_use]
+    pub fn new(env: Env, brokers: Brokers, options: &KafkaSinkOptions) -> Self {
         let mut config = ClientConfig::new();
         for (name, value) in DEFAULTS {
             config.set(name, value);
@@ -53,30 +57,37 @@ impl Librdkafka {
             .set("enable.idempotence", "true")
             .set("delivery.report.only.error", "true");
         let (transaction_timeout, retry_timeout) = (options.transaction_timeout, options.retry_timeout);
-        Self { env, brokers, config, transaction_timeout, retry_timeout }
+        Self { env, brokers, config, security: options.security.clone(), transaction_timeout, retry_timeout }
+    }
+
+    /// With what connections need now: secrets are read when a producer is made.
+    fn secured(&self) -> Result<(ClientConfig, Tokens)> {
+        let mut config = self.config.clone();
+        self.security.to_librdkafka(&mut config)?;
+        Ok((config, Tokens::new(&self.env, &self.security)))
     }
 }
 
 impl Producers for Librdkafka {
     fn plain(&self) -> BoxFuture<'static, Result<Box<dyn Producer>>> {
-        let (env, config) = (self.env.clone(), self.config.clone());
+        let (env, secured) = (self.env.clone(), self.secured());
         Box::pin(async move {
-            let opened = block(move || open(&config)).await?;
+            let (config, tokens) = secured?;
+            let opened = block(move || open(&config, tokens)).await?;
             Ok(Box::new(LibrdkafkaProducer { env, opened: Some(opened), identity: None }) as Box<dyn Producer>)
         })
     }
 
     fn transactional(&self, id: String) -> BoxFuture<'static, Result<Box<dyn Producer>>> {
-        let mut config = self.config.clone();
-        config
-            .set("transactional.id", &id)
-            .set("transaction.timeout.ms", self.transaction_timeout.as_millis().max(1).to_string());
+        let secured = self.secured();
         let (env, brokers) = (self.env.clone(), self.brokers.clone());
         let (timeout, limit) = (self.transaction_timeout, self.retry_timeout);
         Box::pin(async move {
+            let (mut config, tokens) = secured?;
+            config.set("transactional.id", &id).set("transaction.timeout.ms", timeout.as_millis().max(1).to_string());
             let of = id.clone();
             let opened = block(move || {
-                let opened = open(&config)?;
+                let opened = open(&config, tokens)?;
                 opened.base.init_transactions(limit).map_err(|e| not_begun(e, &of, timeout))?;
                 Ok(opened)
             })
@@ -102,9 +113,18 @@ struct Deliveries {
     first: Mutex<Option<Error>>,
 }
 
-struct Context(Arc<Deliveries>);
+struct Context {
+    deliveries: Arc<Deliveries>,
+    tokens: Tokens,
+}
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        Ok(self.tokens.token()?)
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         crate::log::say(level, facility, message);
     }
@@ -119,8 +139,8 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((e, _)) = result {
-            self.0.first.lock().get_or_insert_with(|| not_written(e));
-            self.0.failed.store(true, Ordering::Release);
+            self.deliveries.first.lock().get_or_insert_with(|| not_written(e));
+            self.deliveries.failed.store(true, Ordering::Release);
         }
     }
 }
@@ -130,10 +150,10 @@ struct Opened {
     deliveries: Arc<Deliveries>,
 }
 
-fn open(config: &ClientConfig) -> Result<Opened> {
+fn open(config: &ClientConfig, tokens: Tokens) -> Result<Opened> {
     let deliveries = Arc::<Deliveries>::default();
     let base = config
-        .create_with_context(Context(deliveries.clone()))
+        .create_with_context(Context { deliveries: deliveries.clone(), tokens })
         .map_err(|e| Error::config("librdkafka does not take these settings of a producer").code(1361).source(e))?;
     Ok(Opened { base, deliveries })
 }

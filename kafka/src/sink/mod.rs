@@ -9,6 +9,7 @@
 
 mod committable;
 mod committer;
+#[cfg(feature = "librdkafka")]
 mod librdkafka;
 mod options;
 mod produce;
@@ -25,11 +26,14 @@ use millstream_common::{Env, Error, Result, SubtaskIndex};
 use millstream_engine::sink::{Committer, Sink, SinkContext, SinkWriter};
 use parking_lot::Mutex;
 
-use crate::client::{Brokers, BrokersOptions, TcpDial};
+#[cfg(feature = "librdkafka")]
+use crate::client::TcpDial;
+use crate::client::{Brokers, BrokersOptions, Dial};
 use committer::{NothingToCommit, TransactionCommitter};
-use librdkafka::Librdkafka;
+#[cfg(feature = "librdkafka")]
+pub use librdkafka::Librdkafka;
 pub use options::{FromColumns, Guarantee, KafkaSinkOptions, Key, LostTransactions, ToTopic};
-use produce::Producers;
+pub use produce::{Identity, Outgoing, Producer, Producers};
 use records::RecordMaker;
 use writer::{AtLeastOnce, ExactlyOnce};
 
@@ -48,17 +52,35 @@ struct Shared {
 
 impl KafkaSink {
     /// An error says which option cannot be.
+    #[cfg(feature = "librdkafka")]
     pub fn new(env: Env, options: KafkaSinkOptions) -> Result<Self> {
-        options.check()?;
-        let asking = BrokersOptions {
-            bootstrap: options.bootstrap.clone(),
-            request_timeout: Duration::from_secs(10),
-            retry_timeout: options.retry_timeout,
-        };
-        let brokers = Brokers::new(env.clone(), Arc::new(TcpDial), asking);
+        let brokers = asking(&env, &options, Arc::new(TcpDial));
         let producers = Box::new(Librdkafka::new(env.clone(), brokers.clone(), &options));
+        Self::with(env, options, brokers, producers)
+    }
+
+    /// Over a broker that is none.
+    #[cfg(any(test, feature = "model"))]
+    pub fn over_model(env: Env, options: KafkaSinkOptions, broker: &crate::model::ModelBroker) -> Result<Self> {
+        let brokers = asking(&env, &options, Arc::new(crate::model::ModelDial::new(broker.clone())));
+        let producers = crate::model::ModelProducers::new(env.clone(), broker.clone(), options.transaction_timeout);
+        Self::with(env, options, brokers, Box::new(producers))
+    }
+
+    fn with(env: Env, options: KafkaSinkOptions, brokers: Brokers, producers: Box<dyn Producers>) -> Result<Self> {
+        options.check()?;
         Ok(Self(Arc::new(Shared { env, options, brokers, producers, doubtful: Mutex::default() })))
     }
+}
+
+fn asking(env: &Env, options: &KafkaSinkOptions, dial: Arc<dyn Dial>) -> Brokers {
+    let asking = BrokersOptions {
+        bootstrap: options.bootstrap.clone(),
+        security: options.security.clone(),
+        request_timeout: Duration::from_secs(10),
+        retry_timeout: options.retry_timeout,
+    };
+    Brokers::new(env.clone(), dial, asking)
 }
 
 impl Shared {

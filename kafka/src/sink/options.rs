@@ -7,6 +7,8 @@ use std::time::Duration;
 use millstream_common::{Error, Result};
 use millstream_formats::EncodingFormat;
 
+use crate::security::Security;
+
 /// Where a row goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToTopic {
@@ -62,6 +64,8 @@ pub struct Key {
 pub struct KafkaSinkOptions {
     /// Brokers to ask first, `HOST:PORT` each.
     pub bootstrap: Vec<String>,
+    /// How connections to them are secured.
+    pub security: Security,
     /// Where rows go.
     pub topic: ToTopic,
     /// The form of values. A changelog is written as it is by a format that knows changes (Debezium); every other one gets the
@@ -112,6 +116,7 @@ impl KafkaSinkOptions {
     ) -> Self {
         Self {
             bootstrap,
+            security: Security::default(),
             topic,
             value,
             value_knows_changes: false,
@@ -144,10 +149,8 @@ impl KafkaSinkOptions {
         if self.transaction_timeout.is_zero() || self.transaction_timeout.as_millis() > i32::MAX as u128 {
             return wrong(format!("a transaction cannot last {:?}", self.transaction_timeout));
         }
-        let secure = ["security.", "sasl.", "ssl.", "enable.ssl", "enable.sasl", "https."];
-        if let Some(name) = self.properties.keys().find(|name| secure.iter().any(|s| name.starts_with(s))) {
-            return Err(Error::config(format!("the property {name}: TLS and SASL are not built yet")).code(1410));
-        }
+        self.security.check()?;
+        Security::check_properties(self.properties.keys())?;
         if let Some(name) = self.properties.keys().find(|name| OURS.contains(&name.as_str())) {
             return wrong(format!("the property {name} of librdkafka follows from the settings of the sink"));
         }

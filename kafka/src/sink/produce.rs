@@ -5,27 +5,32 @@ use millstream_common::env::BoxFuture;
 
 /// A record to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outgoing<'a> {
-    pub(crate) topic: &'a str,
+pub struct Outgoing<'a> {
+    /// Where it goes.
+    pub topic: &'a str,
     /// `None`: the key decides, or chance.
-    pub(crate) partition: Option<i32>,
-    pub(crate) key: Option<&'a [u8]>,
+    pub partition: Option<i32>,
+    /// `None`: it has none.
+    pub key: Option<&'a [u8]>,
     /// `None`: a tombstone.
-    pub(crate) value: Option<&'a [u8]>,
+    pub value: Option<&'a [u8]>,
     /// Milliseconds since 1970; `None`: when it is written.
-    pub(crate) timestamp: Option<i64>,
-    pub(crate) headers: &'a [(&'a str, Option<&'a [u8]>)],
+    pub timestamp: Option<i64>,
+    /// Names and values, in order.
+    pub headers: &'a [(&'a str, Option<&'a [u8]>)],
 }
 
 /// The producer id and epoch under which a broker knows a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) producer_id: i64,
-    pub(crate) producer_epoch: i16,
+pub struct Identity {
+    /// The same for all producers of a transactional id.
+    pub producer_id: i64,
+    /// Rises from one of them to the next.
+    pub producer_epoch: i16,
 }
 
 /// Makes producers.
-pub(crate) trait Producers: Send + Sync {
+pub trait Producers: Send + Sync {
     /// One without transactions.
     fn plain(&self) -> BoxFuture<'static, Result<Box<dyn Producer>>>;
     /// The one producer of a transactional id: every other one is fenced, and what it left open is aborted.
@@ -33,7 +38,7 @@ pub(crate) trait Producers: Send + Sync {
 }
 
 /// Writes records, in order a partition.
-pub(crate) trait Producer: Send {
+pub trait Producer: Send {
     /// Of a transactional one.
     fn identity(&self) -> Option<Identity>;
     /// Begins a transaction. None is open.

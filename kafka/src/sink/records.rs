@@ -83,7 +83,7 @@ impl RecordMaker {
         let partition = of(&options.columns.partition, DataType::Int32, "is the partition")?;
         let timestamp =
             of(&options.columns.timestamp, DataType::Timestamp(TimeUnit::Millisecond, None), "is the time stamp")?;
-        let map = crate::source::headers_type();
+        let map = crate::headers::column_type();
         let headers = of(&options.columns.headers, map, "is the headers")?;
         let changes = schema.fields().first().is_some_and(|f| f.name() == ROW_KIND_COLUMN);
         let upsert = changes && !options.value_knows_changes;
@@ -115,6 +115,15 @@ impl RecordMaker {
             timestamp,
             headers,
         })
+    }
+
+    /// Waits for what the formats need before their first batch.
+    pub(super) async fn prepare(&mut self) -> Result<()> {
+        let (value, key) = (self.value.encoder.before(), self.key.as_mut().and_then(|k| k.encoder.before()));
+        for ready in [value, key].into_iter().flatten() {
+            ready.await?;
+        }
+        Ok(())
     }
 
     /// Makes the records of a batch, to be sent one after the other.

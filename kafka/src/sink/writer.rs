@@ -22,6 +22,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Sends all records of a batch, and waits where there is no room; how many there are.
 async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, batch: &RecordBatch) -> Result<usize> {
+    maker.prepare().await?;
     let made = maker.make(batch)?;
     let mut sent = 0;
     loop {

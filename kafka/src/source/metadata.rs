@@ -7,21 +7,10 @@ use arrow_array::builder::{
     ArrayBuilder, BinaryBuilder, Int32Builder, Int64Builder, MapBuilder, MapFieldNames, StringBuilder,
     TimestampMillisecondBuilder,
 };
-use arrow_schema::{DataType, Field, Fields, TimeUnit};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use arrow_schema::{DataType, Field, TimeUnit};
+use rdkafka::message::{Headers, Message};
 
 use super::options::Metadata;
-
-fn header_entries() -> Field {
-    let entry =
-        Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)]);
-    Field::new("entries", DataType::Struct(entry), false)
-}
-
-/// The type of a column of headers.
-pub(crate) fn headers_type() -> DataType {
-    DataType::Map(Arc::new(header_entries()), false)
-}
 
 pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
     let (kind, nullable) = match what {
@@ -30,7 +19,7 @@ pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
         Metadata::Offset => (DataType::Int64, false),
         Metadata::Timestamp => (DataType::Timestamp(TimeUnit::Millisecond, None), true),
         Metadata::Key => (DataType::Binary, true),
-        Metadata::Headers => (headers_type(), false),
+        Metadata::Headers => (crate::headers::column_type(), false),
     };
     Arc::new(Field::new(name, kind, nullable))
 }
@@ -66,7 +55,7 @@ impl Columns {
     }
 
     /// Adds those of a record, for as many rows as it has.
-    pub(super) fn push(&mut self, message: &BorrowedMessage<'_>, rows: usize) {
+    pub(super) fn push<M: Message>(&mut self, message: &M, rows: usize) {
         for column in &mut self.0 {
             for _ in 0..rows {
                 match column {

@@ -21,7 +21,6 @@ use parking_lot::Mutex;
 
 use crate::client::{Brokers, BrokersOptions, TcpDial};
 use consumer::Consumer;
-pub(crate) use metadata::headers_type;
 pub use options::{BadRecords, KafkaSourceOptions, Metadata, StartAt, StopAt, Topics};
 use reader::PartitionReader;
 use splits::{PartitionEnumerator, PartitionSplit};

@@ -12,7 +12,7 @@ use millstream_common::{Error, ErrorKind, Result};
 use millstream_engine::source::{Position, Read, SplitReader};
 use millstream_formats::Decoder;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{Message, OwnedMessage};
 
 use super::consumer::{Consumer, Opened};
 use super::metadata::Columns;
@@ -41,9 +41,21 @@ pub(super) struct PartitionReader {
     left: Option<RecordBatch>,
     /// A record behind what was handed out that cannot be read.
     bad: Option<Error>,
+    /// A record that cannot be read before this is done.
+    waiting: Option<(OwnedMessage, BoxFuture<'static, Result<()>>)>,
     /// While no broker answers.
     timer: Option<BoxFuture<'static, Result<()>>>,
     ended: bool,
+}
+
+/// What one call has taken.
+#[derive(Default)]
+struct Taken {
+    bytes: usize,
+    /// The offset of the last record, and how many rows it has.
+    last: Option<(i64, usize)>,
+    /// Nothing behind it is to be taken.
+    enough: bool,
 }
 
 impl PartitionReader {
@@ -75,27 +87,37 @@ impl PartitionReader {
             next,
             left: None,
             bad: None,
+            waiting: None,
             timer: None,
             ended,
         })
     }
 
-    /// Takes records until there are `max_rows` rows, or none is there; the offset of the last one and how many rows it has.
+    /// Takes records until there are `max_rows` rows, none is there, or one has to wait; the offset of the last one and how many
+    /// rows it has.
     fn fill(&mut self, max_rows: usize) -> Result<Option<(i64, usize)>> {
-        let opened = match &self.opened {
+        let opened = match self.opened.take() {
             Some(opened) => opened,
             None => {
                 let (topic, partition) = (&self.split.topic, self.split.partition);
-                self.opened.insert(self.consumer.open(topic, partition, self.next.0, self.waker.clone())?)
+                self.consumer.open(topic, partition, self.next.0, self.waker.clone())?
             }
         };
+        let filled = self.fill_from(&opened, max_rows);
+        self.opened = Some(opened);
+        filled
+    }
+
+    fn fill_from(&mut self, opened: &Opened, max_rows: usize) -> Result<Option<(i64, usize)>> {
         let Some(_turn) = opened.turn() else {
             return Err(Error::canceled("another reader has taken over this partition").at(self.split.id()));
         };
-        let mut bytes = 0;
-        let mut last = None;
+        let mut taken = Taken::default();
+        if let Some((record, _)) = self.waiting.take() {
+            self.take(&record, &mut taken)?;
+        }
         for _ in 0..RECORDS_A_POLL {
-            if self.decoder.rows() >= max_rows || bytes >= BYTES_A_POLL {
+            if taken.enough || self.decoder.rows() >= max_rows || taken.bytes >= BYTES_A_POLL {
                 break;
             }
             let message = match opened.queue.poll(Duration::ZERO) {
@@ -117,34 +139,46 @@ impl PartitionReader {
             if offset < self.next.0 {
                 continue;
             }
-            if last.is_none() && offset != self.next.0 {
-                // The record that was half handed out is gone.
-                self.next.1 = 0;
-            }
-            bytes += message.payload_len() + message.key_len();
-            let before = self.decoder.rows();
-            if let Some(payload) = message.payload()
-                && let Err(e) = self.decoder.push(payload)
-            {
-                match self.bad_records {
-                    BadRecords::Drop => tracing::debug!("dropped: {}", bad(e, &self.split, offset)),
-                    // Rows before a bad record are handed out first, so that the batch size changes nothing.
-                    BadRecords::Fail if before > 0 => {
-                        self.bad = Some(bad(e, &self.split, offset));
-                        break;
-                    }
-                    BadRecords::Fail => return Err(bad(e, &self.split, offset)),
-                }
-            }
-            let rows = self.decoder.rows() - before;
-            self.columns.push(&message, rows);
-            last = Some((offset, rows));
-            if self.split.stop.is_some_and(|stop| offset + 1 >= stop) {
-                self.ended = true;
+            if let Some(ready) = message.payload().and_then(|payload| self.decoder.before(payload)) {
+                self.waiting = Some((message.detach(), ready));
                 break;
             }
+            self.take(&message, &mut taken)?;
         }
-        Ok(last)
+        Ok(taken.last)
+    }
+
+    /// Takes one record.
+    fn take<M: Message>(&mut self, message: &M, taken: &mut Taken) -> Result<()> {
+        let offset = message.offset();
+        if taken.last.is_none() && offset != self.next.0 {
+            // The record that was half handed out is gone.
+            self.next.1 = 0;
+        }
+        taken.bytes += message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
+        let before = self.decoder.rows();
+        if let Some(payload) = message.payload()
+            && let Err(e) = self.decoder.push(payload)
+        {
+            match self.bad_records {
+                BadRecords::Drop => tracing::debug!("dropped: {}", bad(e, &self.split, offset)),
+                // Rows before a bad record are handed out first, so that the batch size changes nothing.
+                BadRecords::Fail if before > 0 => {
+                    self.bad = Some(bad(e, &self.split, offset));
+                    taken.enough = true;
+                    return Ok(());
+                }
+                BadRecords::Fail => return Err(bad(e, &self.split, offset)),
+            }
+        }
+        let rows = self.decoder.rows() - before;
+        self.columns.push(message, rows);
+        taken.last = Some((offset, rows));
+        if self.split.stop.is_some_and(|stop| offset + 1 >= stop) {
+            self.ended = true;
+            taken.enough = true;
+        }
+        Ok(())
     }
 
     /// The rows that were taken, without those of the first record that were handed out before a restart.
@@ -195,7 +229,16 @@ impl PartitionReader {
         if let Some(e) = self.bad.take() {
             return Err(e);
         }
+        if let Some((_, ready)) = &mut self.waiting {
+            match ready.as_mut().poll(cx) {
+                Poll::Ready(done) => done?,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
+        }
         let Some(last) = self.fill(max_rows)? else {
+            if self.waiting.is_some() {
+                cx.waker().wake_by_ref();
+            }
             if self.ended {
                 return Ok(Poll::Ready(Read::End));
             }

@@ -11,10 +11,12 @@ mod client;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "broker")]
-mod sink;
-#[cfg(feature = "broker")]
 mod security;
+#[cfg(feature = "broker")]
+mod sink;
 #[cfg(feature = "broker")]
 mod source;
 #[cfg(feature = "broker")]
 mod support;
+#[cfg(feature = "broker")]
+mod transactions;
