@@ -12,7 +12,7 @@ max="${1:-1000}"
 shift || true
 bugs=("$@")
 if [ ${#bugs[@]} -eq 0 ]; then
-    bugs=(1 2 3 4 5 6 7 8 9 10 11 12 16 18 20 21 22 23 24 25 26 27 28 31 32 33 34)
+    bugs=(1 2 3 4 5 6 7 8 9 10 11 12 13 14 16 17 18 19 20 21 22 23 24 25 26 27 28 30 31 32 33 34 36)
 fi
 target=${CARGO_TARGET_DIR:-target}
 out=$target/planted
@@ -37,8 +37,12 @@ what() {
         10) echo "watermarks pass unmerged at a rescale" ;;
         11) echo "the watermark is not restored" ;;
         12) echo "timers are recorded under a wrong key group" ;;
+        13) echo "what failed checkpoints have left to commit is not taken along" ;;
+        14) echo "a transaction that the broker gave up counts as committed" ;;
         16) echo "a commit whose acknowledgement was lost is repeated as a new epoch" ;;
+        17) echo "whoever takes a split up reads its last row again" ;;
         18) echo "whoever finds its number taken by itself believes that it was fenced" ;;
+        19) echo "a sink says nothing of what it wrote" ;;
         20) echo "subtasks survive recovery" ;;
         21) echo "records are deleted before the objects that only they tell of" ;;
         22) echo "state is read whatever hash it was written with" ;;
@@ -48,10 +52,12 @@ what() {
         26) echo "survivors keep their state while sources are rewound" ;;
         27) echo "old connections feed the new deployment" ;;
         28) echo "pins are listed before the boundary is drawn" ;;
+        30) echo "a scale-in takes along what its subtasks have left to commit" ;;
         31) echo "a worker without subtasks is let go although it owes commits" ;;
         32) echo "who takes over starts from a version before the barrier" ;;
         33) echo "a leader that was deposed while it opened a job goes on with it" ;;
         34) echo "what is read back from the store never expires" ;;
+        36) echo "a transactional id is used again as soon as a version lists its transaction" ;;
         *) echo "?" ;;
     esac
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use millstream_common::env::{AbortOnDrop, Moment, Running};
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{
     AssignmentId, Env, Epoch, Error, ErrorKind, Execution, Generation, KeyGroupRanges, Lane, Result,
 };
@@ -566,6 +567,8 @@ impl JobActor {
                         .filter(|r| until(r.interval.max.epoch))
                         .map(|r| r.to_proto())
                         .collect();
+                    // A planted bug: what failed epochs have left is not taken along.
+                    let until = |e: Epoch| until(e) && (e == epoch || !bug_is_planted(13));
                     report.committables =
                         self.uncommitted.iter().filter(|c| until(c.epoch)).map(committable_to_proto).collect();
                     report.bytes_written = std::mem::take(&mut self.bytes_written);
@@ -591,7 +594,9 @@ impl JobActor {
         let (mine, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.uncommitted).into_iter().partition(|c| c.epoch <= version.epoch);
         self.uncommitted = later;
-        self.to_commit.extend(mine);
+        // A planted bug: who takes subtasks away takes along what they have left to commit.
+        let stays = |c: &Committable| c.subtask.0 < version.assignment.parallelism() || !bug_is_planted(30);
+        self.to_commit.extend(mine.into_iter().filter(stays));
         self.commit_next()?;
         let reassigned = version.assignment.id != self.assignment.id;
         if reassigned {

@@ -10,6 +10,7 @@ use millstream_common::{Env, Error, Result};
 use parking_lot::Mutex;
 
 use crate::client::{Described, TransactionState};
+use crate::sink::Transaction;
 
 /// A record of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,17 @@ pub struct Written {
     pub key: Option<Vec<u8>>,
     /// Its value; `None`: a tombstone.
     pub value: Option<Vec<u8>>,
+}
+
+/// What ends a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Its commit.
+    Commit,
+    /// Somebody who wanted it aborted, or a new producer of its id.
+    Abort,
+    /// Its age.
+    Timeout,
 }
 
 /// A transaction that has come to its end.
@@ -31,10 +43,19 @@ pub struct Ended {
     pub producer_epoch: i16,
     /// When its first record came, milliseconds.
     pub started_ms: i64,
-    /// Committed, or aborted.
-    pub committed: bool,
+    /// What ended it.
+    pub by: By,
     /// How many records it had.
     pub records: usize,
+}
+
+impl Ended {
+    /// What the version keeps of it.
+    #[must_use]
+    pub fn committable(&self) -> Vec<u8> {
+        let (producer_id, producer_epoch) = (self.producer_id, self.producer_epoch);
+        Transaction { id: self.id.clone(), producer_id, producer_epoch, started_ms: self.started_ms }.encode()
+    }
 }
 
 /// What goes wrong with requests.
@@ -120,6 +141,14 @@ impl ModelBroker {
         seen
     }
 
+    /// All committed records of a topic, whatever is open before them.
+    #[must_use]
+    pub fn decided(&self, topic: &str) -> Vec<Written> {
+        let state = self.0.state.lock();
+        let entries = state.topics.get(topic).into_iter().flatten();
+        entries.filter(|e| e.committed == Some(true)).map(|e| e.record.clone()).collect()
+    }
+
     /// The ids of open transactions.
     #[must_use]
     pub fn open(&self) -> Vec<String> {
@@ -197,7 +226,7 @@ impl ModelBroker {
     /// The one producer of an id from now on. What was open is aborted.
     pub(super) fn init(&self, id: &str, timeout: Duration) -> (i64, i16) {
         self.with(|state, _, ended| {
-            ended.extend(state.end(id, false));
+            ended.extend(state.end(id, By::Abort));
             state.next_producer += 1;
             let producer_id = state.next_producer;
             let t = state.ids.entry(id.to_owned()).or_insert_with(|| Transactional {
@@ -307,7 +336,7 @@ impl ModelBroker {
             }
             match (&t.state, commit) {
                 (TransactionState::Ongoing, _) => {
-                    ended.extend(state.end(id, commit));
+                    ended.extend(state.end(id, if commit { By::Commit } else { By::Abort }));
                     if newest && let Some(t) = state.ids.get_mut(id) {
                         t.epoch += 1;
                         (t.ended_by_v5, t.next_sequence) = (true, 0);
@@ -327,7 +356,8 @@ impl ModelBroker {
 
 impl State {
     /// Ends what is open under an id.
-    fn end(&mut self, id: &str, commit: bool) -> Option<Ended> {
+    fn end(&mut self, id: &str, by: By) -> Option<Ended> {
+        let commit = by == By::Commit;
         let t = self.ids.get_mut(id)?;
         let open = t.open.take()?;
         t.state = if commit { TransactionState::CompleteCommit } else { TransactionState::CompleteAbort };
@@ -340,7 +370,7 @@ impl State {
             producer_id: t.producer_id,
             producer_epoch: t.epoch,
             started_ms: t.started_ms,
-            committed: commit,
+            by,
             records: t.records,
         })
     }
@@ -351,7 +381,7 @@ impl State {
         let ids: Vec<String> = self.ids.iter().filter(|(_, t)| late(t)).map(|(id, _)| id.clone()).collect();
         let mut ended = Vec::new();
         for id in ids {
-            ended.extend(self.end(&id, false));
+            ended.extend(self.end(&id, By::Timeout));
             if let Some(t) = self.ids.get_mut(&id) {
                 t.epoch += 1;
                 (t.timed_out, t.next_sequence) = (true, 0);

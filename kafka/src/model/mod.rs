@@ -10,6 +10,6 @@ mod broker;
 mod dial;
 mod producers;
 
-pub use broker::{Ended, Faults, ModelBroker, Written};
+pub use broker::{By, Ended, Faults, ModelBroker, Written};
 pub use dial::ModelDial;
 pub use producers::ModelProducers;

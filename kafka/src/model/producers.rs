@@ -76,7 +76,7 @@ impl ModelProducer {
         Self { env, broker, id, identity, queue: Arc::default(), sender: None }
     }
 
-    /// Sends what waits, in order, each record again until it is answered.
+    /// Sends what waits, in order, again until it is answered.
     fn start(&mut self) {
         if std::mem::replace(&mut self.queue.lock().sending, true) {
             return;
@@ -85,23 +85,26 @@ impl ModelProducer {
         let (id, identity) = (self.id.clone(), self.identity);
         self.sender = Some(AbortOnDrop(self.env.spawn(Lane::Io, "records to the broker", async move {
             loop {
-                let next = {
+                let batch: Vec<_> = {
                     let mut queue = queue.lock();
                     queue.sending = !queue.waiting.is_empty() && queue.failed.is_none();
-                    queue.waiting.front().cloned().filter(|_| queue.sending)
-                };
-                let Some((topic, sequence, record)) = next else { return };
-                let of = id.clone();
-                let sent = broker.perform(move |b| {
-                    if of.is_empty() {
-                        b.append(identity.0, sequence, &topic, record);
-                        Ok(())
-                    } else {
-                        b.produce(&of, identity, sequence, &topic, record)
+                    if !queue.sending {
+                        return;
                     }
+                    queue.waiting.iter().cloned().collect()
+                };
+                let (of, count) = (id.clone(), batch.len());
+                let sent = broker.perform(move |b| {
+                    batch.into_iter().try_for_each(|(topic, sequence, record)| {
+                        if of.is_empty() {
+                            b.append(identity.0, sequence, &topic, record);
+                            return Ok(());
+                        }
+                        b.produce(&of, identity, sequence, &topic, record)
+                    })
                 });
                 match sent.await {
-                    Ok(Ok(())) => drop(queue.lock().waiting.pop_front()),
+                    Ok(Ok(())) => drop(queue.lock().waiting.drain(..count)),
                     Ok(Err(refused)) => queue.lock().failed = Some(refused),
                     Err(_) => env.sleep(PAUSE).await,
                 }
@@ -150,21 +153,5 @@ impl Producer for ModelProducer {
 
     fn hurry(&mut self) {
         self.start();
-    }
-
-    fn committed(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Producer>>> {
-        Box::pin(async move {
-            loop {
-                let (id, identity) = (self.id.clone(), self.identity);
-                // librdkafka knows no newer version.
-                match self.broker.perform(move |b| b.end(&id, identity, true, 1)).await {
-                    Ok(Ok(())) => return Ok(self as Box<dyn Producer>),
-                    Ok(Err(refused)) => {
-                        return Err(Error::unavailable(format!("no transaction may begin: {refused}")).code(2444));
-                    }
-                    Err(_) => self.env.sleep(PAUSE).await,
-                }
-            }
-        })
     }
 }

@@ -86,6 +86,11 @@ impl Tokens {
         })
     }
 
+    /// Whether librdkafka will ask for one.
+    pub(crate) fn are_needed(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// A token that is good now. The first is waited for, at most 10 s; later ones are fetched while the last one is good.
     pub fn token(&self) -> Result<OAuthToken> {
         let inner = self.0.as_ref().ok_or_else(|| Error::internal("a token that nobody has asked for"))?;

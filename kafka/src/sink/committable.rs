@@ -1,6 +1,5 @@
 //! What the version keeps of a transaction, and what its commit is to do by what the broker says of it.
 
-use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, ErrorKind, Result};
 
 use crate::client::{Described, TransactionState};
@@ -12,7 +11,7 @@ pub(crate) struct Transaction {
     pub(crate) id: String,
     /// The producer that wrote it.
     pub(crate) producer_id: i64,
-    /// Its epoch, which may be that of later transactions, too.
+    /// Its epoch. A producer that is not of this sink may write several transactions under one.
     pub(crate) producer_epoch: i16,
     /// When its first record came, by the broker's clock: tells it from later ones of the same producer and epoch.
     pub(crate) started_ms: i64,
@@ -82,8 +81,7 @@ impl Transaction {
                 now.producer_epoch, self.producer_epoch
             ));
         }
-        // A planted bug: a producer and its epoch are taken for one transaction.
-        if now.started_ms != self.started_ms && !bug_is_planted(36) {
+        if now.started_ms != self.started_ms {
             return Judged::Lost(format!(
                 "a later transaction of the same producer has begun (at {}, it began at {})",
                 now.started_ms, self.started_ms

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
 use millstream_common::env::BoxFuture;
+use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer};
 
@@ -11,7 +12,7 @@ use super::Shared;
 use super::committable::{Judged, Transaction};
 use super::options::LostTransactions;
 
-/// Newer versions of the request would count what a producer of librdkafka has committed as an error.
+/// Newer versions of the request take a commit that is repeated after one by an older version for an error.
 const COMMIT_VERSION: i16 = 4;
 
 pub(super) struct TransactionCommitter {
@@ -34,16 +35,9 @@ impl TransactionCommitter {
             Judged::Done => return Ok(()),
             Judged::Lost(why) => why,
             Judged::Open => {
-                // Until it is known that this request, and none before it, was answered.
-                let first = self.shared.doubt(&transaction.id);
                 let producer = (transaction.producer_id, transaction.producer_epoch);
                 match self.shared.brokers.end_transaction(&transaction.id, producer, true, COMMIT_VERSION).await? {
-                    Ok(()) => {
-                        if first {
-                            self.shared.take_doubt(&transaction.id);
-                        }
-                        return Ok(());
-                    }
+                    Ok(()) => return Ok(()),
                     Err(refused) => match self.judge(&transaction).await? {
                         Judged::Done => return Ok(()),
                         Judged::Open => return Err(not_ended(&transaction, refused)),
@@ -56,6 +50,10 @@ impl TransactionCommitter {
     }
 
     fn lost(&self, committable: &Committable, transaction: &Transaction, why: &str) -> Result<()> {
+        // A planted bug: what the broker has given up counts as committed.
+        if bug_is_planted(14) {
+            return Ok(());
+        }
         let what = format!(
             "{} rows of epoch {} of subtask {} are lost: their transaction cannot be committed any more: {why}",
             committable.rows, committable.epoch, committable.subtask

@@ -27,6 +27,9 @@ const DEFAULTS: [(&str, &str); 4] = [
     ("client.id", "millstream"),
 ];
 
+/// librdkafka asks for its first token as soon as it runs; so many polls of 10 ms are made for it.
+const FIRST_TOKEN_POLLS: usize = 500;
+
 /// Makes producers with a sink's settings.
 pub struct Librdkafka {
     env: Env,
@@ -116,12 +119,15 @@ struct Deliveries {
 struct Context {
     deliveries: Arc<Deliveries>,
     tokens: Tokens,
+    /// librdkafka has asked for its first token.
+    asked: AtomicBool,
 }
 
 impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.asked.store(true, Ordering::Release);
         Ok(self.tokens.token()?)
     }
 
@@ -150,11 +156,22 @@ struct Opened {
     deliveries: Arc<Deliveries>,
 }
 
+/// Where tokens are needed, the first is there when this returns: librdkafka asks for it in its poll, and nobody polls while
+/// it waits for the brokers.
 fn open(config: &ClientConfig, tokens: Tokens) -> Result<Opened> {
     let deliveries = Arc::<Deliveries>::default();
-    let base = config
-        .create_with_context(Context { deliveries: deliveries.clone(), tokens })
+    let needs_token = tokens.are_needed();
+    let context = Context { deliveries: deliveries.clone(), tokens, asked: AtomicBool::new(false) };
+    let base: BaseProducer<Context> = config
+        .create_with_context(context)
         .map_err(|e| Error::config("librdkafka does not take these settings of a producer").code(1361).source(e))?;
+    let asked = || base.context().asked.load(Ordering::Acquire);
+    for _ in 0..FIRST_TOKEN_POLLS {
+        if !needs_token || asked() {
+            break;
+        }
+        base.poll(Duration::from_millis(10));
+    }
     Ok(Opened { base, deliveries })
 }
 
@@ -229,20 +246,6 @@ impl Producer for LibrdkafkaProducer {
     fn hurry(&mut self) {
         // Whether all have come through is looked at otherwise: this waits in steps of 100 ms.
         let _ = self.opened().base.flush(Duration::ZERO);
-    }
-
-    fn committed(mut self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Producer>>> {
-        Box::pin(async move {
-            let Some(opened) = self.opened.take() else { return Err(Error::internal("a producer that has ended")) };
-            // The broker says that this was done already, and librdkafka that another may begin.
-            let opened = block(move || match opened.base.commit_transaction(Duration::from_secs(30)) {
-                Ok(()) => Ok(opened),
-                Err(e) => Err(not_written(&e)),
-            })
-            .await?;
-            self.opened = Some(opened);
-            Ok(self as Box<dyn Producer>)
-        })
     }
 }
 

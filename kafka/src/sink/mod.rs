@@ -3,7 +3,8 @@
 //! Exactly once: the rows of an epoch go into a transaction of the broker. At the barrier it is flushed, and the version keeps
 //! which one it is. Once the version is durable it is committed, by a request of our own that any process can send: a
 //! writer may be gone by then. A subtask has several transactional ids, `PREFIX-SUBTASK-SLOT`, and uses one again
-//! when no version lists its last transaction.
+//! when no version lists its last transaction. Each transaction has a producer of its own, and so an epoch of its own: a
+//! commit that was asked for more than once, and arrives late, must not hit the transaction after it.
 //!
 //! Protocol: what a broker answers was measured on Apache Kafka 4.1.1; its source is the protocol guide.
 
@@ -17,18 +18,18 @@ mod records;
 mod slots;
 mod writer;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_schema::SchemaRef;
 use millstream_common::{Env, Error, Result, SubtaskIndex};
 use millstream_engine::sink::{Committer, Sink, SinkContext, SinkWriter};
-use parking_lot::Mutex;
 
 #[cfg(feature = "librdkafka")]
 use crate::client::TcpDial;
 use crate::client::{Brokers, BrokersOptions, Dial};
+#[cfg(any(test, feature = "model"))]
+pub(crate) use committable::Transaction;
 use committer::{NothingToCommit, TransactionCommitter};
 #[cfg(feature = "librdkafka")]
 pub use librdkafka::Librdkafka;
@@ -46,8 +47,6 @@ struct Shared {
     options: KafkaSinkOptions,
     brokers: Brokers,
     producers: Box<dyn Producers>,
-    /// Transactional ids of which a commit was asked for that nobody may have answered: it may yet arrive.
-    doubtful: Mutex<BTreeSet<String>>,
 }
 
 impl KafkaSink {
@@ -69,7 +68,7 @@ impl KafkaSink {
 
     fn with(env: Env, options: KafkaSinkOptions, brokers: Brokers, producers: Box<dyn Producers>) -> Result<Self> {
         options.check()?;
-        Ok(Self(Arc::new(Shared { env, options, brokers, producers, doubtful: Mutex::default() })))
+        Ok(Self(Arc::new(Shared { env, options, brokers, producers })))
     }
 }
 
@@ -108,16 +107,6 @@ impl Shared {
         let (subtask, slot) = id.strip_prefix(&self.prefix())?.split_once('-')?;
         let number = |text: &str| text.parse::<u32>().ok().filter(|n| n.to_string() == text);
         Some((number(subtask)?, number(slot)?))
-    }
-
-    /// Notes that a commit under this id may be on its way; whether none was before.
-    fn doubt(&self, id: &str) -> bool {
-        self.doubtful.lock().insert(id.to_owned())
-    }
-
-    /// Whether a commit under this id may be on its way; no longer noted.
-    fn take_doubt(&self, id: &str) -> bool {
-        self.doubtful.lock().remove(id)
     }
 
     /// A transaction begins behind one checkpoint and is committed behind the next one.

@@ -41,7 +41,7 @@ pub trait Producers: Send + Sync {
 pub trait Producer: Send {
     /// Of a transactional one.
     fn identity(&self) -> Option<Identity>;
-    /// Begins a transaction. None is open.
+    /// Begins the one transaction of a transactional producer. Whoever ends it does so without this producer.
     fn begin(&mut self) -> Result<()>;
     /// Takes a copy of a record; `false` when there is no room now.
     fn send(&mut self, record: &Outgoing<'_>) -> Result<bool>;
@@ -51,6 +51,4 @@ pub trait Producer: Send {
     fn in_flight(&self) -> usize;
     /// Sends what waits for company.
     fn hurry(&mut self);
-    /// The transaction was committed without this producer: another may begin. Gives itself back.
-    fn committed(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Producer>>>;
 }

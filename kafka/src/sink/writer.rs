@@ -1,6 +1,5 @@
 //! Writers of a subtask.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,8 +106,6 @@ pub(super) struct ExactlyOnce {
     maker: RecordMaker,
     context: SinkContext,
     slots: Slots,
-    /// Producers whose transaction waits for its commit, by slot.
-    waiting: BTreeMap<u32, Box<dyn Producer>>,
     open: Option<Open>,
     /// The one after it: made ready beside the writing, as that takes a while.
     next: Option<Running<Result<Ready>>>,
@@ -117,8 +114,7 @@ pub(super) struct ExactlyOnce {
 impl ExactlyOnce {
     pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker, context: SinkContext) -> Result<Self> {
         shared.check_timeout(&context)?;
-        let (slots, waiting) = (Slots::default(), BTreeMap::new());
-        Ok(Self { shared, maker, context, slots, waiting, open: None, next: None })
+        Ok(Self { shared, maker, context, slots: Slots::default(), open: None, next: None })
     }
 
     fn id(&self, slot: u32) -> String {
@@ -131,22 +127,9 @@ impl ExactlyOnce {
             return Ok(());
         }
         let slot = self.slots.take()?;
-        let (id, shared, used) = (self.id(slot), self.shared.clone(), self.waiting.remove(&slot));
+        let (id, shared) = (self.id(slot), self.shared.clone());
         self.next = Some(self.shared.env.run(Lane::Io, "make a producer ready", async move {
-            // After a commit of which it is not known how often it was asked for, a later one might meet the next transaction.
-            let producer = match used {
-                Some(used) if !shared.take_doubt(&id) => match used.committed().await {
-                    Ok(producer) => producer,
-                    Err(e) => {
-                        tracing::info!("the producer of {id} is made anew: {e}");
-                        shared.producers.transactional(id.clone()).await?
-                    }
-                },
-                used => {
-                    drop(used);
-                    shared.producers.transactional(id.clone()).await?
-                }
-            };
+            let producer = shared.producers.transactional(id.clone()).await?;
             Ok(Ready { slot, id, producer })
         }));
         Ok(())
@@ -228,7 +211,6 @@ impl SinkWriter for ExactlyOnce {
             let identity = open.ready.producer.identity();
             let transaction = written(self.shared.clone(), open.ready.id.clone(), identity).await?;
             self.slots.pre_commit(open.ready.slot, epoch);
-            self.waiting.insert(open.ready.slot, open.ready.producer);
             // A planted bug: a sink that says nothing of what it wrote.
             let committable = (!bug_is_planted(19)).then(|| transaction.encode());
             Ok(PreCommit { rows: open.rows, committable })

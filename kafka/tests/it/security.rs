@@ -14,6 +14,7 @@ use millstream_kafka::security::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::sink::write_once;
 use super::source::{all, fill, lines, next, options, source};
 use super::support::{create_topic, run, secured, unique, variable};
 
@@ -85,9 +86,10 @@ async fn works(env: &Env, at: &str, security: &Security, topic: &str) {
     let name = variable(at);
     ask(env, &name, security, topic).await.unwrap_or_else(|e| panic!("{at}, {security:?}: {e}"));
     let mut o = options(topic);
-    (o.bootstrap, o.security) = (vec![name], security.clone());
+    (o.bootstrap, o.security) = (vec![name.clone()], security.clone());
     let rows = env.timeout(Duration::from_secs(20), at, all(&source(env, o))).await;
     assert_eq!(rows.unwrap_or_else(|e| panic!("{at}, {security:?}: {e}")), [lines(0..10)]);
+    write_once(env, &name, security).await;
 }
 
 /// The error that both meet at once.

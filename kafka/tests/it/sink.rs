@@ -15,6 +15,7 @@ use millstream_engine::sink::{Committable, DurableVersion, Sink, SinkContext, Si
 use millstream_formats::debezium::DebeziumEncoding;
 use millstream_formats::json::JsonEncoding;
 use millstream_formats::raw::RawFormat;
+use millstream_kafka::security::Security;
 use millstream_kafka::sink::{FromColumns, Guarantee, KafkaSink, KafkaSinkOptions, Key, LostTransactions, ToTopic};
 
 use super::support::{Record, Seen, begin, bootstrap, brokers, create_topic, read, run, unique};
@@ -72,6 +73,20 @@ fn values(seen: &[Seen]) -> Vec<i64> {
     seen.iter().map(number).collect()
 }
 
+/// Writes three rows exactly once, and reads them.
+pub(crate) async fn write_once(env: &Env, at: &str, security: &Security) {
+    let (topic, prefix) = (unique("secured"), unique("secured"));
+    create_topic(&topic, 1).await;
+    let mut options = options(&topic, &prefix);
+    (options.bootstrap, options.security) = (vec![at.to_owned()], security.clone());
+    let sink = sink(env, options);
+    let mut writer = writer(&sink, 0).await;
+    writer.write(&rows(0..3)).await.unwrap();
+    let written = pre_commit(&mut *writer, 1).await;
+    sink.committer().unwrap().commit(&written).await.unwrap();
+    assert_eq!(values(&read(&topic, 1)), [0, 1, 2]);
+}
+
 struct Place {
     env: Env,
     topic: String,
@@ -117,7 +132,7 @@ fn at_least_once_passes_the_exam_of_those_that_commit_nothing() {
     });
 }
 
-/// A slot is used again under the same producer and epoch, and only when it may be.
+/// A slot is used again, under the same producer and another epoch, and only when it may be.
 #[test]
 fn slots_go_round() {
     run(|env| async move {

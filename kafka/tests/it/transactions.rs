@@ -77,7 +77,7 @@ impl Asked {
 
         // Open: either version; the newest raises the epoch.
         let (by_v4, by_v5) = (id(), id());
-        let (mut used, who) = self.open(&by_v4, "yes-1").await;
+        let (_writer, who) = self.open(&by_v4, "yes-1").await;
         assert_eq!(self.end(&by_v4, who, 4).await, DONE);
         assert_eq!(self.epoch(&by_v4).await, who.producer_epoch);
         assert_eq!(self.end(&by_v4, who, 4).await, DONE, "again");
@@ -86,16 +86,6 @@ impl Asked {
         assert_eq!(self.end(&by_v5, who_5, 5).await, DONE);
         assert_eq!(self.epoch(&by_v5).await, who_5.producer_epoch + 1);
         assert_eq!(self.end(&by_v5, who_5, 5).await, DONE, "again");
-
-        // The producer goes on, under the same epoch; what is asked about the first transaction hits the second.
-        let first = self.brokers.describe_transaction(&by_v4).await.unwrap().unwrap();
-        used = used.committed().await.unwrap();
-        self.env.sleep(Duration::from_millis(5)).await;
-        self.write(&mut *used, "yes-3").await;
-        let second = self.brokers.describe_transaction(&by_v4).await.unwrap().unwrap();
-        assert_eq!((second.producer_id, second.producer_epoch), (first.producer_id, first.producer_epoch));
-        assert!(second.started_ms > first.started_ms && second.state == TransactionState::Ongoing);
-        assert_eq!(self.end(&by_v4, who, 4).await, DONE);
 
         // Another producer took the id.
         let taken = id();
@@ -140,7 +130,7 @@ impl Asked {
     }
 }
 
-const COMMITTED: [&str; 3] = ["yes-1", "yes-2", "yes-3"];
+const COMMITTED: [&str; 2] = ["yes-1", "yes-2"];
 
 #[test]
 fn a_real_broker_answers() {

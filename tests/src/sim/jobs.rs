@@ -8,13 +8,13 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
 use millstream_common::{Error, Result};
 use millstream_engine::dataflow::{
-    Assigned, Dataflow, JobArg, JobArgs, JobDefinition, JobRegistry, JoinColumns, Session, Sliding, Stream, Tumbling,
-    count, max, min, sum, usage_error,
+    Assigned, Dataflow, JobArg, JobArgs, JobContext, JobDefinition, JobRegistry, JoinColumns, Session, Sliding, Stream,
+    Tumbling, count, max, min, sum, usage_error,
 };
 use millstream_engine::graph::JobGraph;
 
 use super::reminders::{self, Reminders};
-use super::sink::{Outside, SimSink, sink_uid};
+use super::sink::{Outside, sink_uid};
 use super::source::SimSource;
 use super::visits::{self, Visits};
 
@@ -65,7 +65,9 @@ pub fn registry(parts: &Arc<JobParts>) -> JobRegistry {
     let mut registry = JobRegistry::new();
     for (name, _) in JOBS.iter().chain([&VISITS]) {
         let parts = parts.clone();
-        let graph = move |args: &SimArgs, _: &_| parts.at(&args.output).graph(name, args.release);
+        let graph = move |args: &SimArgs, context: &JobContext| {
+            Building { parts: parts.at(&args.output), context }.graph(name, args.release)
+        };
         registry.add(JobDefinition::new(*name, "", graph));
     }
     registry
@@ -102,12 +104,20 @@ impl JobParts {
     fn at(&self, output: &str) -> Self {
         Self { source: self.source.clone(), outside: self.outside.at(output), batch_rows: self.batch_rows }
     }
+}
 
+/// A job that is being built.
+struct Building<'a> {
+    parts: JobParts,
+    context: &'a JobContext,
+}
+
+impl Building<'_> {
     fn graph(&self, name: &str, release: u32) -> Result<JobGraph> {
         let flow = Dataflow::new();
-        let source: Arc<SimSource> = self.source.clone();
+        let source: Arc<SimSource> = self.parts.source.clone();
         let watermarks = source.watermarks();
-        let events = flow.source("events", source).watermarks(watermarks).batch_rows(self.batch_rows);
+        let events = flow.source("events", source).watermarks(watermarks).batch_rows(self.parts.batch_rows);
         match name {
             "running" => self.running(&events),
             "windows" => self.windows(&events),
@@ -132,7 +142,8 @@ impl JobParts {
     }
 
     fn sink(&self, stream: &Stream, name: &str) {
-        stream.sink_with_uid(name, &sink_uid(name), Arc::new(SimSink(self.outside.clone())));
+        let sink = self.parts.outside.sink(name, self.context).expect("settings that can be");
+        stream.sink_with_uid(name, &sink_uid(name), sink);
     }
 
     fn running(&self, events: &Stream) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use millstream_common::size::parse_duration;
 use millstream_engine::worker::stores::TaskMemory;
 use millstream_objects::{Faults, StoreOptions};
 
@@ -75,6 +76,8 @@ pub struct Plan {
     pub late_split: bool,
     /// Over how much virtual time the input comes, ms; 0: all is there at once.
     pub paced_ms: u64,
+    /// Output goes to topics of a broker, which gives up transactions that are older than this.
+    pub to_kafka: Option<Duration>,
 }
 
 /// What a client asks for.
@@ -166,6 +169,10 @@ pub enum Fault {
 
 /// How many seeds of 100 have the job whose state expires.
 const VISITS_PERCENT: u64 = 10;
+/// How many seeds of 100 write to topics.
+const KAFKA_PERCENT: u64 = 25;
+/// In how many of 100 of those a transaction may last no longer than a checkpoint takes, so that some are lost.
+const BRIEF_PERCENT: u64 = 20;
 /// How many seeds of 100 play a scene.
 const SCENES_PERCENT: u64 = 30;
 /// Coordinators that there can be at a time.
@@ -220,7 +227,9 @@ impl Plan {
             healed: Duration::ZERO,
             late_split: !matches!(job, "busiest" | "mixed" | LATE),
             paced_ms: *dice.pick(&[0, 4_000, 8_000, 15_000, 25_000]),
+            to_kafka: None,
         };
+
         plan.healed = dice.millis(plan.paced_ms / 2 + 1_000..plan.paced_ms + 5_000);
         if Dice::new(seed, "residency").chance(20) {
             plan.settings.insert("state.residency".to_owned(), "memory".to_owned());
@@ -237,10 +246,24 @@ impl Plan {
         if dice.chance(SCENES_PERCENT) {
             scene::set(&mut plan, &mut dice);
         }
+        let mut dice = Dice::new(seed, "kafka");
+        if dice.chance(KAFKA_PERCENT) {
+            let brief = dice.chance(BRIEF_PERCENT);
+            plan.to_kafka = Some(if brief { plan.briefest_transaction() } else { Duration::from_secs(900) });
+            // A broker does not tell of which epoch a row is, by which a fork's rows are told from its parent's.
+            plan.forks.clear();
+        }
         plan.settings_later = plan.settings.clone();
         let block_size = *Dice::new(seed, "settings later").pick(&["1KiB", "4KiB", "15KiB"]);
         plan.settings_later.insert("state.block-size".to_owned(), block_size.to_owned());
         plan
+    }
+
+    /// The shortest time-out of transactions that the sink takes.
+    fn briefest_transaction(&self) -> Duration {
+        let setting = |name: &str| self.settings.get(name).and_then(|text| parse_duration(text).ok());
+        let (interval, duration) = (setting("checkpoint.interval"), setting("checkpoint.timeout"));
+        interval.unwrap_or_default() + duration.unwrap_or_default() + Duration::from_millis(10)
     }
 
     fn moment(&self, dice: &mut Dice) -> Duration {

@@ -86,10 +86,10 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     }
     let ledger = Ledger::new(trace.clone());
     let store = FaultyStore::with_uploads(Arc::new(ledger.clone()), &env, plan.latency.clone());
-    let outside = Outside::new(env.clone(), trace.clone(), ledger.clone(), Dice::new(seed, "outside"));
+    let outside = Outside::new(env.clone(), trace.clone(), ledger.clone(), Dice::new(seed, "outside"), plan.to_kafka);
     let source = Arc::new(SimSource::new(data.clone(), env.clone(), plan.batch_rows));
     let parts = Arc::new(JobParts { source, outside: outside.clone(), batch_rows: plan.batch_rows });
-    let shared = Shared { store, ledger, outside };
+    let shared = Shared { store, ledger, outside: outside.clone() };
     let cluster = Arc::new(Cluster::new(env.clone(), trace.clone(), plan.clone(), parts, seed, shared));
     let progress = Arc::new(Mutex::new(None));
     let client = Arc::new(Client { cluster: cluster.clone(), transport: cluster.client(), plan: plan.clone() });
@@ -138,7 +138,11 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
         ),
         _ => String::new(),
     };
+    // A transaction that took too long is lost: the job has to say so, and to end.
+    let lost = outside.has_lost();
     match end {
+        Some(Err(why)) if lost && why.contains("are lost: their transaction") => {}
+        Some(Ok(_)) if lost => trace.violation("rows were lost, and nobody has said so".to_owned()),
         Some(Ok(status)) => {
             for place in cluster.places() {
                 cluster.kill(place, false);
@@ -157,8 +161,13 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
     }
     let (trace_hash, events) = trace.hash();
     let summary = format!(
-        "{} p{} on {} workers and {} compactors, {} leave, {} faults, {} requests, {} versions, {} deleted; {figures}",
+        "{}{} p{} on {} workers and {} compactors, {} leave, {} faults, {} requests, {} versions, {} deleted; {figures}",
         plan.job,
+        match plan.to_kafka {
+            None => String::new(),
+            Some(_) if lost => " to topics (rows were lost, and that was said)".to_owned(),
+            Some(timeout) => format!(" to topics within {timeout:?}"),
+        },
         plan.parallelism,
         plan.workers,
         plan.compactors,

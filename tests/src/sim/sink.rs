@@ -1,8 +1,10 @@
-//! The transactional sink of the simulation. Rows are staged under a name that is used once, outside of all nodes, and
-//! become visible by a commit. What must never happen is checked when it would.
+//! Where the output of the simulation goes. In most runs to a sink of its own: rows are staged under a name that is used once,
+//! outside of all nodes, and become visible by a commit. In the others to topics, by the Kafka sink as it ships, on a
+//! model of the broker. What must never happen is checked when it would.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow_array::cast::AsArray;
@@ -11,7 +13,11 @@ use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, SchemaRef, TimeUnit};
 use millstream_common::env::BoxFuture;
 use millstream_common::{Env, Epoch, Error, Execution, Generation, Lane, Result};
+use millstream_engine::dataflow::JobContext;
 use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter};
+use millstream_formats::{Encoder, EncodingFormat, Records};
+use millstream_kafka::model::{By, Faults, ModelBroker, Written};
+use millstream_kafka::sink::{KafkaSink, KafkaSinkOptions, ToTopic};
 use parking_lot::Mutex;
 
 use super::dice::Dice;
@@ -31,11 +37,23 @@ type Commitments = BTreeMap<CommitKey, (String, Vec<Row>)>;
 #[derive(Clone)]
 pub struct Outside(Arc<Inner>, Arc<str>);
 
+/// Latest moment at which a request takes effect that its sender has given up.
+const LATE: Duration = Duration::from_secs(20);
+
 struct Inner {
     env: Env,
     trace: Trace,
     ledger: Ledger,
     state: Mutex<State>,
+    /// Output goes to topics of a broker.
+    kafka: Option<Kafka>,
+}
+
+struct Kafka {
+    broker: ModelBroker,
+    transaction_timeout: Duration,
+    /// A transaction that a version lists was given up.
+    lost: Arc<AtomicBool>,
 }
 
 struct State {
@@ -58,10 +76,27 @@ struct Staged {
 impl Outside {
     /// A place without output.
     #[must_use]
-    pub fn new(env: Env, trace: Trace, ledger: Ledger, dice: Dice) -> Self {
+    pub fn new(env: Env, trace: Trace, ledger: Ledger, dice: Dice, to_kafka: Option<Duration>) -> Self {
         let state =
             State { dice, faults: 0, staged: BTreeMap::new(), committed: BTreeMap::new(), names: BTreeMap::new() };
-        Self(Arc::new(Inner { env, trace, ledger, state: Mutex::new(state) }), "".into())
+        let kafka = to_kafka.map(|transaction_timeout| {
+            let lost = Arc::<AtomicBool>::default();
+            let broker = broker(env.clone(), trace.clone(), ledger.clone(), lost.clone());
+            Kafka { broker, transaction_timeout, lost }
+        });
+        Self(Arc::new(Inner { env, trace, ledger, state: Mutex::new(state), kafka }), "".into())
+    }
+
+    /// The sink `name` of a job, as a process makes it.
+    pub fn sink(&self, name: &str, context: &JobContext) -> Result<Arc<dyn Sink>> {
+        let Some(kafka) = &self.0.kafka else { return Ok(Arc::new(SimSink(self.clone()))) };
+        let prefix = format!("{}-{name}", context.name);
+        let to = ToTopic::Named(name.to_owned());
+        let mut options = KafkaSinkOptions::new(vec!["model:9092".to_owned()], to, Arc::new(Numbers), prefix);
+        options.value_knows_changes = true;
+        options.retry_timeout = Duration::from_secs(5);
+        options.transaction_timeout = kafka.transaction_timeout;
+        Ok(Arc::new(KafkaSink::over_model(context.env.clone(), options, &kafka.broker)?))
     }
 
     /// Another place beside this one.
@@ -73,6 +108,15 @@ impl Outside {
     /// So many requests in 100 fail from now on.
     pub fn set_faults(&self, percent: u64) {
         self.0.state.lock().faults = percent;
+        if let Some(Kafka { broker, .. }) = &self.0.kafka {
+            broker.set_faults(Faults { percent, late: LATE });
+        }
+    }
+
+    /// Whether the broker has given up a transaction that a version lists.
+    #[must_use]
+    pub fn has_lost(&self) -> bool {
+        self.0.kafka.as_ref().is_some_and(|k| k.lost.load(Ordering::Relaxed))
     }
 
     /// What the sink `name` has made visible, in the order of epochs, then subtasks.
@@ -81,9 +125,12 @@ impl Outside {
         self.rows_until(name, u64::MAX)
     }
 
-    /// As [`Outside::rows`], of epochs up to `epoch`.
+    /// As [`Outside::rows`], of epochs up to `epoch`. A broker knows no epochs: there it is all rows.
     #[must_use]
     pub fn rows_until(&self, name: &str, epoch: u64) -> Vec<Row> {
+        if let Some(Kafka { broker, .. }) = &self.0.kafka {
+            return broker.decided(name).iter().map(numbers).collect();
+        }
         let state = self.0.state.lock();
         let committed = state.committed.get(&(self.1.to_string(), sink_uid(name)));
         let until = committed.into_iter().flatten().filter(|(key, _)| key.0 <= epoch);
@@ -175,6 +222,51 @@ impl Outside {
         let goes = |s: &Staged| s.place == self.1 && s.writer < (generation, execution);
         state.staged.retain(|name, s| !goes(s) || committed.binary_search(name).is_ok());
     }
+}
+
+/// A broker whose transactions are committed only when a version lists them.
+fn broker(env: Env, trace: Trace, ledger: Ledger, lost: Arc<AtomicBool>) -> ModelBroker {
+    ModelBroker::new(env, move |ended| {
+        let what = format!("{:?} {} {} rows since {}", ended.by, ended.id, ended.records, ended.started_ms);
+        trace.event("transaction", "broker", &what);
+        let listed = ledger.is_listed(&ended.committable());
+        if ended.by == By::Commit && !listed {
+            trace.violation(format!("a transaction of {} is committed, but no version lists it", ended.id));
+        }
+        match ended.by {
+            By::Commit => {}
+            By::Timeout => drop(lost.fetch_or(listed, Ordering::Relaxed)),
+            By::Abort if listed => {
+                trace.violation(format!("a transaction of {} is aborted, which a version lists", ended.id));
+            }
+            By::Abort => {}
+        }
+    })
+}
+
+/// Rows of numbers as text: one behind the other, nothing for null.
+struct Numbers;
+
+impl EncodingFormat for Numbers {
+    fn encoder(&self, _: &SchemaRef) -> Result<Box<dyn Encoder>> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl Encoder for Numbers {
+    fn encode(&mut self, batch: &RecordBatch, records: &mut Records) -> Result<()> {
+        for row in rows_of(batch)? {
+            let text: Vec<String> = row.iter().map(|n| n.map_or_else(String::new, |n| n.to_string())).collect();
+            records.bytes_mut().extend_from_slice(text.join(",").as_bytes());
+            records.end();
+        }
+        Ok(())
+    }
+}
+
+fn numbers(record: &Written) -> Row {
+    let text = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
+    text.split(',').map(|n| n.parse().ok()).collect()
 }
 
 /// The stable id of the sink `name`.

@@ -114,6 +114,12 @@ impl Ledger {
         self.0.facts.lock().durable.contains_key(committable)
     }
 
+    /// Whether a version lists a committable with these bytes.
+    #[must_use]
+    pub fn is_listed(&self, payload: &[u8]) -> bool {
+        self.0.facts.lock().durable.keys().any(|(.., of)| of == payload)
+    }
+
     /// How many version records stand, of all jobs.
     #[must_use]
     pub fn versions(&self) -> u64 {
