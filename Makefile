@@ -14,7 +14,7 @@ test:            ## all tests (starts a MinIO when Go is there)
 	./scripts/test.sh
 
 lint:            ## formatting and clippy
-	cargo fmt --all --check && cargo clippy --workspace --all-targets --features millstream-tests/s3,millstream-objects/seaweedfs,millstream-objects/azurite,millstream-kafka/broker,millstream-kafka/registry -- -D warnings
+	cargo fmt --all --check && cargo clippy --workspace --all-targets --features millstream-tests/s3,millstream-objects/seaweedfs,millstream-objects/azurite,millstream-kafka/broker,millstream-kafka/registry,nexmark-kafka/broker -- -D warnings
 
 fmt:             ## format the sources
 	cargo fmt --all

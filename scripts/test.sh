@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests: units, models, 50 simulation seeds, the binary as a black box, and tests on real servers: MinIO (S3),
 # SeaweedFS (S3 and WebDAV), Azurite (Azure), Apache Kafka and Apicurio Registry; at last a minute of a job with more state
-# than memory on MinIO. The servers are built or fetched once into ~/.cache/millstream and run for the time of the tests; they start
+# than memory on MinIO, and a few kills of one from Kafka to Kafka. The servers are built or fetched once into ~/.cache/millstream and run for the time of the tests; they start
 # while the tests are built. A server that is not to be had here (no Go, Python, Node.js, Java with Maven) leaves its
 # tests out, and the last lines say so; with MILLSTREAM_REQUIRE_S3=1 that is a failure.
 set -euo pipefail
@@ -13,7 +13,7 @@ servers=(minio seaweedfs azurite kafka schema-registry)
 feature() { # feature SERVER: what builds its tests
     case $1 in
     minio) echo millstream-tests/s3 ;;
-    kafka) echo millstream-kafka/broker ;;
+    kafka) echo millstream-kafka/broker,nexmark-kafka/broker ;;
     schema-registry) echo millstream-kafka/registry ;;
     *) echo "millstream-objects/$1" ;;
     esac
@@ -80,6 +80,15 @@ case " ${wanted[*]-} " in
     target=${CARGO_TARGET_DIR:-target}/debug
     "$target/bench" soak --bin "$target/millstream" --gigabytes 0.3 --memory-limit 200MiB --minutes 6 --minute 10 \
         --warm-up 2 --rate 2000 --any-speed || status=$?
+    ;;
+esac
+
+# A few kills of a job from Kafka to Kafka (docs/benches.md): each row once.
+case " ${wanted[*]-} " in
+*" millstream-kafka/broker,"*)
+    cargo build --locked --quiet -p nexmark-kafka -p millstream-benches --bin nexmark-kafka --bin bench
+    target=${CARGO_TARGET_DIR:-target}/debug
+    "$target/bench" kafka-kills --bin "$target/nexmark-kafka" --kills 8 --rate 300 --pause-ms 2500 || status=$?
     ;;
 esac
 

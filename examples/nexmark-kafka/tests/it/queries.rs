@@ -1,0 +1,98 @@
+//! Queries from Kafka to Kafka.
+
+use std::io::Read;
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use serde_json::Value;
+
+use super::program::{Program, call, pause, wait};
+use super::support::{Record, Seen, bootstrap, create_topic, read, run, unique, write};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/nexmark-10k");
+const EVENTS: usize = 10_000;
+const PARTITIONS: i32 = 8;
+
+fn golden(name: &str) -> Vec<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(format!("{GOLDEN}/{name}.ndjson.gz")).unwrap();
+    GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn topics(name: &str) -> (String, String) {
+    let (events, results) = (unique(name), unique(name));
+    run(|_| async {
+        create_topic(&events, PARTITIONS).await;
+        create_topic(&results, 2).await;
+    });
+    (events, results)
+}
+
+/// The golden events, in turn to the first partitions.
+fn fill(topic: &str, partitions: i32) {
+    let record = |(i, line): (usize, String)| Record {
+        partition: i as i32 % partitions,
+        value: Some(line),
+        timestamp: 1_000_000,
+        ..Record::default()
+    };
+    let records: Vec<_> = golden("events").into_iter().enumerate().map(record).collect();
+    records.chunks(2_000).for_each(|some| write(topic, some, None));
+}
+
+fn rows(seen: &[Seen]) -> Vec<String> {
+    let mut rows: Vec<String> = seen.iter().map(|s| s.value.clone().unwrap()).collect();
+    rows.sort();
+    rows
+}
+
+#[test]
+fn queries_give_the_golden_rows() {
+    let (events, results) = topics("golden");
+    let brokers = bootstrap();
+    let files = format!("{GOLDEN}/events.ndjson.gz");
+    call(&["run", "events", "-p", "1", "--", "--brokers", &brokers, "--events", &events, "--input", &files]);
+    for (query, guarantee) in [("q5", "exactly-once"), ("q7", "at-least-once")] {
+        let to = format!("{results}-{query}");
+        run(|_| async { create_topic(&to, 2).await });
+        let common = ["--brokers", &brokers, "--events", &events, "--results", &to];
+        let more = ["--stop", "latest", "--guarantee", guarantee];
+        let settings = ["-D", "checkpoint.timeout=60s"];
+        call(&[&["run", query][..], &settings, &["--"], &common, &more].concat());
+        let mut due = golden(query);
+        due.sort();
+        assert_eq!(rows(&read(&to, 2)), due, "{query}");
+    }
+}
+
+/// All events are in seven of eight partitions. The watermark of the job is that of the slowest partition, and the
+/// eighth has none: nothing may fire. With an idle time-out it holds nobody back.
+#[test]
+fn a_silent_partition_holds_time_until_it_is_idle() {
+    let (events, results) = topics("silent");
+    fill(&events, PARTITIONS - 1);
+    let (brokers, folder) = (bootstrap(), tempfile::tempdir().unwrap());
+    let options = ["-p", "2", "--checkpoint-interval", "200ms", "-D", "checkpoint.timeout=60s"];
+    let common = ["--brokers", &brokers, "--events", &events, "--results", &results];
+    {
+        let mut waits = Program::run("q5", &folder.path().join("waits"), &options, &common);
+        waits.wait_for("millstream_events_in_total", |n| n as usize == EVENTS);
+        // Ten checkpoints later there is still nothing.
+        let now = waits.counter("millstream_checkpoints_completed_total").unwrap_or(0.0);
+        pause(Duration::from_secs(2));
+        assert_eq!(waits.counter("millstream_events_in_total"), Some(EVENTS as f64), "since {now} checkpoints");
+        assert_eq!(read(&results, 2), [], "it stands still");
+    }
+    let idle = [&common[..], &["--idle-timeout", "300ms"]].concat();
+    let mut goes_on = Program::run("q5", &folder.path().join("goes-on"), &options, &idle);
+    goes_on.wait_for("millstream_events_in_total", |n| n as usize == EVENTS);
+    // All windows that end 4 s (the delay of the watermark) before the last event, or earlier.
+    wait("results", || !read(&results, 2).is_empty());
+    pause(Duration::from_secs(1));
+    let due = golden("q5");
+    let found = rows(&read(&results, 2));
+    assert!(found.iter().all(|row| due.contains(row)), "{found:?}");
+    let all: Vec<Value> = due.iter().map(|r| serde_json::from_str(r).unwrap()).collect();
+    assert!(found.len() < all.len(), "the last windows wait for events behind them");
+}
