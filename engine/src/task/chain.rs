@@ -159,9 +159,8 @@ impl Chain {
     /// Tells the sinks of a version that is durable.
     pub(crate) async fn on_version(&mut self, version: &VersionView) -> Result<()> {
         for sink in &mut self.sinks {
-            let committables: Vec<_> =
-                version.committables.iter().filter(|c| c.sink_uid == sink.uid).cloned().collect();
-            sink.writer.on_version(DurableVersion { epoch: version.epoch, committables: &committables }).await?;
+            let committables = version.committables.get(&sink.uid).map_or(&[][..], Vec::as_slice);
+            sink.writer.on_version(DurableVersion { epoch: version.epoch, committables }).await?;
         }
         Ok(())
     }

@@ -84,7 +84,7 @@ async fn fire(window: WindowSpec, times: &[i64]) -> (BTreeMap<(i64, i64), usize>
         fired: vec![Vec::new()],
         splits: BTreeMap::new(),
         task_ids: vec![Some(task)],
-        committables: Vec::new(),
+        committables: BTreeMap::new(),
     };
     let ((input, channel), (output, mut found)) = (mpsc::channel(8), mpsc::channel(8));
     let ((orders, control), (events_in, mut events)) = (mpsc::channel(TASK_QUEUE), mpsc::channel(8));

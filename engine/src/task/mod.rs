@@ -66,8 +66,8 @@ pub struct VersionView {
     pub splits: BTreeMap<(String, String), SplitState>,
     /// The id of each task in the tree, by index in the graph; `None` for tasks without state.
     pub task_ids: Vec<Option<millstream_common::TaskId>>,
-    /// What sinks have not been confirmed to have committed.
-    pub committables: Vec<Committable>,
+    /// What sinks have not been confirmed to have committed, by the sink's id.
+    pub committables: BTreeMap<String, Vec<Committable>>,
 }
 
 /// A new channel into a subtask.

@@ -654,7 +654,7 @@ mod tests {
             fired: Vec::new(),
             splits: BTreeMap::new(),
             task_ids: Vec::new(),
-            committables: Vec::new(),
+            committables: BTreeMap::new(),
         };
         let split = Split { id: "0".into(), payload: Vec::new() };
         let subtask = run(SourceTaskParts {

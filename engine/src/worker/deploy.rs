@@ -87,6 +87,10 @@ pub(crate) fn version_view(graph: &JobGraph, record: &VersionRecord) -> Result<V
         }
         fired.push(of_task);
     }
+    let mut committables: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    for c in &record.committables {
+        committables.entry(c.sink_uid.clone()).or_default().push(committable_from_proto(c));
+    }
     let splits = record.splits.iter().map(|s| ((s.source_uid.clone(), s.split_id.clone()), s.clone())).collect();
     Ok(VersionView {
         epoch: Epoch(record.epoch),
@@ -97,7 +101,7 @@ pub(crate) fn version_view(graph: &JobGraph, record: &VersionRecord) -> Result<V
         fired,
         splits,
         task_ids,
-        committables: record.committables.iter().map(committable_from_proto).collect(),
+        committables,
     })
 }
 

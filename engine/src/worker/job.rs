@@ -704,7 +704,8 @@ impl JobActor {
     }
 
     fn on_committed(&mut self, done: Vec<Committable>, failed: Option<Error>) -> Result<()> {
-        self.committing = false;
+        // Nothing behind a commit that can never be is committed: the job ends.
+        self.committing = failed.is_some();
         let committables = done
             .iter()
             .map(|c| CommittableId {

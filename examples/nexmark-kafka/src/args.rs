@@ -15,20 +15,20 @@ use millstream_engine::sink::Sink;
 use millstream_engine::source::Source;
 use millstream_formats::json::JsonEncoding;
 use millstream_jobs::args::{absolute, duration_text, parse_args, parse_duration, parse_rate};
-use millstream_kafka::sink::{Guarantee, KafkaSink, KafkaSinkOptions, Key, ToTopic};
+use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions, Key, ToTopic};
 use millstream_kafka::source::{KafkaSource, KafkaSourceOptions, StopAt, Topics};
 
 /// What an output promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Promise(pub Guarantee);
+pub struct Promise(pub DeliveryGuarantee);
 
 impl FromStr for Promise {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "exactly-once" => Ok(Self(Guarantee::ExactlyOnce)),
-            "at-least-once" => Ok(Self(Guarantee::AtLeastOnce)),
+            "exactly-once" => Ok(Self(DeliveryGuarantee::ExactlyOnce)),
+            "at-least-once" => Ok(Self(DeliveryGuarantee::AtLeastOnce)),
             _ => Err("write exactly-once or at-least-once".into()),
         }
     }
@@ -37,8 +37,8 @@ impl FromStr for Promise {
 impl fmt::Display for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
-            Guarantee::ExactlyOnce => "exactly-once",
-            Guarantee::AtLeastOnce => "at-least-once",
+            DeliveryGuarantee::ExactlyOnce => "exactly-once",
+            DeliveryGuarantee::AtLeastOnce => "at-least-once",
         })
     }
 }

@@ -50,6 +50,38 @@ pub struct BrokersOptions {
     pub retry_timeout: Duration,
 }
 
+impl BrokersOptions {
+    /// An answer may take 10 s.
+    #[must_use]
+    pub fn new(bootstrap: &[String], security: &Security, retry_timeout: Duration) -> Self {
+        let (bootstrap, security) = (bootstrap.to_vec(), security.clone());
+        Self { bootstrap, security, request_timeout: Duration::from_secs(10), retry_timeout }
+    }
+}
+
+/// Refuses what no connection can be made with. `properties`: of librdkafka, none of which may be one of `ours`, which follow from
+/// the settings of `what`; that error has this number.
+pub(crate) fn check_connection(
+    bootstrap: &[String],
+    security: &Security,
+    properties: &BTreeMap<String, String>,
+    ours: &[&str],
+    (what, number): (&str, u16),
+) -> Result<()> {
+    if bootstrap.is_empty() {
+        return Err(Error::config("no broker is named").code(1342).next("name one as HOST:PORT"));
+    }
+    security.check()?;
+    Security::check_properties(properties.keys())?;
+    match properties.keys().find(|name| ours.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let text = format!("the property {name} of librdkafka follows from the settings of the {what}");
+            Err(Error::config(text).code(number))
+        }
+    }
+}
+
 /// A cluster of brokers. Cheap to clone.
 #[derive(Clone)]
 pub struct Brokers(Arc<Inner>);

@@ -131,14 +131,11 @@ impl ModelBroker {
     /// What readers of committed records see of a topic: up to the first record of a transaction that is open.
     #[must_use]
     pub fn committed(&self, topic: &str) -> Vec<Written> {
-        let (mut state, now) = (self.0.state.lock(), self.now());
-        let ended = state.expire(now);
-        let entries = state.topics.get(topic).into_iter().flatten();
-        let stable = entries.take_while(|e| e.committed.is_some());
-        let seen = stable.filter(|e| e.committed == Some(true)).map(|e| e.record.clone()).collect();
-        drop(state);
-        self.tell(ended);
-        seen
+        self.with(|state, _, _| {
+            let entries = state.topics.get(topic).into_iter().flatten();
+            let stable = entries.take_while(|e| e.committed.is_some());
+            stable.filter(|e| e.committed == Some(true)).map(|e| e.record.clone()).collect()
+        })
     }
 
     /// All committed records of a topic, whatever is open before them.
@@ -147,17 +144,6 @@ impl ModelBroker {
         let state = self.0.state.lock();
         let entries = state.topics.get(topic).into_iter().flatten();
         entries.filter(|e| e.committed == Some(true)).map(|e| e.record.clone()).collect()
-    }
-
-    /// The ids of open transactions.
-    #[must_use]
-    pub fn open(&self) -> Vec<String> {
-        let (mut state, now) = (self.0.state.lock(), self.now());
-        let ended = state.expire(now);
-        let open = state.ids.iter().filter(|(_, t)| t.open.is_some()).map(|(id, _)| id.clone()).collect();
-        drop(state);
-        self.tell(ended);
-        open
     }
 
     fn now(&self) -> i64 {

@@ -87,7 +87,7 @@ impl Committer for TransactionCommitter {
         Box::pin(async move {
             // What the version lists has been committed: whatever is open is of deployments that are gone.
             for (id, _) in self.shared.brokers.ongoing_transactions(&self.shared.prefix()).await? {
-                if self.shared.is_ours(&id) {
+                if self.shared.place(&id).is_some() {
                     tracing::info!("the open transaction of {id} belongs to nobody and is aborted");
                     self.shared.brokers.fence(&id, self.shared.options.transaction_timeout).await?;
                 }

@@ -13,7 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
-use super::options::{Guarantee, KafkaSinkOptions};
+use super::options::{DeliveryGuarantee, KafkaSinkOptions};
 use super::produce::{Identity, Outgoing, Producer, Producers};
 use crate::client::Brokers;
 use crate::security::{Security, Tokens};
@@ -48,7 +48,7 @@ impl Librdkafka {
         for (name, value) in DEFAULTS {
             config.set(name, value);
         }
-        if options.guarantee == Guarantee::AtLeastOnce {
+        if options.guarantee == DeliveryGuarantee::AtLeastOnce {
             // One that does not come through ends the job, which writes it again.
             config.set("message.timeout.ms", options.retry_timeout.as_millis().max(1).to_string());
         }

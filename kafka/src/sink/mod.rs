@@ -19,7 +19,6 @@ mod slots;
 mod writer;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow_schema::SchemaRef;
 use millstream_common::{Env, Error, Result, SubtaskIndex};
@@ -33,7 +32,7 @@ pub(crate) use committable::Transaction;
 use committer::{NothingToCommit, TransactionCommitter};
 #[cfg(feature = "librdkafka")]
 pub use librdkafka::Librdkafka;
-pub use options::{FromColumns, Guarantee, KafkaSinkOptions, Key, LostTransactions, ToTopic};
+pub use options::{DeliveryGuarantee, FromColumns, KafkaSinkOptions, Key, LostTransactions, ToTopic};
 pub use produce::{Identity, Outgoing, Producer, Producers};
 use records::RecordMaker;
 use writer::{AtLeastOnce, ExactlyOnce};
@@ -73,12 +72,7 @@ impl KafkaSink {
 }
 
 fn asking(env: &Env, options: &KafkaSinkOptions, dial: Arc<dyn Dial>) -> Brokers {
-    let asking = BrokersOptions {
-        bootstrap: options.bootstrap.clone(),
-        security: options.security.clone(),
-        request_timeout: Duration::from_secs(10),
-        retry_timeout: options.retry_timeout,
-    };
+    let asking = BrokersOptions::new(&options.bootstrap, &options.security, options.retry_timeout);
     Brokers::new(env.clone(), dial, asking)
 }
 
@@ -91,18 +85,7 @@ impl Shared {
         format!("{}{subtask}-{slot}", self.prefix())
     }
 
-    /// The slot of an id of this subtask.
-    fn slot_of(&self, id: &str, subtask: SubtaskIndex) -> Option<u32> {
-        let (of, slot) = self.place(id)?;
-        (of == subtask.0).then_some(slot)
-    }
-
-    /// Whether the id is one of this sink: prefixes may begin with one another.
-    fn is_ours(&self, id: &str) -> bool {
-        self.place(id).is_some()
-    }
-
-    /// Subtask and slot of one of this sink's ids.
+    /// Subtask and slot of one of this sink's ids; none of another sink's: prefixes may begin with one another.
     fn place(&self, id: &str) -> Option<(u32, u32)> {
         let (subtask, slot) = id.strip_prefix(&self.prefix())?.split_once('-')?;
         let number = |text: &str| text.parse::<u32>().ok().filter(|n| n.to_string() == text);
@@ -133,15 +116,15 @@ impl Sink for KafkaSink {
     fn writer(&self, schema: SchemaRef, context: SinkContext) -> Result<Box<dyn SinkWriter>> {
         let maker = RecordMaker::new(&schema, &self.0.options)?;
         Ok(match self.0.options.guarantee {
-            Guarantee::AtLeastOnce => Box::new(AtLeastOnce::new(self.0.clone(), maker)),
-            Guarantee::ExactlyOnce => Box::new(ExactlyOnce::new(self.0.clone(), maker, context)?),
+            DeliveryGuarantee::AtLeastOnce => Box::new(AtLeastOnce::new(self.0.clone(), maker)),
+            DeliveryGuarantee::ExactlyOnce => Box::new(ExactlyOnce::new(self.0.clone(), maker, context)?),
         })
     }
 
     fn committer(&self) -> Result<Box<dyn Committer>> {
         Ok(match self.0.options.guarantee {
-            Guarantee::AtLeastOnce => Box::new(NothingToCommit),
-            Guarantee::ExactlyOnce => Box::new(TransactionCommitter::new(self.0.clone())),
+            DeliveryGuarantee::AtLeastOnce => Box::new(NothingToCommit),
+            DeliveryGuarantee::ExactlyOnce => Box::new(TransactionCommitter::new(self.0.clone())),
         })
     }
 }

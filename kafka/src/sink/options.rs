@@ -7,6 +7,7 @@ use std::time::Duration;
 use millstream_common::{Error, Result};
 use millstream_formats::EncodingFormat;
 
+use crate::client::check_connection;
 use crate::security::Security;
 
 /// Where a row goes.
@@ -20,7 +21,7 @@ pub enum ToTopic {
 
 /// What the sink promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Guarantee {
+pub enum DeliveryGuarantee {
     /// Rows are visible at once; after a failure some of them come a second time.
     AtLeastOnce,
     /// Rows of an epoch are visible together, once its version is durable, to readers of committed records: never twice, and
@@ -78,7 +79,7 @@ pub struct KafkaSinkOptions {
     /// Partition, time stamp, headers.
     pub columns: FromColumns,
     /// What it promises.
-    pub guarantee: Guarantee,
+    pub guarantee: DeliveryGuarantee,
     /// What transactional ids begin with: no other sink of the cluster, in this job or another, may have the same. The name of
     /// the job is a good beginning: a fork has its own.
     pub transactional_id_prefix: String,
@@ -122,7 +123,7 @@ impl KafkaSinkOptions {
             value_knows_changes: false,
             key: None,
             columns: FromColumns::default(),
-            guarantee: Guarantee::default(),
+            guarantee: DeliveryGuarantee::default(),
             transactional_id_prefix: transactional_id_prefix.into(),
             transaction_timeout: Duration::from_secs(15 * 60),
             lost_transactions: LostTransactions::default(),
@@ -134,25 +135,18 @@ impl KafkaSinkOptions {
     /// What cannot be, by itself.
     pub(super) fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::config(what).code(1360));
-        if self.bootstrap.is_empty() {
-            return Err(Error::config("no broker is named").code(1342).next("name one as HOST:PORT"));
-        }
+        check_connection(&self.bootstrap, &self.security, &self.properties, &OURS, ("sink", 1360))?;
         if matches!(&self.topic, ToTopic::Named(name) | ToTopic::Column(name) if name.is_empty()) {
             return wrong("no topic is named".into());
         }
         if self.key.as_ref().is_some_and(|key| key.columns.is_empty()) {
             return wrong("a key has no column".into());
         }
-        if self.guarantee == Guarantee::ExactlyOnce && self.transactional_id_prefix.is_empty() {
+        if self.guarantee == DeliveryGuarantee::ExactlyOnce && self.transactional_id_prefix.is_empty() {
             return wrong("exactly once needs a prefix of transactional ids".into());
         }
         if self.transaction_timeout.is_zero() || self.transaction_timeout.as_millis() > i32::MAX as u128 {
             return wrong(format!("a transaction cannot last {:?}", self.transaction_timeout));
-        }
-        self.security.check()?;
-        Security::check_properties(self.properties.keys())?;
-        if let Some(name) = self.properties.keys().find(|name| OURS.contains(&name.as_str())) {
-            return wrong(format!("the property {name} of librdkafka follows from the settings of the sink"));
         }
         Ok(())
     }

@@ -47,8 +47,8 @@ impl Slots {
         }
     }
 
-    /// A version up to `epoch` is durable and lists these slots; gives those that are free from now on.
-    pub(super) fn on_version(&mut self, epoch: Epoch, listed: &[u32]) -> Vec<u32> {
+    /// A version up to `epoch` is durable and lists these slots.
+    pub(super) fn on_version(&mut self, epoch: Epoch, listed: &[u32]) {
         for &slot in listed {
             let slot = slot as usize;
             if self.0.len() <= slot {
@@ -59,16 +59,13 @@ impl Slots {
                 self.0[slot] = Slot::PreCommitted(epoch);
             }
         }
-        let mut freed = Vec::new();
         for (i, s) in (0u32..).zip(&mut self.0) {
             // A planted bug: it is used again as soon as its version is durable.
             let is_listed = listed.contains(&i) && !bug_is_planted(36);
             if matches!(s, Slot::PreCommitted(of) if *of <= epoch) && !is_listed {
                 *s = Slot::Free;
-                freed.push(i);
             }
         }
-        freed
     }
 }
 
@@ -76,17 +73,26 @@ impl Slots {
 mod tests {
     use super::*;
 
+    /// The slots that a version frees.
+    fn freed_by(slots: &mut Slots, epoch: Epoch, listed: &[u32]) -> Vec<u32> {
+        let before = slots.clone();
+        slots.on_version(epoch, listed);
+        let was_free = |i: usize| before.0.get(i).is_none_or(|s| *s == Slot::Free);
+        let now = slots.0.iter().enumerate().filter(|(_, s)| **s == Slot::Free);
+        now.filter(|(i, _)| !was_free(*i)).map(|(i, _)| i as u32).collect()
+    }
+
     #[test]
     fn a_slot_is_free_when_a_version_that_came_after_its_own_does_not_list_it() {
         let mut slots = Slots::default();
         assert_eq!(slots.take().unwrap(), 0);
         slots.pre_commit(0, Epoch(5));
         // A version from before it says nothing of it.
-        assert!(slots.on_version(Epoch(4), &[]).is_empty());
+        assert!(freed_by(&mut slots, Epoch(4), &[]).is_empty());
         assert_eq!(slots.take().unwrap(), 1);
-        assert!(slots.on_version(Epoch(5), &[0]).is_empty());
+        assert!(freed_by(&mut slots, Epoch(5), &[0]).is_empty());
         slots.pre_commit(1, Epoch(6));
-        assert_eq!(slots.on_version(Epoch(6), &[1]), [0]);
+        assert_eq!(freed_by(&mut slots, Epoch(6), &[1]), [0]);
         assert_eq!(slots.take().unwrap(), 0);
         assert_eq!(slots.take().unwrap(), 2);
     }
@@ -94,11 +100,11 @@ mod tests {
     #[test]
     fn what_an_earlier_instance_left_is_left_alone_until_it_is_no_longer_listed() {
         let mut slots = Slots::default();
-        assert!(slots.on_version(Epoch(9), &[1, 3]).is_empty());
+        assert!(freed_by(&mut slots, Epoch(9), &[1, 3]).is_empty());
         assert_eq!([slots.take().unwrap(), slots.take().unwrap(), slots.take().unwrap()], [0, 2, 4]);
-        assert_eq!(slots.on_version(Epoch(10), &[3]), [1]);
+        assert_eq!(freed_by(&mut slots, Epoch(10), &[3]), [1]);
         assert_eq!(slots.take().unwrap(), 1);
-        assert_eq!(slots.on_version(Epoch(11), &[]), [3]);
+        assert_eq!(freed_by(&mut slots, Epoch(11), &[]), [3]);
     }
 
     #[test]

@@ -117,17 +117,13 @@ impl ExactlyOnce {
         Ok(Self { shared, maker, context, slots: Slots::default(), open: None, next: None })
     }
 
-    fn id(&self, slot: u32) -> String {
-        self.shared.id(self.context.subtask, slot)
-    }
-
     /// Makes the producer of a free slot ready.
     fn prepare(&mut self) -> Result<()> {
         if self.next.is_some() {
             return Ok(());
         }
         let slot = self.slots.take()?;
-        let (id, shared) = (self.id(slot), self.shared.clone());
+        let (id, shared) = (self.shared.id(self.context.subtask, slot), self.shared.clone());
         self.next = Some(self.shared.env.run(Lane::Io, "make a producer ready", async move {
             let producer = shared.producers.transactional(id.clone()).await?;
             Ok(Ready { slot, id, producer })
@@ -135,18 +131,16 @@ impl ExactlyOnce {
         Ok(())
     }
 
-    async fn open(&mut self) -> Result<&mut Open> {
-        if self.open.is_none() {
-            self.prepare()?;
-            let Some(next) = &mut self.next else { return Err(Error::internal("no producer is made")) };
-            let ready = next.await;
-            self.next = None;
-            let mut ready = ready??;
-            ready.producer.begin()?;
-            self.open = Some(Open { ready, rows: 0, records: 0 });
-            self.prepare()?;
-        }
-        self.open.as_mut().ok_or_else(|| Error::internal("no transaction is open"))
+    /// Begins a transaction.
+    async fn begin(&mut self) -> Result<Open> {
+        self.prepare()?;
+        let Some(next) = &mut self.next else { return Err(Error::internal("no producer is made")) };
+        let ready = next.await;
+        self.next = None;
+        let mut ready = ready??;
+        ready.producer.begin()?;
+        self.prepare()?;
+        Ok(Open { ready, rows: 0, records: 0 })
     }
 }
 
@@ -175,9 +169,9 @@ impl SinkWriter for ExactlyOnce {
     fn on_version<'a>(&'a mut self, version: DurableVersion<'a>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let mut listed = Vec::new();
-            for c in version.committables {
+            for c in version.committables.iter().filter(|c| c.subtask == self.context.subtask) {
                 let transaction = Transaction::decode(&c.payload)?;
-                listed.extend(self.shared.slot_of(&transaction.id, self.context.subtask));
+                listed.extend(self.shared.place(&transaction.id).map(|(_, slot)| slot));
             }
             self.slots.on_version(version.epoch, &listed);
             if self.open.is_none() {
@@ -192,10 +186,13 @@ impl SinkWriter for ExactlyOnce {
             if batch.num_rows() == 0 {
                 return Ok(());
             }
-            self.open().await?;
-            let Some(open) = &mut self.open else { return Err(Error::internal("no transaction is open")) };
+            let mut open = match self.open.take() {
+                Some(open) => open,
+                None => self.begin().await?,
+            };
             open.records += send(&self.shared.env, &mut *open.ready.producer, &mut self.maker, batch).await?;
             open.rows += batch.num_rows() as u64;
+            self.open = Some(open);
             Ok(())
         })
     }

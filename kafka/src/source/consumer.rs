@@ -166,12 +166,7 @@ impl Consumer {
             there.store(true, Ordering::Release);
             all.lock().iter().for_each(|waker| waker.lock().wake());
         });
-        let asking = BrokersOptions {
-            bootstrap: options.bootstrap.clone(),
-            security: options.security.clone(),
-            request_timeout: Duration::from_secs(10),
-            retry_timeout: Duration::from_secs(1),
-        };
+        let asking = BrokersOptions::new(&options.bootstrap, &options.security, Duration::from_secs(1));
         Ok(Self {
             brokers: Brokers::new(env.clone(), Arc::new(TcpDial), asking),
             env,

@@ -11,7 +11,6 @@ mod reader;
 mod splits;
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use arrow_schema::{Schema, SchemaRef};
 use millstream_common::{Env, Error, Result};
@@ -73,13 +72,9 @@ impl Source for KafkaSource {
     }
 
     fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
-        let options = BrokersOptions {
-            bootstrap: self.options.bootstrap.clone(),
-            security: self.options.security.clone(),
-            request_timeout: Duration::from_secs(10),
-            retry_timeout: self.options.retry_timeout,
-        };
-        let brokers = Brokers::new(self.env.clone(), Arc::new(TcpDial), options);
+        let o = &self.options;
+        let asking = BrokersOptions::new(&o.bootstrap, &o.security, o.retry_timeout);
+        let brokers = Brokers::new(self.env.clone(), Arc::new(TcpDial), asking);
         Ok(Box::new(PartitionEnumerator { brokers, options: (*self.options).clone() }))
     }
 

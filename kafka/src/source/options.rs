@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use millstream_common::{Error, Result};
 
-use crate::client::Isolation;
+use crate::client::{Isolation, check_connection};
 use crate::security::Security;
 
 /// Which topics are read.
@@ -134,9 +134,7 @@ impl KafkaSourceOptions {
     /// What cannot be, by itself.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::config(what).code(1344));
-        if self.bootstrap.is_empty() {
-            return Err(Error::config("no broker is named").code(1342).next("name one as HOST:PORT"));
-        }
+        check_connection(&self.bootstrap, &self.security, &self.properties, &OURS, ("source", 1344))?;
         if matches!(&self.topics, Topics::Named(names) if names.is_empty()) {
             return wrong("no topic is named".into());
         }
@@ -158,11 +156,6 @@ impl KafkaSourceOptions {
             || matches!(&self.stop, Some(StopAt::Offsets(o)) if given(o))
         {
             return wrong("an offset is never below 0".into());
-        }
-        self.security.check()?;
-        Security::check_properties(self.properties.keys())?;
-        if let Some(name) = self.properties.keys().find(|name| OURS.contains(&name.as_str())) {
-            return wrong(format!("the property {name} of librdkafka follows from the settings of the source"));
         }
         Ok(())
     }

@@ -16,7 +16,9 @@ use millstream_formats::debezium::DebeziumEncoding;
 use millstream_formats::json::JsonEncoding;
 use millstream_formats::raw::RawFormat;
 use millstream_kafka::security::Security;
-use millstream_kafka::sink::{FromColumns, Guarantee, KafkaSink, KafkaSinkOptions, Key, LostTransactions, ToTopic};
+use millstream_kafka::sink::{
+    DeliveryGuarantee, FromColumns, KafkaSink, KafkaSinkOptions, Key, LostTransactions, ToTopic,
+};
 
 use super::support::{Record, Seen, begin, bootstrap, brokers, create_topic, read, run, unique};
 
@@ -126,7 +128,7 @@ fn at_least_once_passes_the_exam_of_those_that_commit_nothing() {
     run(|env| async move {
         let topic = unique("least");
         create_topic(&topic, 2).await;
-        let options = KafkaSinkOptions { guarantee: Guarantee::AtLeastOnce, ..options(&topic, "") };
+        let options = KafkaSinkOptions { guarantee: DeliveryGuarantee::AtLeastOnce, ..options(&topic, "") };
         check_uncommitted_sink(&sink(&env, options)).await;
         assert!(!read(&topic, 2).is_empty(), "and its rows are there");
     });
@@ -311,7 +313,7 @@ fn a_record_gets_key_partition_time_and_headers_from_columns() {
         let batch = RecordBatch::try_new(schema.clone(), columns.iter().map(|c| c.1.clone()).collect()).unwrap();
         let name = RawFormat::new(Arc::new(Schema::new(vec![Field::new("name", DataType::Utf8, false)]))).unwrap();
         let mut options = options("", "");
-        options.guarantee = Guarantee::AtLeastOnce;
+        options.guarantee = DeliveryGuarantee::AtLeastOnce;
         options.topic = ToTopic::Column("topic".into());
         options.key = Some(Key { columns: vec!["name".into()], format: Arc::new(name) });
         let some = |name: &str| Some(name.to_owned());
@@ -358,7 +360,7 @@ fn a_changelog_becomes_upserts_and_tombstones_or_change_events() {
             Arc::new(Int64Array::from(vec![1, 1, 2, 2])),
         ];
         let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
-        let mut options = KafkaSinkOptions { guarantee: Guarantee::AtLeastOnce, ..options(&upserts, "") };
+        let mut options = KafkaSinkOptions { guarantee: DeliveryGuarantee::AtLeastOnce, ..options(&upserts, "") };
         let keyless = sink(&env, options.clone()).writer(schema.clone(), context(0)).err().unwrap();
         assert_eq!(keyless.number(), 1365, "{keyless}");
         options.key = Some(Key { columns: vec!["k".into()], format: Arc::new(JsonEncoding) });
