@@ -12,7 +12,7 @@ max="${1:-1000}"
 shift || true
 bugs=("$@")
 if [ ${#bugs[@]} -eq 0 ]; then
-    bugs=(1 2 3 4 5 6 7 8 9 10 11 12 13 14 16 17 18 19 20 21 22 23 24 25 26 27 28 30 31 32 33 34 36)
+    bugs=(1 2 3 4 5 6 7 8 9 10 11 12 13 14 16 17 18 19 20 21 22 23 24 25 26 27 28 30 31 32 33 34 36 37 38)
 fi
 target=${CARGO_TARGET_DIR:-target}
 out=$target/planted
@@ -58,6 +58,8 @@ what() {
         33) echo "a leader that was deposed while it opened a job goes on with it" ;;
         34) echo "what is read back from the store never expires" ;;
         36) echo "a transactional id is used again as soon as a version lists its transaction" ;;
+        37) echo "a transactional id is used although a second request to make its producer may be on its way" ;;
+        38) echo "a deployment that is over aborts what its successor has open" ;;
         *) echo "?" ;;
     esac
 }

@@ -4,6 +4,7 @@
 //! coordinator carries out. One record is in flight per job; an epoch is over when its record stands (or when nothing
 //! had changed), never before.
 
+mod commits;
 mod compaction;
 #[cfg(test)]
 mod compaction_tests;
@@ -21,8 +22,8 @@ use millstream_common::env::Moment;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
-    CheckpointReport, CommitNow, Confirmed, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec, LiveSplits, Placement,
-    SplitCount, SplitId, SplitOwner, StopJob, VersionCommitted, inject_barrier::Kind, to_coordinator, to_worker,
+    CheckpointReport, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec, LiveSplits, Placement, SplitCount, SplitId,
+    SplitOwner, StopJob, VersionCommitted, inject_barrier::Kind, to_coordinator, to_worker,
 };
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
@@ -34,7 +35,7 @@ use self::compaction::Book;
 use self::drain::Departed;
 use self::rescale::{Rescale, Stage};
 use super::assignment;
-use super::record::{self, CommittableKey, EpochResult, committable_id_key, committable_key};
+use super::record::{self, CommittableKey, EpochResult, committable_key};
 use super::statistics::Statistics;
 use crate::convert::{assignment_from_proto, assignment_to_proto, failure_from_proto};
 use crate::element::Assignment;
@@ -102,6 +103,8 @@ pub(crate) enum Timer {
         execution: u64,
         asked: u64,
     },
+    /// Output could not be committed while the job waits for slots.
+    CommitAgain,
     /// The record in flight is to be sent again.
     Recommit {
         number: u64,
@@ -188,6 +191,8 @@ pub(crate) struct JobMaster {
     pub(crate) placement: Vec<String>,
     /// Workers without subtasks since a rescale: they may still owe commits.
     departed: BTreeMap<String, Departed>,
+    /// The worker that commits what the record lists while the job waits for slots.
+    commits_at: Option<String>,
     /// Since when a last checkpoint is waited for, before slots that leave are given up.
     giving_up: Option<Moment>,
     splits: Vec<KnownSplit>,
@@ -248,6 +253,7 @@ impl JobMaster {
             assignment,
             placement: Vec::new(),
             departed: BTreeMap::new(),
+            commits_at: None,
             giving_up: None,
             splits,
             owners: BTreeMap::new(),
@@ -379,7 +385,10 @@ impl JobMaster {
             Ok(a) => self.assignment = a,
             Err(e) => return self.end(End::Failed, Some(e), t),
         }
-        let Some(placement) = place(self.assignment.parallelism(), t.workers) else { return };
+        let Some(placement) = place(self.assignment.parallelism(), t.workers) else {
+            return self.commit_without_slots(t);
+        };
+        self.release_committer(t);
         self.placement = placement;
         self.last_committed = false;
         self.execution += 1;
@@ -395,16 +404,7 @@ impl JobMaster {
         self.input_ended = false;
         self.phase = Phase::Recovering;
         // What the record lists is committed before anybody writes on; leftovers of older deployments go.
-        let committables = self
-            .record
-            .committables
-            .iter()
-            .filter(|c| !self.confirmed.contains(&committable_key(c)))
-            .cloned()
-            .collect();
-        let order =
-            CommitNow { job: Some(self.job_ref()), spec: Some(self.spec.clone()), committables, clean_up: true };
-        t.out.push(Action::Send(self.placement[0].clone(), Box::new(to_worker::Message::CommitNow(order))));
+        self.commit_listed(&self.placement[0], true, t);
     }
 
     fn owners_for(&self, parallelism: u32) -> BTreeMap<(String, String), u32> {
@@ -539,7 +539,7 @@ impl JobMaster {
                 let error = failure_from_proto(&f.failure.unwrap_or_default());
                 self.on_failure(error, t);
             }
-            M::Confirmed(c) => self.on_confirmed(c, t),
+            M::Confirmed(c) => self.on_confirmed(worker, c, t),
             M::CompactionDone(c) => self.on_compacted(worker, c, t),
             M::CompactionFailed(f) => self.on_compaction_failed(worker, f, t),
             M::Serving(s) => {
@@ -590,25 +590,6 @@ impl JobMaster {
             self.ending = Some(Status::Finished);
             self.trigger(Kind::Last, t);
         }
-    }
-
-    fn on_confirmed(&mut self, c: Confirmed, t: &mut Turn<'_>) {
-        for id in &c.committables {
-            let key = committable_id_key(id);
-            if let Some(listed) = self.record.committables.iter().find(|c| committable_key(c) == key)
-                && self.confirmed.insert(key)
-            {
-                self.statistics.rows_out += listed.rows;
-            }
-        }
-        if let Some(f) = c.failure {
-            return self.on_failure(failure_from_proto(&f), t);
-        }
-        if self.phase == Phase::Recovering {
-            self.deploy(t);
-        }
-        self.release_departed(t);
-        self.pump(t);
     }
 
     // ---- checkpoints
@@ -738,11 +719,6 @@ impl JobMaster {
         }
         let periodic = !interval.is_zero() && interval <= NEAR && self.ending.is_none() && self.rescale.is_none();
         periodic || self.checkpoint.is_some()
-    }
-
-    /// Whether all output that the newest record lists is visible.
-    fn confirmed_all(&self) -> bool {
-        self.record.committables.iter().all(|c| self.confirmed.contains(&committable_key(c)))
     }
 
     /// What compactions wrote that `record`, made with them, does not list goes at once.
@@ -955,6 +931,7 @@ impl JobMaster {
                     self.send_live_splits(t);
                 }
             }
+            Timer::CommitAgain => self.commit_without_slots(t),
             Timer::Quiet { execution, asked } => {
                 if execution == self.execution && asked == self.rescales_asked {
                     self.when_quiet(t);
@@ -985,6 +962,9 @@ impl JobMaster {
     /// A worker is gone.
     pub(crate) fn on_worker_lost(&mut self, worker: &str, t: &mut Turn<'_>) {
         self.on_runner_lost(worker);
+        if self.commits_at.take_if(|w| w == worker).is_some() {
+            self.commit_without_slots(t);
+        }
         // One that a rescale has left without subtasks takes the commits along that it owes: others make them anew.
         let owes = self.departed.remove(worker).is_some_and(|d| self.owes(&d)) && !bug_is_planted(31);
         if !self.has_ended() && (owes || self.uses(worker)) {
@@ -1054,6 +1034,7 @@ impl JobMaster {
         let mut workers = self.workers_in_use();
         workers.extend(std::mem::take(&mut self.departed).into_keys());
         workers.extend(self.stop_compactors());
+        workers.extend(self.commits_at.take());
         for w in workers {
             let stop = to_worker::Message::StopJob(StopJob { job: Some(self.job_ref()) });
             t.out.push(Action::Send(w, Box::new(stop)));

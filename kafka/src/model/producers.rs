@@ -16,7 +16,9 @@ use crate::sink::{Identity, Outgoing, Producer, Producers};
 const LINGER: usize = 5;
 /// Records that a producer holds.
 const ROOM: usize = 64;
-/// From one try to the next.
+/// From one request for a producer to the next.
+const AGAIN: Duration = Duration::from_secs(1);
+/// From one try of records to the next.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes producers of a process.
@@ -46,8 +48,14 @@ impl Producers for ModelProducers {
     fn transactional(&self, id: String) -> BoxFuture<'static, Result<Box<dyn Producer>>> {
         let (env, broker, timeout) = (self.env.clone(), self.broker.clone(), self.transaction_timeout);
         Box::pin(async move {
-            let of = id.clone();
-            let identity = broker.perform(move |b| b.init(&of, timeout)).await?;
+            let identity = loop {
+                let of = id.clone();
+                match broker.perform(move |b| b.init(&of, timeout)).await {
+                    Ok(identity) => break identity,
+                    // For as long as somebody waits for it.
+                    Err(_) => env.sleep(AGAIN).await,
+                }
+            };
             Ok(Box::new(ModelProducer::new(env, broker, id, identity)) as Box<dyn Producer>)
         })
     }

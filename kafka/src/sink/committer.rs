@@ -8,9 +8,9 @@ use millstream_common::planted::bug_is_planted;
 use millstream_common::{Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer};
 
-use super::Shared;
 use super::committable::{Judged, Transaction};
 use super::options::LostTransactions;
+use super::{Shared, ids};
 
 /// Newer versions of the request take a commit that is repeated after one by an older version for an error.
 const COMMIT_VERSION: i16 = 4;
@@ -83,11 +83,16 @@ impl Committer for TransactionCommitter {
         Box::pin((*self).commit(committable))
     }
 
-    fn clean_up(&mut self, _: Generation, _: Execution) -> BoxFuture<'_, Result<()>> {
+    fn clean_up(&mut self, generation: Generation, execution: Execution) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            // What the version lists has been committed: whatever is open is of deployments that are gone.
-            for (id, _) in self.shared.brokers.ongoing_transactions(&self.shared.prefix()).await? {
-                if self.shared.place(&id).is_some() {
+            let prefix = &self.shared.options.transactional_id_prefix;
+            // What the version lists has been committed: whatever older deployments have open is nobody's. Newer ones there
+            // are when this one is over, and does not know it.
+            let is_nobodys = |id: &str| {
+                ids::deployment(prefix, id).is_some_and(|of| of < (generation, execution) || bug_is_planted(38))
+            };
+            for (id, _) in self.shared.brokers.ongoing_transactions(&ids::of_sink(prefix)).await? {
+                if is_nobodys(&id) {
                     tracing::info!("the open transaction of {id} belongs to nobody and is aborted");
                     self.shared.brokers.fence(&id, self.shared.options.transaction_timeout).await?;
                 }

@@ -2,14 +2,16 @@
 //!
 //! Exactly once: the rows of an epoch go into a transaction of the broker. At the barrier it is flushed, and the version keeps
 //! which one it is. Once the version is durable it is committed, by a request of our own that any process can send: a
-//! writer may be gone by then. A subtask has several transactional ids, `PREFIX-SUBTASK-SLOT`, and uses one again
-//! when no version lists its last transaction. Each transaction has a producer of its own, and so an epoch of its own: a
+//! writer may be gone by then. A writer has several transactional ids ([`ids`]), and uses one again when no version lists its
+//! last transaction. No other writer has them: a request to make a producer, which ends what is open under its id, may arrive
+//! when its sender is long gone. Each transaction has a producer of its own, and so an epoch of its own: a
 //! commit that was asked for more than once, and arrives late, must not hit the transaction after it.
 //!
 //! Protocol: what a broker answers was measured on Apache Kafka 4.1.1; its source is the protocol guide.
 
 mod committable;
 mod committer;
+mod ids;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
 mod options;
@@ -21,7 +23,7 @@ mod writer;
 use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
-use millstream_common::{Env, Error, Result, SubtaskIndex};
+use millstream_common::{Env, Error, Result};
 use millstream_engine::sink::{Committer, Sink, SinkContext, SinkWriter};
 
 #[cfg(feature = "librdkafka")]
@@ -77,21 +79,6 @@ fn asking(env: &Env, options: &KafkaSinkOptions, dial: Arc<dyn Dial>) -> Brokers
 }
 
 impl Shared {
-    fn prefix(&self) -> String {
-        format!("{}-", self.options.transactional_id_prefix)
-    }
-
-    fn id(&self, subtask: SubtaskIndex, slot: u32) -> String {
-        format!("{}{subtask}-{slot}", self.prefix())
-    }
-
-    /// Subtask and slot of one of this sink's ids; none of another sink's: prefixes may begin with one another.
-    fn place(&self, id: &str) -> Option<(u32, u32)> {
-        let (subtask, slot) = id.strip_prefix(&self.prefix())?.split_once('-')?;
-        let number = |text: &str| text.parse::<u32>().ok().filter(|n| n.to_string() == text);
-        Some((number(subtask)?, number(slot)?))
-    }
-
     /// A transaction begins behind one checkpoint and is committed behind the next one.
     fn check_timeout(&self, context: &SinkContext) -> Result<()> {
         let (interval, duration) = (context.checkpoint_interval, context.checkpoint_timeout);

@@ -1,12 +1,12 @@
-//! Which transactional ids of a subtask may be used when. Decisions only.
+//! Which transactional ids of a writer may be used when. Decisions only.
 //!
-//! A subtask has a few ids, one a slot. One that was pre-committed is used again when its commit was confirmed and a newer
+//! A writer has a few ids, one a slot. One that was pre-committed is used again when its commit was confirmed and a newer
 //! version that no longer lists it is durable: until then a restart would commit what it finds under the id.
 
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Epoch, Error, Result};
 
-/// So many transactions of a subtask wait for their commits at most.
+/// So many transactions of a writer wait for their commits at most.
 pub(super) const SLOTS_MAX: u32 = 64;
 
 /// What a slot is used for.
@@ -17,22 +17,25 @@ enum Slot {
     Taken,
     /// Its transaction waits for a commit, or may be asked for by a restart.
     PreCommitted(Epoch),
+    /// Somebody may still make a producer for it: never used.
+    Spent,
 }
 
-/// The slots of a subtask.
+/// The slots of a writer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slots(Vec<Slot>);
 
 impl Slots {
     /// The first free one, which is taken now.
     pub(super) fn take(&mut self) -> Result<u32> {
-        let free = self.0.iter().position(|s| *s == Slot::Free).unwrap_or(self.0.len());
-        if free as u32 >= SLOTS_MAX {
+        let waiting = self.0.iter().filter(|s| matches!(s, Slot::PreCommitted(_))).count();
+        if waiting as u32 >= SLOTS_MAX {
             let what = format!("{SLOTS_MAX} transactions of a subtask wait for their commits");
             return Err(Error::unavailable(what)
                 .code(2441)
                 .next("see why commits do not come through: the log says what the brokers answer"));
         }
+        let free = self.0.iter().position(|s| *s == Slot::Free).unwrap_or(self.0.len());
         if free == self.0.len() {
             self.0.push(Slot::Free);
         }
@@ -47,18 +50,15 @@ impl Slots {
         }
     }
 
+    /// A taken slot is left alone from now on.
+    pub(super) fn spend(&mut self, slot: u32) {
+        if let Some(s) = self.0.get_mut(slot as usize) {
+            *s = Slot::Spent;
+        }
+    }
+
     /// A version up to `epoch` is durable and lists these slots.
     pub(super) fn on_version(&mut self, epoch: Epoch, listed: &[u32]) {
-        for &slot in listed {
-            let slot = slot as usize;
-            if self.0.len() <= slot {
-                self.0.resize(slot + 1, Slot::Free);
-            }
-            // Somebody else's: an instance of this subtask that is gone.
-            if self.0[slot] == Slot::Free {
-                self.0[slot] = Slot::PreCommitted(epoch);
-            }
-        }
         for (i, s) in (0u32..).zip(&mut self.0) {
             // A planted bug: it is used again as soon as its version is durable.
             let is_listed = listed.contains(&i) && !bug_is_planted(36);
@@ -98,18 +98,19 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_instance_left_is_left_alone_until_it_is_no_longer_listed() {
+    fn a_spent_slot_is_never_used_again() {
         let mut slots = Slots::default();
-        assert!(freed_by(&mut slots, Epoch(9), &[1, 3]).is_empty());
-        assert_eq!([slots.take().unwrap(), slots.take().unwrap(), slots.take().unwrap()], [0, 2, 4]);
-        assert_eq!(freed_by(&mut slots, Epoch(10), &[3]), [1]);
+        assert_eq!(slots.take().unwrap(), 0);
+        slots.spend(0);
+        assert!(freed_by(&mut slots, Epoch(9), &[]).is_empty());
         assert_eq!(slots.take().unwrap(), 1);
-        assert_eq!(freed_by(&mut slots, Epoch(11), &[]), [3]);
     }
 
     #[test]
     fn the_pool_has_an_end() {
         let mut slots = Slots::default();
+        let spent = slots.take().unwrap();
+        slots.spend(spent);
         for n in 0..SLOTS_MAX {
             let slot = slots.take().unwrap();
             slots.pre_commit(slot, Epoch(u64::from(n)));

@@ -11,6 +11,7 @@ use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkWriter
 
 use super::Shared;
 use super::committable::Transaction;
+use super::ids::WriterIds;
 use super::produce::{Identity, Producer};
 use super::records::RecordMaker;
 use super::slots::Slots;
@@ -86,11 +87,20 @@ impl SinkWriter for AtLeastOnce {
     }
 }
 
+/// Making a producer that takes longer may have been asked for more than once: librdkafka asks again half a second after a
+/// request that failed. A request that comes late ends what has been written under the id by then.
+const ASKED_ONCE: Duration = Duration::from_secs(1);
+
+/// So many ids are tried until one is made in time; brokers may always be slow.
+const IDS_TRIED: u32 = 5;
+
 /// A producer that may begin a transaction, and its slot.
 struct Ready {
     slot: u32,
     id: String,
     producer: Box<dyn Producer>,
+    /// A request to make another one may be on its way.
+    doubtful: bool,
 }
 
 /// A transaction of the epoch.
@@ -105,6 +115,7 @@ pub(super) struct ExactlyOnce {
     shared: Arc<Shared>,
     maker: RecordMaker,
     context: SinkContext,
+    ids: WriterIds,
     slots: Slots,
     open: Option<Open>,
     /// The one after it: made ready beside the writing, as that takes a while.
@@ -114,7 +125,8 @@ pub(super) struct ExactlyOnce {
 impl ExactlyOnce {
     pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker, context: SinkContext) -> Result<Self> {
         shared.check_timeout(&context)?;
-        Ok(Self { shared, maker, context, slots: Slots::default(), open: None, next: None })
+        let ids = WriterIds::new(&shared.options.transactional_id_prefix, &context);
+        Ok(Self { shared, maker, context, ids, slots: Slots::default(), open: None, next: None })
     }
 
     /// Makes the producer of a free slot ready.
@@ -123,24 +135,34 @@ impl ExactlyOnce {
             return Ok(());
         }
         let slot = self.slots.take()?;
-        let (id, shared) = (self.shared.id(self.context.subtask, slot), self.shared.clone());
+        let (id, shared) = (self.ids.id(slot), self.shared.clone());
         self.next = Some(self.shared.env.run(Lane::Io, "make a producer ready", async move {
+            let begun = shared.env.now();
             let producer = shared.producers.transactional(id.clone()).await?;
-            Ok(Ready { slot, id, producer })
+            // A planted bug: whatever was asked for before has come through.
+            let doubtful = shared.env.now().since(begun) >= ASKED_ONCE && !bug_is_planted(37);
+            Ok(Ready { slot, id, producer, doubtful })
         }));
         Ok(())
     }
 
     /// Begins a transaction.
     async fn begin(&mut self) -> Result<Open> {
-        self.prepare()?;
-        let Some(next) = &mut self.next else { return Err(Error::internal("no producer is made")) };
-        let ready = next.await;
-        self.next = None;
-        let mut ready = ready??;
-        ready.producer.begin()?;
-        self.prepare()?;
-        Ok(Open { ready, rows: 0, records: 0 })
+        for tried in 1.. {
+            self.prepare()?;
+            let Some(next) = &mut self.next else { break };
+            let ready = next.await;
+            self.next = None;
+            let mut ready = ready??;
+            if ready.doubtful && tried < IDS_TRIED {
+                self.slots.spend(ready.slot);
+                continue;
+            }
+            ready.producer.begin()?;
+            self.prepare()?;
+            return Ok(Open { ready, rows: 0, records: 0 });
+        }
+        Err(Error::internal("no producer is made"))
     }
 }
 
@@ -170,8 +192,7 @@ impl SinkWriter for ExactlyOnce {
         Box::pin(async move {
             let mut listed = Vec::new();
             for c in version.committables.iter().filter(|c| c.subtask == self.context.subtask) {
-                let transaction = Transaction::decode(&c.payload)?;
-                listed.extend(self.shared.place(&transaction.id).map(|(_, slot)| slot));
+                listed.extend(self.ids.slot(&Transaction::decode(&c.payload)?.id));
             }
             self.slots.on_version(version.epoch, &listed);
             if self.open.is_none() {

@@ -173,6 +173,8 @@ const VISITS_PERCENT: u64 = 10;
 const KAFKA_PERCENT: u64 = 25;
 /// In how many of 100 of those a transaction may last no longer than a checkpoint takes, so that some are lost.
 const BRIEF_PERCENT: u64 = 20;
+/// In how many of 100 of those in which anything fails requests to the broker do.
+const KAFKA_FAULTS_PERCENT: u64 = 60;
 /// How many seeds of 100 play a scene.
 const SCENES_PERCENT: u64 = 30;
 /// Coordinators that there can be at a time.
@@ -252,6 +254,13 @@ impl Plan {
             plan.to_kafka = Some(if brief { plan.briefest_transaction() } else { Duration::from_secs(900) });
             // A broker does not tell of which epoch a row is, by which a fork's rows are told from its parent's.
             plan.forks.clear();
+            if !plan.faults.is_empty() && dice.chance(KAFKA_FAULTS_PERCENT) {
+                for _ in 0..dice.within(1..8) {
+                    let fault = Fault::Outside { percent: dice.within(5..60), lasts: dice.millis(200..9_000) };
+                    plan.faults.push((plan.moment(&mut dice), fault));
+                }
+                plan.faults.sort_by_key(|f| f.0);
+            }
         }
         plan.settings_later = plan.settings.clone();
         let block_size = *Dice::new(seed, "settings later").pick(&["1KiB", "4KiB", "15KiB"]);

@@ -3,7 +3,7 @@
 //!
 //! Order of events for a worker that leaves: when there are slots elsewhere its subtasks move at once, else as soon as some
 //! come; when none have come for as long as the worker waits, a last checkpoint, then the job goes to `restarting` and
-//! waits there. The parallelism never changes by itself, and a worker that comes draws nothing to it: for that there is
+//! waits there, while some worker commits what that checkpoint lists ([`super::commits`]). The parallelism never changes by itself, and a worker that comes draws nothing to it: for that there is
 //! [`JobMaster::want_rebalance`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,11 +40,12 @@ impl JobMaster {
         self.give_compactions(t);
     }
 
-    /// Whether a worker has to stay for the job: it runs subtasks or will, or merges runs, or it owes commits.
+    /// Whether a worker has to stay for the job: it runs subtasks or will, or merges runs, or it owes commits or makes some.
     pub(crate) fn needs(&self, worker: &str) -> bool {
         // Planted bug 31: a worker without subtasks may go, whatever it has not committed.
         let owes = self.departed.contains_key(worker) && !bug_is_planted(31);
-        !self.has_ended() && (owes || self.uses(worker) || self.book.running_at(worker) > 0)
+        let commits = self.commits_at.as_deref() == Some(worker);
+        !self.has_ended() && (owes || commits || self.uses(worker) || self.book.running_at(worker) > 0)
     }
 
     /// Whether what a worker counts is of the present deployment.
@@ -106,6 +107,7 @@ impl JobMaster {
         self.take_down(&e, t);
         // Nothing is broken: it goes on as soon as there are slots.
         self.phase = Phase::Restarting { delayed: false };
+        self.try_deploy(t);
     }
 
     /// Spreads the subtasks of the job over the workers so that these have equally many free slots.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use millstream_common::env::Moment;
-use millstream_common::{AssignmentId, Result};
+use millstream_common::{AssignmentId, Error, Result};
 use millstream_proto::control::{
     CheckpointReport, CommittableId, CompactionsHeld, Confirmed, Deployed, JobRef, JobSpec, Prepared, Serving,
     to_coordinator::Message as Up, to_worker::Message as Down,
@@ -12,8 +12,8 @@ use millstream_proto::control::{
 use millstream_proto::version::version_record::Status;
 use millstream_proto::version::{Committable, VersionRecord};
 
-use super::{Action, End, JobMaster, KnownSplit, Phase, Turn, WorkerFacts};
-use crate::convert::assignment_to_proto;
+use super::{Action, End, JobMaster, KnownSplit, Phase, Timer, Turn, WorkerFacts};
+use crate::convert::{assignment_to_proto, failure_to_proto};
 use crate::coordinator::assignment;
 use crate::settings::Settings;
 
@@ -332,9 +332,18 @@ fn without_slots_a_last_checkpoint_is_taken_and_the_job_waits() {
     c.with_output = true;
     c.passes(26);
     assert!(c.master.needs("a"), "the checkpoint goes before");
-    c.settle();
+    let listed = |m: &Down| matches!(m, Down::CommitNow(order) if !order.clean_up && order.committables.len() == 1);
+    while !c.told.iter().any(|(w, m)| w == "a" && listed(m)) {
+        match c.inbox.pop_front() {
+            Some((worker, message)) => c.obeys(&worker, message),
+            None if c.in_flight.is_some() => c.commit(),
+            None => panic!("nobody commits"),
+        }
+    }
     assert!(c.master.record.epoch > epoch);
     assert_eq!((c.master.state(), c.restarts()), ("restarting", 1));
+    assert!(c.master.needs("a"), "its output is not visible");
+    c.settle();
     assert!(!c.master.needs("a") && c.was_stopped("a"));
     assert_eq!(c.master.assignment.parallelism(), 2);
     assert_eq!(c.master.statistics.last_failure.as_ref().map(|f| f.0), Some(7133));
@@ -342,6 +351,41 @@ fn without_slots_a_last_checkpoint_is_taken_and_the_job_waits() {
     c.joins("b", 2);
     c.settle();
     assert_eq!((c.master.state(), c.placement().as_str(), c.restarts()), ("running", "b b", 1));
+}
+
+#[test]
+fn a_job_that_waits_for_slots_has_its_output_committed_by_whoever_is_there() {
+    let mut c = Cluster::running(2, &[("a", 2)]);
+    c.with_output = true;
+    c.turn(|m, t| m.want_checkpoint(1, t));
+    c.settle();
+    c.is_lost("a");
+    assert_eq!(c.master.phase, Phase::Restarting { delayed: true });
+    c.joins("b", 1);
+    let execution = c.master.execution;
+    c.turn(|m, t| m.on_timer(Timer::Restart { execution }, t));
+    assert!(c.master.needs("b"), "it commits");
+    // It fails, and is asked again; then it is lost, and another one commits.
+    let failure = Some(failure_to_proto(&Error::unavailable("no answer")));
+    c.says("b", Up::Confirmed(Confirmed { failure, ..Confirmed::default() }));
+    assert!(!c.master.needs("b") && c.was_stopped("b"));
+    c.turn(|m, t| m.on_timer(Timer::CommitAgain, t));
+    assert!(c.master.needs("b"));
+    c.is_lost("b");
+    c.inbox.clear();
+    c.joins("c", 1);
+    assert!(c.master.needs("c"));
+    c.settle();
+    assert_eq!((c.master.state(), c.master.needs("c")), ("restarting", false));
+    c.joins("d", 1);
+    c.settle();
+    assert_eq!(c.master.state(), "running");
+    let orders = c.told.iter().filter_map(|(w, m)| match m {
+        Down::CommitNow(order) => Some((w.as_str(), order.committables.len(), order.clean_up)),
+        _ => None,
+    });
+    let orders: Vec<_> = orders.collect();
+    assert_eq!(orders[1..], [("b", 1, false), ("b", 1, false), ("c", 1, false), ("c", 0, true)]);
 }
 
 #[test]
