@@ -46,13 +46,18 @@ pub trait Source: Send + Sync {
     fn schema(&self) -> SchemaRef;
     /// Finds the splits. Runs in the coordinator.
     fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>>;
+    /// How often the enumerator is asked for further splits while the job runs; `None`: never, it is asked when the job is opened.
+    fn discovery_interval(&self) -> Option<Duration> {
+        None
+    }
     /// Opens a split at `position` (`None`: at its start). Runs in a worker.
     fn reader(&self, split: &Split, position: Option<&Position>) -> Result<Box<dyn SplitReader>>;
 }
 
 /// Finds splits.
 pub trait SplitEnumerator: Send {
-    /// The splits that `known` does not name, in a stable order.
+    /// The splits that `known` does not name, in a stable order. Asked when the job is opened, and then, if it is not complete, after
+    /// each [`Source::discovery_interval`]. What a job had found and no version has is found anew when it is opened again.
     fn discover<'a>(&'a mut self, known: &'a [String]) -> BoxFuture<'a, Result<Discovery>>;
 }
 

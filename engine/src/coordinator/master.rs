@@ -12,6 +12,9 @@ mod drain;
 #[cfg(test)]
 mod drain_tests;
 mod rescale;
+mod splits;
+#[cfg(test)]
+mod splits_tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +25,8 @@ use millstream_common::env::Moment;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Applied, AssignmentId, Error, ErrorKind, Result};
 use millstream_proto::control::{
-    CheckpointReport, Deploy, EndOfInput, InjectBarrier, JobRef, JobSpec, LiveSplits, Placement, SplitCount, SplitId,
-    SplitOwner, StopJob, VersionCommitted, inject_barrier::Kind, to_coordinator, to_worker,
+    CheckpointReport, Deploy, InjectBarrier, JobRef, JobSpec, Placement, StopJob, VersionCommitted,
+    inject_barrier::Kind, to_coordinator, to_worker,
 };
 use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Status;
@@ -198,7 +201,8 @@ pub(crate) struct JobMaster {
     splits: Vec<KnownSplit>,
     owners: BTreeMap<(String, String), u32>,
     finished: BTreeSet<(String, String)>,
-    no_more_splits: bool,
+    /// Sources of which more splits may come.
+    open_sources: BTreeSet<String>,
     live_splits_due: bool,
     input_ended: bool,
     pub(crate) phase: Phase,
@@ -238,7 +242,7 @@ impl JobMaster {
         record: VersionRecord,
         restored_from: Option<u64>,
         splits: Vec<KnownSplit>,
-        no_more_splits: bool,
+        open_sources: BTreeSet<String>,
         now: Moment,
     ) -> Result<Self> {
         let assignment = assignment_from_proto(record.assignment.as_ref().unwrap_or(&Default::default()))?;
@@ -258,7 +262,7 @@ impl JobMaster {
             splits,
             owners: BTreeMap::new(),
             finished: BTreeSet::new(),
-            no_more_splits,
+            open_sources,
             live_splits_due: false,
             input_ended: false,
             phase: Phase::Created,
@@ -295,7 +299,7 @@ impl JobMaster {
         now: Moment,
     ) -> Result<Self> {
         let restored = Some(record.number);
-        let mut master = Self::new(spec, settings, record, restored, Vec::new(), true, now)?;
+        let mut master = Self::new(spec, settings, record, restored, Vec::new(), BTreeSet::new(), now)?;
         master.phase = Phase::Ended(end);
         Ok(master)
     }
@@ -407,41 +411,6 @@ impl JobMaster {
         self.commit_listed(&self.placement[0], true, t);
     }
 
-    fn owners_for(&self, parallelism: u32) -> BTreeMap<(String, String), u32> {
-        let mut owners = BTreeMap::new();
-        let sources: BTreeSet<&String> = self.splits.iter().map(|s| &s.source_uid).collect();
-        for source in sources {
-            let of_source: Vec<(String, bool)> = self
-                .splits
-                .iter()
-                .filter(|s| s.source_uid == *source)
-                .map(|s| (s.id.clone(), !self.finished.contains(&(source.clone(), s.id.clone()))))
-                .collect();
-            let old: BTreeMap<String, u32> =
-                self.owners.iter().filter(|((s, _), _)| s == source).map(|((_, id), &o)| (id.clone(), o)).collect();
-            for (id, owner) in assignment::split_owners(&of_source, &old, parallelism) {
-                owners.insert((source.clone(), id), owner);
-            }
-        }
-        owners
-    }
-
-    fn split_owner_messages(&self, owners: &BTreeMap<(String, String), u32>) -> Vec<SplitOwner> {
-        (0u32..)
-            .zip(&self.splits)
-            .filter_map(|(index, s)| {
-                let subtask = *owners.get(&(s.source_uid.clone(), s.id.clone()))?;
-                Some(SplitOwner {
-                    index,
-                    source_uid: s.source_uid.clone(),
-                    split_id: s.id.clone(),
-                    payload: s.payload.clone(),
-                    subtask,
-                })
-            })
-            .collect()
-    }
-
     fn deploy(&mut self, t: &mut Turn<'_>) {
         let workers: BTreeSet<String> = self.placement.iter().cloned().collect();
         for w in &workers {
@@ -476,15 +445,6 @@ impl JobMaster {
         }
     }
 
-    fn live_splits(&self) -> BTreeMap<String, u64> {
-        let mut live = BTreeMap::new();
-        for s in &self.splits {
-            let alive = !self.finished.contains(&(s.source_uid.clone(), s.id.clone()));
-            *live.entry(s.source_uid.clone()).or_insert(0) += u64::from(alive);
-        }
-        live
-    }
-
     fn on_deployed(&mut self, worker: &str, t: &mut Turn<'_>) {
         if let Phase::Deploying(missing) = &mut self.phase {
             missing.remove(worker);
@@ -494,6 +454,7 @@ impl JobMaster {
                 self.last_checkpoint_end = t.now;
                 self.schedule_checkpoint(t);
                 self.send_live_splits(t);
+                self.give_splits(t);
                 self.check_end_of_input(t);
                 self.hand_over(t);
                 self.give_compactions(t);
@@ -555,40 +516,9 @@ impl JobMaster {
         }
     }
 
-    fn on_splits_finished(&mut self, splits: Vec<SplitId>, t: &mut Turn<'_>) {
-        self.finished.extend(splits.into_iter().map(|s| (s.source_uid, s.split_id)));
-        // Thousands of small files may end at once.
-        if !std::mem::replace(&mut self.live_splits_due, true) {
-            t.out.push(Action::Timer(Timer::LiveSplits, LIVE_SPLITS_PAUSE));
-        }
-        self.check_end_of_input(t);
-    }
-
-    fn send_live_splits(&self, t: &mut Turn<'_>) {
-        let counts: Vec<_> =
-            self.live_splits().into_iter().map(|(source_uid, live)| SplitCount { source_uid, live }).collect();
-        self.broadcast(t, |job| to_worker::Message::LiveSplits(LiveSplits { job: Some(job), counts: counts.clone() }));
-    }
-
     fn broadcast(&self, t: &mut Turn<'_>, message: impl Fn(JobRef) -> to_worker::Message) {
         for w in self.workers_in_use() {
             t.out.push(Action::Send(w, Box::new(message(self.job_ref()))));
-        }
-    }
-
-    /// When all splits of all sources have ended and none comes any more, time ends, and so does the job.
-    fn check_end_of_input(&mut self, t: &mut Turn<'_>) {
-        let all = self.splits.iter().all(|s| self.finished.contains(&(s.source_uid.clone(), s.id.clone())));
-        if !all || !self.no_more_splits || self.phase != Phase::Running || self.rescale.is_some() {
-            return;
-        }
-        if !self.input_ended {
-            self.input_ended = true;
-            self.broadcast(t, |job| to_worker::Message::EndOfInput(EndOfInput { job: Some(job) }));
-        }
-        if self.ending.is_none() && self.checkpoint.is_none() {
-            self.ending = Some(Status::Finished);
-            self.trigger(Kind::Last, t);
         }
     }
 
@@ -883,6 +813,7 @@ impl JobMaster {
         if self.giving_up.is_some() {
             return self.give_up(t);
         }
+        self.give_splits(t);
         self.check_end_of_input(t);
         if self.checkpoint.is_some() {
             return;

@@ -25,11 +25,13 @@ use tokio::sync::{mpsc, oneshot};
 use crate::convert::failure_to_proto;
 use crate::dataflow::JobRegistry;
 use crate::graph::JobGraph;
+use crate::source::Discovery;
 use crate::transport::{Arrival, ClientCall, CoordinatorLink, Transport};
 use crate::worker::{PROTOCOL, Role, Stores, UsageFn};
 
 pub mod assignment;
 mod collector;
+mod discovery;
 pub mod fork;
 mod leader;
 mod master;
@@ -40,6 +42,7 @@ mod status;
 pub mod versions;
 
 use collector::Collector;
+use discovery::Discoverer;
 use fork::{ForkOrder, Forked};
 use leader::{Cluster, Listing};
 use master::{Action, JobMaster, Timer, Turn, WorkerFacts};
@@ -105,6 +108,7 @@ struct Job {
     held: Vec<(u64, Result<()>)>,
     /// As long as it runs.
     collector: Option<Collector>,
+    discoverer: Option<Discoverer>,
     /// What was collected.
     garbage: Value,
     /// By worker: the oldest version that it may read from, of which deployment.
@@ -148,6 +152,11 @@ enum Event {
     },
     Reopen {
         request: Box<OpenRequest>,
+    },
+    Discovered {
+        id: String,
+        source_uid: String,
+        found: Discovery,
     },
     Forked {
         fork: Fork,
@@ -686,6 +695,7 @@ impl Coordinator {
         let status = self.status(id);
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.ended = Some(status.clone());
+        job.discoverer = None;
         if let Some(collector) = job.collector.take() {
             job.garbage = collector.status();
         }
@@ -800,6 +810,10 @@ impl Coordinator {
                     let (name, settings) = (&opened.master.spec.name, &opened.master.settings);
                     Collector::start(self.env.clone(), log, store, name, settings, &opened.master.record)
                 });
+                let discoverer = (!opened.master.has_ended()).then(|| {
+                    let known = opened.master.known_splits();
+                    Discoverer::start(&self.env, &id, &opened.graph, opened.enumerators, &known, &self.events)
+                });
                 let job = Job {
                     started: self.env.now(),
                     already_finished: opened.already_finished,
@@ -814,6 +828,7 @@ impl Coordinator {
                     end_recorded: false,
                     held: Vec::new(),
                     collector,
+                    discoverer,
                     garbage: Value::Null,
                     in_use: BTreeMap::new(),
                 };
@@ -847,6 +862,9 @@ impl Coordinator {
             }
             Event::Opened { request, result, reply } => self.on_opened(request, *result, reply),
             Event::Reopen { request } => self.open(*request, None),
+            Event::Discovered { id, source_uid, found } => {
+                self.turn(&id, |master, t| master.on_discovered(&source_uid, found, t));
+            }
             Event::Forked { fork, settings, result, reply } => self.on_forked(fork, settings, result, reply),
             Event::EndRecorded { id } => {
                 let Some(job) = self.jobs.get_mut(&id) else { return };

@@ -1,5 +1,6 @@
 //! Opens a job: reads what stands at its place, decides whether it may start, takes it over.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use millstream_common::planted::bug_is_planted;
@@ -17,6 +18,7 @@ use super::record::{self, Admission, Identity};
 use crate::dataflow::{JobContext, JobRegistry};
 use crate::graph::{Head, JobGraph};
 use crate::settings::Settings;
+use crate::source::SplitEnumerator;
 
 /// What to start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,11 @@ pub(crate) struct Opened {
     pub(crate) log: VersionLog,
     pub(crate) store: Store,
     pub(crate) already_finished: bool,
+    pub(crate) enumerators: Enumerators,
 }
+
+/// By source: who found its splits, where more may come.
+pub(crate) type Enumerators = BTreeMap<String, Box<dyn SplitEnumerator>>;
 
 /// A take-over that others keep winning is given up after so many tries.
 const TRIES: usize = 100;
@@ -91,11 +97,13 @@ pub(crate) async fn open(
         let base = match record::admit(base, &identity, request.from == From::None, request.discard_state)? {
             Admission::Finished(record) => {
                 let master = JobMaster::ended(spec, settings, *record, End::Finished, env.now())?;
-                return Ok(Opened { master, graph: job.graph, log, store, already_finished: true });
+                let enumerators = Enumerators::new();
+                return Ok(Opened { master, graph: job.graph, log, store, already_finished: true, enumerators });
             }
             Admission::Continue(record) if request.taken_over && record.status() == Status::Stopped => {
                 let master = JobMaster::ended(spec, settings, *record, End::Stopped, env.now())?;
-                return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
+                let enumerators = Enumerators::new();
+                return Ok(Opened { master, graph: job.graph, log, store, already_finished: false, enumerators });
             }
             Admission::Continue(record) => {
                 // Releases that did not list sinks went on with the plan that they had.
@@ -116,7 +124,7 @@ pub(crate) async fn open(
                 None
             }
         };
-        let (splits, complete) = discover(&job.graph, base.as_ref()).await?;
+        let (splits, enumerators) = discover(&job.graph, base.as_ref()).await?;
         let parallelism =
             request.parallelism.or(base.as_ref().and_then(|b| b.job.as_ref()).map(|j| j.parallelism)).unwrap_or(1);
         let mut taken = record::take_over(
@@ -147,9 +155,10 @@ pub(crate) async fn open(
         }
         if let CommitOutcome::Committed = outcome {
             let restored = base.map(|b| b.number);
-            let mut master = JobMaster::new(spec, settings, taken, restored, splits, complete, env.now())?;
+            let open = enumerators.keys().cloned().collect();
+            let mut master = JobMaster::new(spec, settings, taken, restored, splits, open, env.now())?;
             master.taken_over = request.taken_over;
-            return Ok(Opened { master, graph: job.graph, log, store, already_finished: false });
+            return Ok(Opened { master, graph: job.graph, log, store, already_finished: false, enumerators });
         }
     }
     Err(Error::unavailable("others keep taking this job over")
@@ -255,15 +264,19 @@ fn no_such_version(n: u64) -> Error {
     Error::config(format!("there is no version {n}")).code(1504).next("see `millstream versions`")
 }
 
-async fn discover(graph: &JobGraph, base: Option<&VersionRecord>) -> Result<(Vec<KnownSplit>, bool)> {
+/// All splits.
+async fn discover(graph: &JobGraph, base: Option<&VersionRecord>) -> Result<(Vec<KnownSplit>, Enumerators)> {
     let mut splits = Vec::new();
-    let mut complete = true;
+    let mut enumerators = Enumerators::new();
     for task in &graph.tasks {
         let Head::Source(source) = &task.head else { continue };
         let known: Vec<_> = base.iter().flat_map(|b| &b.splits).filter(|s| s.source_uid == source.uid).collect();
         let ids: Vec<String> = known.iter().map(|s| s.split_id.clone()).collect();
-        let found = source.source.enumerator()?.discover(&ids).await?;
-        complete &= found.complete;
+        let mut enumerator = source.source.enumerator()?;
+        let found = enumerator.discover(&ids).await?;
+        if !found.complete {
+            enumerators.insert(source.uid.clone(), enumerator);
+        }
         splits.extend(known.iter().map(|s| KnownSplit {
             source_uid: source.uid.clone(),
             id: s.split_id.clone(),
@@ -276,7 +289,7 @@ async fn discover(graph: &JobGraph, base: Option<&VersionRecord>) -> Result<(Vec
         }));
     }
     splits.sort_by(|a, b| (&a.source_uid, &a.id).cmp(&(&b.source_uid, &b.id)));
-    Ok((splits, complete))
+    Ok((splits, enumerators))
 }
 
 #[cfg(test)]

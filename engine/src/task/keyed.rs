@@ -763,7 +763,10 @@ impl KeyedTask {
                 self.prepare(preparation);
                 Ok(())
             }
-            TaskControl::Barrier { .. } | TaskControl::LiveSplits(_) | TaskControl::EndOfInput => Ok(()),
+            TaskControl::Barrier { .. }
+            | TaskControl::AddSplits(_)
+            | TaskControl::LiveSplits(_)
+            | TaskControl::EndOfInput => Ok(()),
         }
     }
 

@@ -130,6 +130,8 @@ pub enum TaskControl {
     Flushed(Arc<Run>),
     /// What a rescale barrier will change.
     Prepare(Preparation),
+    /// To sources: read these splits, too.
+    AddSplits(Vec<OwnedSplit>),
     /// How many splits of the source have not ended, over all subtasks.
     LiveSplits(u64),
     /// All splits of all sources have ended and no split comes any more.

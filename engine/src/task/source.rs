@@ -4,7 +4,6 @@
 //! of the subtask have ended it says idle, not the end of time: a rescale may still bring it a split. The end of time
 //! is sent when the coordinator says that all splits of all sources have ended.
 
-use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -354,6 +353,7 @@ impl SourceTask {
                 self.prepare(p);
                 Ok(())
             }
+            TaskControl::AddSplits(splits) => self.add_splits(splits),
             TaskControl::LiveSplits(n) => {
                 self.set_live_splits(n);
                 Ok(())
@@ -483,28 +483,45 @@ impl SourceTask {
 
     /// Takes the assigned splits that it has not got yet, at their positions in the version.
     fn take_splits(&mut self, version: &VersionView) {
-        let now = self.env.now();
-        let kept: BTreeMap<String, ()> = self.splits.iter().map(|s| (s.split.id.clone(), ())).collect();
-        for owned in &self.assigned {
-            if kept.contains_key(&owned.split.id) || owned.source_uid != self.plan.uid {
-                continue;
-            }
+        for owned in self.assigned.clone() {
             let stored = version.splits.get(&(owned.source_uid.clone(), owned.split.id.clone()));
-            // A planted bug: whoever takes a split up reads its last row again.
-            let again = u64::from(bug_is_planted(17));
-            self.splits.push(SplitRun {
-                split: owned.split.clone(),
-                reader: None,
-                position: stored.map(|s| Position { offset: s.offset.saturating_sub(again), detail: s.detail.clone() }),
-                watermark: stored.and_then(|s| s.watermark_ms),
-                idle: false,
-                finished: stored.is_some_and(|s| s.finished),
-                last_row: now,
-                paced_from: now,
-                paced_rows: 0,
-                index: owned.index,
-            });
+            self.take_split(owned, stored);
         }
+    }
+
+    /// `stored`: what the version has of it; without it the split is read from its start.
+    fn take_split(&mut self, owned: OwnedSplit, stored: Option<&SplitState>) {
+        let is_here = self.splits.iter().any(|s| s.split.id == owned.split.id);
+        if is_here || owned.source_uid != self.plan.uid {
+            return;
+        }
+        let now = self.env.now();
+        // A planted bug: whoever takes a split up reads its last row again.
+        let again = u64::from(bug_is_planted(17));
+        self.splits.push(SplitRun {
+            split: owned.split,
+            reader: None,
+            position: stored.map(|s| Position { offset: s.offset.saturating_sub(again), detail: s.detail.clone() }),
+            watermark: stored.and_then(|s| s.watermark_ms),
+            idle: false,
+            finished: stored.is_some_and(|s| s.finished),
+            last_row: now,
+            paced_from: now,
+            paced_rows: 0,
+            index: owned.index,
+        });
+    }
+
+    /// Splits that came while the job runs: no version knows them.
+    fn add_splits(&mut self, added: Vec<OwnedSplit>) -> Result<()> {
+        self.assigned.extend(added.iter().cloned());
+        // Who waits takes them with the version that it waits for.
+        if self.waiting.is_none() && !self.ended {
+            added.into_iter().for_each(|owned| self.take_split(owned, None));
+            self.open_readers()?;
+            self.say_time();
+        }
+        Ok(())
     }
 
     fn open_readers(&mut self) -> Result<()> {
@@ -590,6 +607,7 @@ fn until_next_row(split: &SplitRun, rate: f64, live: u64, now: Moment) -> Durati
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::task::Context;
 
     use arrow_array::Int64Array;

@@ -321,7 +321,7 @@ fn make_chain(context: &JobContext, plan: &TaskPlan, id: SubtaskId, edges: Vec<E
     Ok(Chain::new(context.env.clone(), id.index, nodes, sinks, edges))
 }
 
-fn owned_splits(owners: &[SplitOwner], subtask: u32) -> Vec<OwnedSplit> {
+pub(super) fn owned_splits(owners: &[SplitOwner], subtask: u32) -> Vec<OwnedSplit> {
     owners
         .iter()
         .filter(|o| o.subtask == subtask)

@@ -15,8 +15,8 @@ use millstream_common::{
 };
 use millstream_proto::control::{
     CheckpointFailed, CheckpointReport, CommittableId, Compact, CompactionsHeld, Confirmed, Deploy, Deployed,
-    InjectBarrier, JobRef, PrepareRescale, Prepared, Serving, SplitId, SplitsFinished, TaskFailed, inject_barrier,
-    to_coordinator::Message,
+    InjectBarrier, JobRef, PrepareRescale, Prepared, Serving, SplitId, SplitOwner, SplitsFinished, TaskFailed,
+    inject_barrier, to_coordinator::Message,
 };
 use millstream_proto::version::VersionRecord;
 use millstream_state_store::compaction::Merged;
@@ -54,6 +54,8 @@ pub(crate) enum JobMessage {
     Version(Box<VersionRecord>),
     /// How many splits of each source live.
     LiveSplits(Vec<(String, u64)>),
+    /// Splits that came while the job runs.
+    AddSplits(Vec<SplitOwner>),
     /// All splits have ended.
     EndOfInput,
     /// Merge runs.
@@ -411,6 +413,17 @@ impl JobActor {
             JobMessage::LiveSplits(counts) => {
                 self.live_splits = counts;
                 self.tell_live_splits();
+                Ok(())
+            }
+            JobMessage::AddSplits(splits) => {
+                for id in self.sources() {
+                    let Head::Source(source) = &self.context.graph.tasks[id.task].head else { continue };
+                    let mut its = deploy::owned_splits(&splits, id.index);
+                    its.retain(|s| s.source_uid == source.uid);
+                    if !its.is_empty() {
+                        self.control(id, TaskControl::AddSplits(its))?;
+                    }
+                }
                 Ok(())
             }
             JobMessage::Compact(order) => self.compact(order),

@@ -414,6 +414,7 @@ impl Worker {
                 let counts = l.counts.into_iter().map(|c| (c.source_uid, c.live)).collect();
                 self.pass_on(l.job, JobMessage::LiveSplits(counts));
             }
+            Message::AddSplits(a) => self.pass_on(a.job, JobMessage::AddSplits(a.splits)),
             Message::Compact(order) => self.compact(order),
             Message::HoldCompactions(h) => self.pass_on(h.job, JobMessage::HoldCompactions(h.hold)),
             Message::EndOfInput(e) => self.pass_on(e.job, JobMessage::EndOfInput),

@@ -96,6 +96,9 @@ pub struct QueryArgs {
     /// Where it ends: never, or latest: behind the events that are there when the job starts for the first time
     #[arg(long, value_name = "WHERE", default_value = "never", value_parser = ["never", "latest"])]
     pub stop: String,
+    /// How often is looked for new partitions; 0: never. With an end none are looked for
+    #[arg(long, value_name = "D", default_value = "5m", value_parser = parse_duration)]
+    pub discovery_interval: Duration,
     /// Events per second of real time, shared by the partitions; 0: as fast as possible
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse_rate)]
     pub rate: f64,
@@ -112,6 +115,7 @@ impl QueryArgs {
     pub fn source(&self, env: &Env) -> Result<Arc<dyn Source>> {
         let mut options = KafkaSourceOptions::new(self.to.brokers.clone(), Topics::Named(vec![self.events.clone()]));
         options.stop = (self.stop == "latest").then_some(StopAt::Latest);
+        options.discovery_interval = Some(self.discovery_interval).filter(|d| !d.is_zero());
         Ok(Arc::new(KafkaSource::new(env.clone(), options, Arc::new(NexmarkLines))?))
     }
 }
@@ -126,6 +130,7 @@ impl JobArgs for QueryArgs {
         args.push(JobArg::identity("events", &self.events));
         args.push(JobArg::identity("results", &self.results));
         args.push(JobArg::identity("stop", &self.stop));
+        args.push(JobArg::free("discovery-interval", duration_text(self.discovery_interval)));
         args.push(JobArg::free("rate", self.rate));
         args.push(JobArg::identity("watermark-delay", duration_text(self.watermark_delay)));
         args.push(JobArg::identity("idle-timeout", duration_text(self.idle_timeout)));

@@ -11,6 +11,7 @@ mod reader;
 mod splits;
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use arrow_schema::{Schema, SchemaRef};
 use millstream_common::{Env, Error, Result};
@@ -75,7 +76,12 @@ impl Source for KafkaSource {
         let o = &self.options;
         let asking = BrokersOptions::new(&o.bootstrap, &o.security, o.retry_timeout);
         let brokers = Brokers::new(self.env.clone(), Arc::new(TcpDial), asking);
-        Ok(Box::new(PartitionEnumerator { brokers, options: (*self.options).clone() }))
+        Ok(Box::new(PartitionEnumerator { brokers, options: (*self.options).clone(), asked: false }))
+    }
+
+    fn discovery_interval(&self) -> Option<Duration> {
+        // What is read to an end has the partitions that it began with.
+        self.options.discovery_interval.filter(|_| self.options.stop.is_none())
     }
 
     fn reader(&self, split: &Split, position: Option<&Position>) -> Result<Box<dyn SplitReader>> {

@@ -85,6 +85,9 @@ pub struct KafkaSourceOptions {
     pub start: StartAt,
     /// Where to end; `None`: never.
     pub stop: Option<StopAt>,
+    /// How often is looked for new partitions and topics while the job runs; `None`: never. They are read from their first record. A
+    /// source with an end does not look for any.
+    pub discovery_interval: Option<Duration>,
     /// Which records.
     pub isolation: Isolation,
     /// Columns besides those of the format, with their names.
@@ -123,6 +126,7 @@ impl KafkaSourceOptions {
             group: None,
             start: StartAt::default(),
             stop: None,
+            discovery_interval: Some(Duration::from_secs(300)),
             isolation: Isolation::default(),
             metadata: Vec::new(),
             bad_records: BadRecords::default(),
@@ -137,6 +141,9 @@ impl KafkaSourceOptions {
         check_connection(&self.bootstrap, &self.security, &self.properties, &OURS, ("source", 1344))?;
         if matches!(&self.topics, Topics::Named(names) if names.is_empty()) {
             return wrong("no topic is named".into());
+        }
+        if self.discovery_interval.is_some_and(|interval| interval.is_zero()) {
+            return wrong("new partitions cannot be looked for all the time".into());
         }
         match &self.start {
             StartAt::Group(_) if self.group.is_none() => {

@@ -43,6 +43,8 @@ pub(super) fn split_id(topic: &str, partition: i32) -> String {
 pub(super) struct PartitionEnumerator {
     pub(super) brokers: Brokers,
     pub(super) options: KafkaSourceOptions,
+    /// It has found partitions before, or found that there are none.
+    pub(super) asked: bool,
 }
 
 impl SplitEnumerator for PartitionEnumerator {
@@ -51,11 +53,12 @@ impl SplitEnumerator for PartitionEnumerator {
             let known: BTreeSet<&str> = known.iter().map(String::as_str).collect();
             let partitions = self.partitions().await?;
             // What appears while others are known already was made since: nothing of it may be missed.
-            let first = known.is_empty();
+            let first = known.is_empty() && !self.asked;
             let new: Vec<(String, i32)> =
                 partitions.into_iter().filter(|(t, p)| !known.contains(split_id(t, *p).as_str())).collect();
             let starts = self.starts(&new, first).await?;
             let stops = self.stops(&new).await?;
+            self.asked = true;
             let mut splits = Vec::with_capacity(new.len());
             for (topic, partition) in new {
                 let place = (topic.clone(), partition);

@@ -39,6 +39,8 @@ pub struct Dataset {
     pub idle_ms: Option<u64>,
     /// Watermarks wait for less than rows are out of order: some come late.
     pub late: bool,
+    /// The last split is there from then on, in virtual time; the others always are.
+    pub appears_ms: Option<u64>,
 }
 
 /// Where event times begin.
@@ -82,7 +84,18 @@ impl Dataset {
             });
             out.push(events.collect());
         }
-        Self { splits: out, delay_ms, idle_ms: late_split.then_some(2_500), late }
+        let mut dice = Dice::new(seed, "appears");
+        let appears = may_idle && splits > 1 && dice.chance(if late_split { 60 } else { 20 });
+        let appears_ms = appears.then(|| dice.within(0..if late_split { 12_000 } else { paced_ms + 3_000 }));
+        if let (Some(ms), Some(last)) = (appears_ms.filter(|_| !late_split), out.last_mut()) {
+            let last: &mut Vec<Event> = last;
+            // Nobody holds the time for a split that is not there yet: its rows come behind all others.
+            for event in last {
+                event.time += span_ms + 2 * delay_ms + 1;
+                event.at_ms += ms;
+            }
+        }
+        Self { splits: out, delay_ms, idle_ms: late_split.then_some(2_500), late, appears_ms }
     }
 
     /// All rows, split by split.

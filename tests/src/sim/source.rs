@@ -52,7 +52,11 @@ impl Source for SimSource {
     }
 
     fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
-        Ok(Box::new(Enumerator { splits: self.data.splits.len() }))
+        Ok(Box::new(Enumerator { data: self.data.clone(), env: self.env.clone() }))
+    }
+
+    fn discovery_interval(&self) -> Option<Duration> {
+        self.data.appears_ms.map(|_| Duration::from_millis(300))
     }
 
     fn reader(&self, split: &Split, position: Option<&Position>) -> Result<Box<dyn SplitReader>> {
@@ -65,14 +69,18 @@ impl Source for SimSource {
 }
 
 struct Enumerator {
-    splits: usize,
+    data: Arc<Dataset>,
+    env: Env,
 }
 
 impl SplitEnumerator for Enumerator {
     fn discover<'a>(&'a mut self, known: &'a [String]) -> BoxFuture<'a, Result<Discovery>> {
-        let all = (0..self.splits).map(|i| Split { id: format!("{i:03}"), payload: vec![i as u8] });
+        let Moment(now) = self.env.now();
+        let complete = self.data.appears_ms.is_none_or(|ms| Duration::from_millis(ms) <= now);
+        let there = self.data.splits.len() - usize::from(!complete);
+        let all = (0..there).map(|i| Split { id: format!("{i:03}"), payload: vec![i as u8] });
         let new = all.filter(|s| !known.contains(&s.id)).collect();
-        Box::pin(std::future::ready(Ok(Discovery { new, complete: true })))
+        Box::pin(std::future::ready(Ok(Discovery { new, complete })))
     }
 }
 

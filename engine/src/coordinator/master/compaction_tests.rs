@@ -70,7 +70,8 @@ impl Job {
             ..VersionRecord::default()
         };
         let spec = JobSpec { id: "j".into(), name: "job".into(), ..JobSpec::default() };
-        let mut master = JobMaster::new(spec, of_job, record, None, Vec::new(), false, Moment::default()).unwrap();
+        let mut master =
+            JobMaster::new(spec, of_job, record, None, Vec::new(), ["s".to_owned()].into(), Moment::default()).unwrap();
         (master.phase, master.execution) = (Phase::Running, 1);
         master.placement = vec!["w0".into(), "w1".into()];
         let compactors = compactors.iter().map(|(name, free)| ((*name).to_owned(), *free)).collect();

@@ -25,14 +25,14 @@ struct Worker {
 }
 
 /// A job, its workers, and what was sent to them.
-struct Cluster {
-    master: JobMaster,
+pub(super) struct Cluster {
+    pub(super) master: JobMaster,
     workers: BTreeMap<String, Worker>,
     now: Moment,
     inbox: VecDeque<(String, Down)>,
-    told: Vec<(String, Down)>,
+    pub(super) told: Vec<(String, Down)>,
     in_flight: Option<Box<VersionRecord>>,
-    replies: BTreeMap<u64, Result<()>>,
+    pub(super) replies: BTreeMap<u64, Result<()>>,
     /// Each report lists output that has to be committed.
     with_output: bool,
     /// Nobody reports an epoch.
@@ -42,7 +42,7 @@ struct Cluster {
 
 impl Cluster {
     /// A running job of so many subtasks on `workers`.
-    fn running(parallelism: u32, workers: &[(&str, u32)]) -> Self {
+    pub(super) fn running(parallelism: u32, workers: &[(&str, u32)]) -> Self {
         let mut cluster = Self::created(parallelism);
         for (name, slots) in workers {
             cluster.joins(name, *slots);
@@ -63,7 +63,7 @@ impl Cluster {
         let spec = JobSpec { id: "j".into(), name: "job".into(), ..JobSpec::default() };
         let splits = vec![KnownSplit { source_uid: "s".into(), id: "0".into(), payload: Vec::new() }];
         let settings = Settings::defaults();
-        let master = JobMaster::new(spec, settings, record, None, splits, true, Moment::default()).unwrap();
+        let master = JobMaster::new(spec, settings, record, None, splits, BTreeSet::new(), Moment::default()).unwrap();
         Self {
             master,
             workers: BTreeMap::new(),
@@ -78,7 +78,7 @@ impl Cluster {
         }
     }
 
-    fn turn(&mut self, act: impl FnOnce(&mut JobMaster, &mut Turn<'_>)) {
+    pub(super) fn turn(&mut self, act: impl FnOnce(&mut JobMaster, &mut Turn<'_>)) {
         let used = self.master.slots_in_use();
         let fact = |(name, w): (&String, &Worker)| {
             let free = w.slots - used.get(name).copied().unwrap_or(0);
@@ -102,7 +102,7 @@ impl Cluster {
         }
     }
 
-    fn joins(&mut self, name: &str, slots: u32) {
+    pub(super) fn joins(&mut self, name: &str, slots: u32) {
         self.workers.insert(name.into(), Worker { slots, leaving: None, upcoming: None });
         self.turn(JobMaster::tend);
     }
@@ -113,7 +113,7 @@ impl Cluster {
         self.turn(JobMaster::tend);
     }
 
-    fn is_lost(&mut self, name: &str) {
+    pub(super) fn is_lost(&mut self, name: &str) {
         self.workers.remove(name);
         self.turn(|m, t| m.on_worker_lost(name, t));
     }
@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     /// Everybody does as told, until nothing is left to be done.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         loop {
             while let Some((worker, message)) = self.inbox.pop_front() {
                 self.obeys(&worker, message);
@@ -148,7 +148,7 @@ impl Cluster {
     }
 
     /// The next message that is one of `which` is answered, and all before it.
-    fn settle_until(&mut self, which: impl Fn(&Down) -> bool) {
+    pub(super) fn settle_until(&mut self, which: impl Fn(&Down) -> bool) {
         while let Some((worker, message)) = self.inbox.pop_front() {
             let found = which(&message);
             self.obeys(&worker, message);

@@ -7,7 +7,7 @@ use flate2::read::GzDecoder;
 use serde_json::Value;
 
 use super::program::{Program, call, pause, wait};
-use super::support::{Record, Seen, bootstrap, create_topic, read, run, unique, write};
+use super::support::{Record, Seen, add_partitions, bootstrap, create_topic, read, run, unique, write};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/nexmark-10k");
 const EVENTS: usize = 10_000;
@@ -31,13 +31,18 @@ fn topics(name: &str) -> (String, String) {
 
 /// The golden events, in turn to the first partitions.
 fn fill(topic: &str, partitions: i32) {
+    put(topic, golden("events"), |i| i as i32 % partitions);
+}
+
+/// Writes events, each into a partition by its place.
+fn put(topic: &str, events: Vec<String>, partition: impl Fn(usize) -> i32) {
     let record = |(i, line): (usize, String)| Record {
-        partition: i as i32 % partitions,
+        partition: partition(i),
         value: Some(line),
         timestamp: 1_000_000,
         ..Record::default()
     };
-    let records: Vec<_> = golden("events").into_iter().enumerate().map(record).collect();
+    let records: Vec<_> = events.into_iter().enumerate().map(record).collect();
     records.chunks(2_000).for_each(|some| write(topic, some, None));
 }
 
@@ -64,6 +69,40 @@ fn queries_give_the_golden_rows() {
         due.sort();
         assert_eq!(rows(&read(&to, 2)), due, "{query}");
     }
+}
+
+/// The second half of the events comes in a partition that is made while the job runs. What was read of it is in the
+/// versions: a job that goes on reads none of it again.
+#[test]
+fn a_partition_that_is_made_while_a_job_runs_is_read_from_its_start() {
+    let (events, results) = (unique("grows"), unique("grows"));
+    run(|_| async {
+        create_topic(&events, 2).await;
+        create_topic(&results, 2).await;
+    });
+    let (brokers, folder) = (bootstrap(), tempfile::tempdir().unwrap());
+    let mut first = golden("events");
+    let second = first.split_off(EVENTS / 2);
+    put(&events, first, |i| i as i32 % 2);
+    let options = ["-p", "2", "--checkpoint-interval", "200ms", "-D", "checkpoint.timeout=60s"];
+    let args = ["--brokers", &brokers, "--events", &events, "--results", &results, "--discovery-interval", "500ms"];
+    let mut due = golden("q20");
+    due.sort();
+    {
+        let mut job = Program::run("q20", folder.path(), &options, &args);
+        job.wait_for("millstream_events_in_total", |n| n as usize == EVENTS / 2);
+        run(|_| async { add_partitions(&events, 3).await });
+        put(&events, second, |_| 2);
+        job.wait_for("millstream_events_in_total", |n| n as usize == EVENTS);
+        wait("all results", || read(&results, 2).len() >= due.len());
+        assert_eq!(rows(&read(&results, 2)), due);
+    }
+    let mut again = Program::run("q20", folder.path(), &options, &args);
+    put(&events, vec![golden("events").remove(0)], |_| 2);
+    again.wait_for("millstream_events_in_total", |n| n >= 1.0);
+    pause(Duration::from_secs(1));
+    assert_eq!(again.counter("millstream_events_in_total"), Some(1.0), "nothing is read twice");
+    assert_eq!(rows(&read(&results, 2)), due);
 }
 
 /// All events are in seven of eight partitions. The watermark of the job is that of the slowest partition, and the
