@@ -25,14 +25,14 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::support::{Record, Seen, begin, bootstrap, brokers, create_topic, read, run, unique};
 
-fn options(topic: &str, prefix: &str) -> KafkaSinkOptions {
+pub(crate) fn options(topic: &str, prefix: &str) -> KafkaSinkOptions {
     let to = ToTopic::Named(topic.to_owned());
     let mut options = KafkaSinkOptions::new(vec![bootstrap()], to, Arc::new(JsonEncoding), prefix);
     options.retry_timeout = Duration::from_secs(20);
     options
 }
 
-fn sink(env: &Env, options: KafkaSinkOptions) -> KafkaSink {
+pub(crate) fn sink(env: &Env, options: KafkaSinkOptions) -> KafkaSink {
     KafkaSink::new(env.clone(), options).unwrap()
 }
 
@@ -40,7 +40,7 @@ fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
 }
 
-fn rows(numbers: std::ops::Range<i64>) -> RecordBatch {
+pub(crate) fn rows(numbers: std::ops::Range<i64>) -> RecordBatch {
     RecordBatch::try_new(schema(), vec![Arc::new(Int64Array::from_iter_values(numbers))]).unwrap()
 }
 
@@ -48,7 +48,7 @@ fn context(subtask: u32) -> SinkContext {
     SinkContext::new(SubtaskIndex(subtask), Generation(1), Execution(1), 1)
 }
 
-async fn writer(sink: &KafkaSink, subtask: u32) -> Box<dyn SinkWriter> {
+pub(crate) async fn writer(sink: &KafkaSink, subtask: u32) -> Box<dyn SinkWriter> {
     let mut writer = sink.writer(schema(), context(subtask)).unwrap();
     tell(&mut *writer, 0, &[]).await;
     writer
@@ -58,7 +58,7 @@ async fn tell(writer: &mut dyn SinkWriter, epoch: u64, committables: &[Committab
     writer.on_version(DurableVersion { epoch: Epoch(epoch), committables }).await.unwrap();
 }
 
-async fn pre_commit(writer: &mut dyn SinkWriter, epoch: u64) -> Committable {
+pub(crate) async fn pre_commit(writer: &mut dyn SinkWriter, epoch: u64) -> Committable {
     let done = writer.pre_commit(Epoch(epoch)).await.unwrap();
     Committable {
         sink_uid: "sink".into(),
