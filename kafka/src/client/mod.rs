@@ -2,14 +2,19 @@
 //!
 //! Metadata, offsets, and the transactions of producers that are gone. [`Brokers`] keeps a connection to each broker that was
 //! asked, speaks the newest version of each request that both know, and asks again while an error says that this may
-//! help. How frames travel is behind [`Dial`], so that a simulation can be the broker.
+//! help. What any broker can answer, the one that answered last is asked first; coordinators are remembered until
+//! one says that it is none, or does not answer. How frames travel is behind [`Dial`], so that a simulation can be the broker.
 //!
 //! Source of formats and codes: the protocol guide of Apache Kafka; the codec is the crate kafka-protocol.
 
+mod known;
 mod link;
 mod offsets;
+mod refusal;
 mod sasl;
 mod scram;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod topics;
 mod transactions;
@@ -21,15 +26,22 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader};
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, FindCoordinatorRequest, RequestHeader, ResponseHeader,
+};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Message, Request, StrBytes};
 use millstream_common::env::Moment;
 use millstream_common::{Env, Error, ErrorKind, Result};
 use parking_lot::Mutex;
 
 use crate::security::Security;
+use known::{Coordinates, Known};
+use refusal::{passes, refused};
+
 pub use link::{Dial, Link, TcpDial};
 pub use offsets::{At, Isolation};
+#[cfg(feature = "librdkafka")]
+pub(crate) use refusal::to_grant;
 pub(crate) use tls::tls_config;
 pub use topics::{Cluster, Partition, Topic};
 pub use transactions::{Described, TransactionState};
@@ -92,6 +104,7 @@ struct Inner {
     options: BrokersOptions,
     /// Connections that nobody uses now, by broker.
     idle: Mutex<BTreeMap<String, Vec<Open>>>,
+    known: Mutex<Known>,
 }
 
 struct Open {
@@ -108,11 +121,83 @@ impl Brokers {
     /// Opens no connection yet.
     #[must_use]
     pub fn new(env: Env, dial: Arc<dyn Dial>, options: BrokersOptions) -> Self {
-        Self(Arc::new(Inner { env, dial, options, idle: Mutex::default() }))
+        let known = Mutex::new(Known::new(&options.bootstrap));
+        Self(Arc::new(Inner { env, dial, options, idle: Mutex::default(), known }))
     }
 
     /// One request to `broker`, without another try. `versions`: those that this code understands.
     async fn call<R: Request>(&self, broker: &str, request: &R, versions: RangeInclusive<i16>) -> Result<R::Response> {
+        let response = self.call_once(broker, request, versions).await;
+        let mut known = self.0.known.lock();
+        match &response {
+            Ok(_) => known.has_answered(broker),
+            Err(_) => known.has_failed(broker),
+        }
+        response
+    }
+
+    /// Asks the brokers one after the other until one answers; which one did.
+    async fn call_any<R: Request>(&self, request: &R, versions: RangeInclusive<i16>) -> Result<(String, R::Response)> {
+        let deadline = self.0.env.now() + self.0.options.retry_timeout;
+        let order = self.0.known.lock().order();
+        let mut last = None;
+        for broker in order {
+            match self.call(&broker, request, versions.clone()).await {
+                Ok(response) => return Ok((broker, response)),
+                Err(e) => last = Some(e),
+            }
+            // There may be many, and each may take its time.
+            if self.0.env.now() >= deadline {
+                break;
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::config("no broker is named").code(1342)))
+    }
+
+    /// One request to the coordinator of `key`; which broker that is. `code`: the error in the answer, 0 for none.
+    async fn call_coordinator<R: Request>(
+        &self,
+        (of, key): (Coordinates, &str),
+        request: &R,
+        versions: RangeInclusive<i16>,
+        code: impl Fn(&R::Response) -> i16,
+    ) -> Result<(String, R::Response)> {
+        let broker = self.coordinator(of, key).await?;
+        let response = self.call(&broker, request, versions).await?;
+        let moved = [ResponseError::NotCoordinator, ResponseError::CoordinatorNotAvailable];
+        if moved.iter().any(|e| e.code() == code(&response)) {
+            self.0.known.lock().has_moved(of, key);
+        }
+        Ok((broker, response))
+    }
+
+    /// The broker that looks after a group or a transactional id.
+    async fn coordinator(&self, of: Coordinates, key: &str) -> Result<String> {
+        let known = self.0.known.lock().coordinator(of, key);
+        if let Some(broker) = known {
+            return Ok(broker);
+        }
+        let (what, key_type) = match of {
+            Coordinates::Group => ("group", 0),
+            Coordinates::Transaction => ("transactional id", 1),
+        };
+        let request =
+            FindCoordinatorRequest::default().with_key(StrBytes::from_string(key.to_owned())).with_key_type(key_type);
+        let (broker, response) = self.call_any(&request, 1..=3).await?;
+        if let Some(error) = ResponseError::try_from_code(response.error_code) {
+            return Err(refused(&broker, &format!("to name the coordinator of {what} '{key}'"), error));
+        }
+        let found = format!("{}:{}", response.host.as_str(), response.port);
+        self.0.known.lock().coordinates(&found, of, key);
+        Ok(found)
+    }
+
+    async fn call_once<R: Request>(
+        &self,
+        broker: &str,
+        request: &R,
+        versions: RangeInclusive<i16>,
+    ) -> Result<R::Response> {
         let inner = &self.0;
         let what = format!("a request to broker {broker}");
         inner
@@ -125,7 +210,10 @@ impl Brokers {
                 });
                 let mut open = match idle {
                     Some(open) => open,
-                    None => self.open(broker).await?,
+                    None => {
+                        inner.known.lock().is_asked(broker);
+                        self.open(broker).await?
+                    }
                 };
                 let response = open.ask(broker, request, versions).await?;
                 inner.idle.lock().entry(broker.to_owned()).or_default().push(open);
@@ -217,20 +305,4 @@ impl Open {
         debug_assert!(R::Response::VERSIONS.max >= version);
         R::Response::decode(&mut answer, version).map_err(|e| e.to_string())
     }
-}
-
-/// Whether the same request may be answered otherwise soon: a leader or coordinator moved, starts, or is busy. The protocol
-/// does not count as such that the end of another transaction of the same id is still being written.
-fn passes(error: ResponseError) -> bool {
-    error.is_retriable() || error == ResponseError::ConcurrentTransactions
-}
-
-/// A broker's answer as an error: one that may pass, or one that does not.
-fn refused(broker: &str, what: &str, error: ResponseError) -> Error {
-    let text = format!("the broker does not want {what}: {error} (code {})", error.code());
-    let made = match error {
-        _ if passes(error) => Error::unavailable(text).code(2404),
-        _ => Error::config(text).code(1341),
-    };
-    made.at(broker)
 }

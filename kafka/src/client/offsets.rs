@@ -7,13 +7,13 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopic;
 use kafka_protocol::messages::{
-    BrokerId, FindCoordinatorRequest, GroupId, ListOffsetsRequest, OffsetCommitRequest, OffsetFetchRequest,
+    BrokerId, GroupId, ListOffsetsRequest, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest,
 };
 use kafka_protocol::protocol::StrBytes;
 use millstream_common::{Error, Result};
 
 use super::topics::topic_name;
-use super::{Brokers, refused};
+use super::{Brokers, Coordinates, refused};
 
 /// A topic's name and the number of a partition.
 pub(crate) type TopicPartition = (String, i32);
@@ -37,13 +37,6 @@ pub enum Isolation {
     /// Only what is committed.
     #[default]
     ReadCommitted,
-}
-
-/// Which coordinator is asked for.
-#[derive(Clone, Copy)]
-pub(super) enum Coordinates {
-    Group,
-    Transaction,
 }
 
 impl Brokers {
@@ -134,7 +127,6 @@ impl Brokers {
     /// What the group has committed of these partitions; those without a commit are not in the answer.
     pub async fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, i64>> {
         self.insist(|| async {
-            let broker = self.coordinator(Coordinates::Group, group).await?;
             let topics = by_topic(partitions.iter().map(|(t, p)| (t, *p))).into_iter().map(|(name, indexes)| {
                 OffsetFetchRequestTopic::default().with_name(topic_name(name)).with_partition_indexes(indexes)
             });
@@ -142,7 +134,8 @@ impl Brokers {
                 .with_group_id(group_id(group))
                 .with_topics(Some(topics.collect()))
                 .with_require_stable(true);
-            let response = self.call(&broker, &request, 7..=7).await?;
+            let of = (Coordinates::Group, group);
+            let (broker, response) = self.call_coordinator(of, &request, 7..=7, |r| r.error_code).await?;
             let what = format!("to say what group '{group}' has committed");
             if let Some(error) = ResponseError::try_from_code(response.error_code) {
                 return Err(refused(&broker, &what, error));
@@ -166,7 +159,6 @@ impl Brokers {
     /// Commits offsets for a group without members: for those who watch its lag.
     pub async fn commit(&self, group: &str, offsets: &BTreeMap<TopicPartition, i64>) -> Result<()> {
         self.insist(|| async {
-            let broker = self.coordinator(Coordinates::Group, group).await?;
             let partitions = offsets.iter().map(|((topic, partition), offset)| {
                 let p = OffsetCommitRequestPartition::default()
                     .with_partition_index(*partition)
@@ -181,39 +173,18 @@ impl Brokers {
                 .with_group_id(group_id(group))
                 .with_generation_id_or_member_epoch(-1)
                 .with_topics(topics.collect());
-            let response = self.call(&broker, &request, 8..=8).await?;
-            let errors = response.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
-            match errors.filter_map(ResponseError::try_from_code).next() {
+            let code = |r: &OffsetCommitResponse| {
+                let codes = r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
+                codes.into_iter().find(|code| *code != 0).unwrap_or(0)
+            };
+            let of = (Coordinates::Group, group);
+            let (broker, response) = self.call_coordinator(of, &request, 8..=8, code).await?;
+            match ResponseError::try_from_code(code(&response)) {
                 Some(error) => Err(refused(&broker, &format!("offsets of group '{group}'"), error)),
                 None => Ok(()),
             }
         })
         .await
-    }
-
-    /// The broker that looks after a group or a transactional id.
-    pub(super) async fn coordinator(&self, kind: Coordinates, key: &str) -> Result<String> {
-        let (what, key_type) = match kind {
-            Coordinates::Group => ("group", 0),
-            Coordinates::Transaction => ("transactional id", 1),
-        };
-        let request =
-            FindCoordinatorRequest::default().with_key(StrBytes::from_string(key.to_owned())).with_key_type(key_type);
-        let mut last = None;
-        for broker in &self.0.options.bootstrap {
-            let response = match self.call(broker, &request, 1..=3).await {
-                Ok(response) => response,
-                Err(e) => {
-                    last = Some(e);
-                    continue;
-                }
-            };
-            return match ResponseError::try_from_code(response.error_code) {
-                None => Ok(format!("{}:{}", response.host.as_str(), response.port)),
-                Some(error) => Err(refused(broker, &format!("to name the coordinator of {what} '{key}'"), error)),
-            };
-        }
-        Err(last.unwrap_or_else(|| Error::config("no broker is named").code(1342)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::{MetadataRequest, MetadataResponse, TopicName};
+use kafka_protocol::messages::{MetadataRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use millstream_common::{Error, Result};
 
@@ -34,9 +34,17 @@ pub struct Partition {
 }
 
 impl Brokers {
-    /// The topics of these names, all of which must be there, or all topics.
+    /// The topics of these names, all of which must be there, or all topics. One that is not there is waited for as long as is
+    /// tried; then its absence is final.
     pub async fn cluster(&self, names: Option<&[String]>) -> Result<Cluster> {
-        self.insist(|| self.cluster_once(names)).await
+        self.insist(|| self.cluster_once(names)).await.map_err(|e| match e.number() {
+            // Whoever insisted has waited for it.
+            2405 => Error::config(e.what())
+                .code(1348)
+                .at(e.place())
+                .next("create it, or correct its name: topics are not created by reading"),
+            _ => e,
+        })
     }
 
     async fn cluster_once(&self, names: Option<&[String]>) -> Result<Cluster> {
@@ -45,21 +53,20 @@ impl Brokers {
             names.iter().map(topic).collect()
         });
         let request = MetadataRequest::default().with_topics(topics).with_allow_auto_topic_creation(false);
-        let (broker, response) = self.of_any(&request).await?;
+        let (broker, response) = self.call_any(&request, 4..=9).await?;
         let mut cluster = Cluster::default();
         for b in response.brokers {
             cluster.brokers.insert(b.node_id.0, format!("{}:{}", b.host.as_str(), b.port));
         }
+        self.0.known.lock().are(cluster.brokers.values());
         for topic in response.topics {
             let name = topic.name.map(|n| n.0.as_str().to_owned()).unwrap_or_default();
             match ResponseError::try_from_code(topic.error_code) {
                 None => {}
-                // Also while a topic is being made; whoever insists asks again.
+                // Also while a topic is being made, and at a broker that does not hear of it: another one is asked next.
                 Some(ResponseError::UnknownTopicOrPartition) if names.is_some() => {
-                    return Err(Error::unavailable(format!("there is no topic '{name}'"))
-                        .code(2405)
-                        .at(broker)
-                        .next("create it, or correct its name: topics are not created by reading"));
+                    self.0.known.lock().is_asked(&broker);
+                    return Err(Error::unavailable(format!("there is no topic '{name}'")).code(2405).at(broker));
                 }
                 Some(error) => return Err(refused(&broker, &format!("to show topic '{name}'"), error)),
             }
@@ -73,18 +80,6 @@ impl Brokers {
             cluster.topics.insert(name, Topic { partitions: partitions.collect() });
         }
         Ok(cluster)
-    }
-
-    /// Asks the brokers one after the other until one answers.
-    async fn of_any(&self, request: &MetadataRequest) -> Result<(String, MetadataResponse)> {
-        let mut last = None;
-        for broker in &self.0.options.bootstrap {
-            match self.call(broker, request, 4..=9).await {
-                Ok(response) => return Ok((broker.clone(), response)),
-                Err(e) => last = Some(e),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::config("no broker is named").code(1342)))
     }
 }
 

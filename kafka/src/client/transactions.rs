@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
-    DescribeTransactionsRequest, EndTxnRequest, InitProducerIdRequest, ListTransactionsRequest, ProducerId,
-    TransactionalId,
+    DescribeTransactionsRequest, DescribeTransactionsResponse, EndTxnRequest, InitProducerIdRequest,
+    ListTransactionsRequest, ProducerId, TransactionalId,
 };
 use kafka_protocol::protocol::StrBytes;
 use millstream_common::Result;
 
-use super::offsets::Coordinates;
-use super::{Brokers, passes, refused};
+use super::refusal::{passes_for_new_producer, refused_for, to_grant};
+use super::{Brokers, Coordinates, passes, refused};
 
 /// How far a transaction is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,9 +65,10 @@ impl Brokers {
     /// The newest transaction of an id; `None` when the broker knows none.
     pub async fn describe_transaction(&self, id: &str) -> Result<Option<Described>> {
         self.insist(|| async {
-            let broker = self.coordinator(Coordinates::Transaction, id).await?;
             let request = DescribeTransactionsRequest::default().with_transactional_ids(vec![transactional_id(id)]);
-            let response = self.call(&broker, &request, 0..=0).await?;
+            let code = |r: &DescribeTransactionsResponse| r.transaction_states.first().map_or(0, |t| t.error_code);
+            let of = (Coordinates::Transaction, id);
+            let (broker, response) = self.call_coordinator(of, &request, 0..=0, code).await?;
             let Some(found) = response.transaction_states.into_iter().next() else { return Ok(None) };
             match ResponseError::try_from_code(found.error_code) {
                 None => {}
@@ -111,7 +112,7 @@ impl Brokers {
     }
 
     /// Ends the transaction of a producer, from outside of it, in at most this version of the request: the broker's answer. An
-    /// `Err` says that nobody answered, or that it may be answered otherwise soon. Asked once.
+    /// `Err` says that nobody answered, that it may be answered otherwise soon, or that we may not do that. Asked once.
     pub async fn end_transaction(
         &self,
         id: &str,
@@ -119,17 +120,17 @@ impl Brokers {
         commit: bool,
         version: i16,
     ) -> Result<std::result::Result<(), ResponseError>> {
-        let broker = self.coordinator(Coordinates::Transaction, id).await?;
         let request = EndTxnRequest::default()
             .with_transactional_id(transactional_id(id))
             .with_producer_id(ProducerId(producer.0))
             .with_producer_epoch(producer.1)
             .with_committed(commit);
-        let response = self.call(&broker, &request, 3..=version).await?;
+        let of = (Coordinates::Transaction, id);
+        let (broker, response) = self.call_coordinator(of, &request, 3..=version, |r| r.error_code).await?;
         match ResponseError::try_from_code(response.error_code) {
             None => Ok(Ok(())),
-            Some(error) if passes(error) => {
-                Err(refused(&broker, &format!("to end a transaction of '{id}' yet"), error))
+            Some(error) if passes(error) || to_grant(error).is_some() => {
+                Err(refused(&broker, &format!("to end a transaction of '{id}'"), error))
             }
             Some(error) => Ok(Err(error)),
         }
@@ -138,17 +139,16 @@ impl Brokers {
     /// Makes a producer for the id, so that every other one is fenced and what it left open is aborted.
     pub async fn fence(&self, id: &str, transaction_timeout: Duration) -> Result<()> {
         self.insist(|| async {
-            let broker = self.coordinator(Coordinates::Transaction, id).await?;
             let request = InitProducerIdRequest::default()
                 .with_transactional_id(Some(transactional_id(id)))
                 .with_transaction_timeout_ms(i32::try_from(transaction_timeout.as_millis()).unwrap_or(i32::MAX))
                 .with_producer_id(ProducerId(-1))
                 .with_producer_epoch(-1);
-            let response = self.call(&broker, &request, 2..=4).await?;
-            match ResponseError::try_from_code(response.error_code) {
-                None => Ok(()),
-                Some(error) => Err(refused(&broker, &format!("to make a producer for '{id}'"), error)),
-            }
+            let of = (Coordinates::Transaction, id);
+            let (broker, response) = self.call_coordinator(of, &request, 2..=4, |r| r.error_code).await?;
+            let Some(error) = ResponseError::try_from_code(response.error_code) else { return Ok(()) };
+            let what = format!("to make a producer for '{id}'");
+            Err(refused_for(&broker, &what, error, passes_for_new_producer(error)))
         })
         .await
     }

@@ -66,6 +66,7 @@ fn path_text(path: &Path) -> Result<&str> {
 }
 
 /// What a context of librdkafka gives for [`rdkafka::ClientContext::generate_oauth_token`].
+#[derive(Clone)]
 pub struct Tokens(Option<Arc<Inner>>);
 
 struct Inner {

@@ -66,7 +66,13 @@ impl Transaction {
     /// What is to be done, when the broker says this of the newest transaction of the id.
     pub(crate) fn judge(&self, now: Option<&Described>) -> Judged {
         let Some(now) = now else {
-            return Judged::Lost("the broker does not know its transactional id any more".to_owned());
+            // One that is open is given up, which the broker remembers, long before it forgets the id.
+            return Judged::Lost(
+                "the brokers have forgotten its transactional id, as they do 7 days after its last use \
+                 (transactional.id.expiration.ms, unless set): by then it was committed or given up, and which of both \
+                 nobody can tell; see whether its rows are in the topic, and have the sink skip lost transactions either way"
+                    .to_owned(),
+            );
         };
         if now.producer_id != self.producer_id {
             return Judged::Lost(format!(
@@ -125,7 +131,6 @@ mod tests {
             assert_eq!(t.judge(Some(&described(done))), Judged::Done);
         }
         let lost = |d: Option<&Described>| matches!(t.judge(d), Judged::Lost(_));
-        assert!(lost(None));
         for state in [TransactionState::Empty, TransactionState::PrepareAbort, TransactionState::CompleteAbort] {
             assert!(lost(Some(&described(state))));
         }
@@ -135,5 +140,16 @@ mod tests {
             assert!(lost(Some(&Described { producer_epoch: 4, ..d.clone() })));
             assert!(lost(Some(&Described { started_ms: d.started_ms + 1, ..d })));
         }
+    }
+
+    /// It may have been committed; that it was not cannot be ruled out, so it counts as lost.
+    #[test]
+    fn a_transaction_that_the_brokers_have_forgotten_is_lost_in_words_of_its_own() {
+        let Judged::Lost(why) = transaction().judge(None) else { panic!("nothing says that it was committed") };
+        for part in ["7 days", "transactional.id.expiration.ms", "committed or given up", "skip lost transactions"] {
+            assert!(why.contains(part), "{part} in {why}");
+        }
+        let given_up = transaction().judge(Some(&described(TransactionState::CompleteAbort)));
+        assert!(matches!(given_up, Judged::Lost(why) if !why.contains("7 days")));
     }
 }

@@ -4,17 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millstream_common::env::{BoxFuture, Lane};
+use millstream_common::env::{BoxFuture, Lane, Moment};
 use millstream_common::{Env, Error, Result};
 use parking_lot::Mutex;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
 use super::options::{DeliveryGuarantee, KafkaSinkOptions};
 use super::produce::{Identity, Outgoing, Producer, Producers};
+use super::refused::{follows, not_begun, not_written, passes_for_new_producer};
+use super::threads::block;
 use crate::client::Brokers;
 use crate::security::{Security, Tokens};
 
@@ -26,6 +28,16 @@ const DEFAULTS: [(&str, &str); 4] = [
     ("linger.ms", "5"),
     ("client.id", "millstream"),
 ];
+
+/// The longest that librdkafka takes for it.
+const TOPIC_KNOWN_MS_MAX: u128 = 3_600_000;
+
+/// Longest single call that makes a producer ready: how soon it is seen that nobody waits for that any more.
+const STEP: Duration = Duration::from_secs(1);
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Before another producer of an id is made because one met yet another.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// librdkafka asks for its first token as soon as it runs; so many polls of 10 ms are made for it.
 const FIRST_TOKEN_POLLS: usize = 500;
@@ -48,6 +60,9 @@ impl Librdkafka {
         for (name, value) in DEFAULTS {
             config.set(name, value);
         }
+        // A topic may be new and not known everywhere. What is not there is to be said before records are given up for their age.
+        let known_ms = (options.retry_timeout / 2).as_millis().min(TOPIC_KNOWN_MS_MAX);
+        config.set("topic.metadata.propagation.max.ms", known_ms.to_string());
         if options.guarantee == DeliveryGuarantee::AtLeastOnce {
             // One that does not come through ends the job, which writes it again.
             config.set("message.timeout.ms", options.retry_timeout.as_millis().max(1).to_string());
@@ -76,7 +91,7 @@ impl Producers for Librdkafka {
         let (env, secured) = (self.env.clone(), self.secured());
         Box::pin(async move {
             let (config, tokens) = secured?;
-            let opened = block(move || open(&config, tokens)).await?;
+            let opened = block(move || open(&config, tokens)).await??;
             Ok(Box::new(LibrdkafkaProducer { env, opened: Some(opened), identity: None }) as Box<dyn Producer>)
         })
     }
@@ -88,13 +103,17 @@ impl Producers for Librdkafka {
         Box::pin(async move {
             let (mut config, tokens) = secured?;
             config.set("transactional.id", &id).set("transaction.timeout.ms", timeout.as_millis().max(1).to_string());
-            let of = id.clone();
-            let opened = block(move || {
-                let opened = open(&config, tokens)?;
-                opened.base.init_transactions(limit).map_err(|e| not_begun(e, &of, timeout))?;
-                Ok(opened)
-            })
-            .await?;
+            let deadline = env.now() + limit;
+            let mut producer = loop {
+                match initialized(&env, &config, &tokens, deadline).await? {
+                    Ok(producer) => break producer,
+                    Err(e) if passes_for_new_producer(&e) && env.now() < deadline => {
+                        tracing::debug!("making a producer of {id} again: {e}");
+                        env.sleep(AGAIN).await;
+                    }
+                    Err(e) => return Err(not_begun(e, &id, timeout)),
+                }
+            };
             // librdkafka does not tell. Should another writer have taken the id by now, this names that one, and nothing that
             // is sent comes through.
             let described = brokers.describe_transaction(&id).await?;
@@ -103,9 +122,37 @@ impl Producers for Librdkafka {
                 .ok_or_else(|| {
                     Error::unavailable("the broker does not know a producer that it has just made").code(2442).at(id)
                 })?;
-            Ok(Box::new(LibrdkafkaProducer { env, opened: Some(opened), identity: Some(identity) })
-                as Box<dyn Producer>)
+            producer.identity = Some(identity);
+            Ok(Box::new(producer) as Box<dyn Producer>)
         })
+    }
+}
+
+/// A producer whose transactions librdkafka has initialized, or why it has not. In steps, each of which goes on where the last one
+/// ended: when this future is dropped, nothing goes on for longer than a step.
+async fn initialized(
+    env: &Env,
+    config: &ClientConfig,
+    tokens: &Tokens,
+    deadline: Moment,
+) -> Result<Result<LibrdkafkaProducer, KafkaError>> {
+    let (config, tokens) = (config.clone(), tokens.clone());
+    let opened = block(move || open(&config, tokens)).await??;
+    // Wherever this is dropped from now on, it ends elsewhere.
+    let mut producer = LibrdkafkaProducer { env: env.clone(), opened: Some(opened), identity: None };
+    loop {
+        let step = deadline.since(env.now()).min(STEP);
+        let (still, done) = block(move || {
+            let done = producer.opened().base.init_transactions(step);
+            (producer, done)
+        })
+        .await?;
+        producer = still;
+        match done {
+            Ok(()) => return Ok(Ok(producer)),
+            Err(KafkaError::Transaction(e)) if e.is_retriable() && env.now() < deadline => env.sleep(PAUSE).await,
+            Err(e) => return Ok(Err(e)),
+        }
     }
 }
 
@@ -113,7 +160,8 @@ impl Producers for Librdkafka {
 #[derive(Default)]
 struct Deliveries {
     failed: AtomicBool,
-    first: Mutex<Option<Error>>,
+    /// With the topic of the record.
+    first: Mutex<Option<(KafkaError, String)>>,
 }
 
 struct Context {
@@ -144,8 +192,8 @@ impl ProducerContext for Context {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((e, _)) = result {
-            self.deliveries.first.lock().get_or_insert_with(|| not_written(e));
+        if let Err((e, record)) = result {
+            self.deliveries.first.lock().get_or_insert_with(|| (e.clone(), record.topic().to_owned()));
             self.deliveries.failed.store(true, Ordering::Release);
         }
     }
@@ -193,8 +241,25 @@ impl LibrdkafkaProducer {
         if !deliveries.failed.load(Ordering::Acquire) {
             return Ok(());
         }
-        let error = deliveries.first.lock().take();
-        Err(error.unwrap_or_else(|| Error::unavailable("a record was not written").code(2443)))
+        let first = deliveries.first.lock().take();
+        Err(match first {
+            Some((e, topic)) => not_written(self.cause(e), Some(&topic)),
+            None => Error::unavailable("a record was not written").code(2443),
+        })
+    }
+
+    /// When a record was given up only because something had gone wrong before: what that was, if librdkafka tells.
+    fn cause(&self, error: KafkaError) -> KafkaError {
+        if !follows(&error) {
+            return error;
+        }
+        let base = &self.opened().base;
+        let cause = match self.identity {
+            // Nothing begins while a transaction is there, and the refusal says what has become of that one.
+            Some(_) => base.begin_transaction().err(),
+            None => base.client().fatal_error().map(|(code, _)| KafkaError::MessageProduction(code)),
+        };
+        cause.filter(|cause| !follows(cause)).unwrap_or(error)
     }
 }
 
@@ -204,7 +269,7 @@ impl Producer for LibrdkafkaProducer {
     }
 
     fn begin(&mut self) -> Result<()> {
-        self.opened().base.begin_transaction().map_err(|e| not_written(&e))
+        self.opened().base.begin_transaction().map_err(|e| not_written(e, None))
     }
 
     fn send(&mut self, record: &Outgoing<'_>) -> Result<bool> {
@@ -229,7 +294,7 @@ impl Producer for LibrdkafkaProducer {
                     self.opened().base.poll(Duration::from_millis(10));
                     self.check()?;
                 }
-                Err(not_written(&e))
+                Err(not_written(self.cause(e), Some(record.topic)))
             }
         }
     }
@@ -254,65 +319,8 @@ impl Drop for LibrdkafkaProducer {
         // librdkafka waits for its threads: not on the thread of a subtask.
         if let Some(opened) = self.opened.take() {
             self.env.spawn(Lane::Background, "a producer of librdkafka ends", async move {
-                let _ = block(move || {
-                    drop(opened);
-                    Ok(())
-                })
-                .await;
+                let _ = block(move || drop(opened)).await;
             });
         }
     }
-}
-
-/// Calls what blocks on a thread for that. librdkafka is no part of a simulation.
-#[allow(clippy::disallowed_methods)]
-async fn block<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(call).await.map_err(|e| Error::canceled("a call of librdkafka has no end").source(e))?
-}
-
-fn not_begun(error: KafkaError, id: &str, timeout: Duration) -> Error {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::InvalidTransactionTimeout) => Error::config(format!(
-            "the brokers refuse transactions of {timeout:?}, the sink's transaction time-out: it is above their \
-             transaction.max.timeout.ms"
-        ))
-        .code(1362)
-        .at(id)
-        .next("set a shorter time-out that still exceeds checkpoint interval and duration, or raise the brokers' limit")
-        .source(error),
-        Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
-            Error::config("the brokers do not allow transactions under this id").code(1363).at(id).source(error)
-        }
-        _ => Error::unavailable("a transactional producer cannot be made").code(2442).at(id).source(error),
-    }
-}
-
-fn not_written(error: &KafkaError) -> Error {
-    let made = match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge) => Error::data("a record is larger than brokers or producer take")
-            .code(3330)
-            .next("raise max.message.bytes of the topic and message.max.bytes of the producer, or write less"),
-        Some(
-            RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidTimestamp,
-        ) => Error::data("the brokers do not take a record").code(3331),
-        Some(
-            RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::InvalidTopic,
-        ) => Error::config("the brokers do not allow to write there").code(1363),
-        Some(
-            RDKafkaErrorCode::Fenced
-            | RDKafkaErrorCode::ProducerFenced
-            | RDKafkaErrorCode::InvalidProducerEpoch
-            | RDKafkaErrorCode::InvalidTransactionalState
-            | RDKafkaErrorCode::InvalidProducerIdMapping,
-        ) => Error::unavailable(
-            "the broker has given the transaction up: it took longer than its time-out, or another writer uses the same \
-             transactional id",
-        )
-        .code(2444)
-        .next("if this comes again: raise the transaction time-out, and see that no two sinks have one prefix"),
-        _ => Error::unavailable("a record was not written").code(2443),
-    };
-    made.source(error.clone())
 }

@@ -17,7 +17,11 @@ mod librdkafka;
 mod options;
 mod produce;
 mod records;
+#[cfg(feature = "librdkafka")]
+mod refused;
 mod slots;
+#[cfg(feature = "librdkafka")]
+mod threads;
 mod writer;
 
 use std::sync::Arc;

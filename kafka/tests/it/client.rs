@@ -41,8 +41,9 @@ fn topics_show_their_partitions_and_leaders() {
 fn a_topic_that_is_not_there_is_named() {
     run(|env| async move {
         let error = brokers(&env, &bootstrap()).cluster(Some(&[unique("nowhere")])).await.unwrap_err();
-        assert_eq!((error.number(), error.kind()), (2405, ErrorKind::Unavailable));
+        assert_eq!((error.number(), error.kind()), (1348, ErrorKind::Config));
         assert!(error.what().contains("there is no topic 'nowhere-"), "{error}");
+        assert!(error.advice().contains("create it"), "{error}");
     });
 }
 

@@ -11,6 +11,8 @@ mod client;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "broker")]
+mod rights;
+#[cfg(feature = "broker")]
 mod security;
 #[cfg(feature = "broker")]
 mod sink;

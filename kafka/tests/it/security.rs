@@ -21,7 +21,7 @@ use super::support::{create_topic, run, secured, unique, variable};
 /// Errors that stay are told at once, though passing ones are waited out for longer.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-fn login() -> Login {
+pub(crate) fn login() -> Login {
     Login { user: variable("KAFKA_USER"), password: Secret::Env("KAFKA_PASSWORD".into()) }
 }
 

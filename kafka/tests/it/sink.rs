@@ -10,6 +10,7 @@ use arrow_array::{
     Array, ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt8Array,
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use millstream_common::env::Lane;
 use millstream_common::{Env, Epoch, Execution, Generation, SubtaskIndex};
 use millstream_connectors::conformance::{SinkPlace, check_sink, check_uncommitted_sink};
 use millstream_engine::element::ROW_KIND_COLUMN;
@@ -21,17 +22,19 @@ use millstream_kafka::security::Security;
 use millstream_kafka::sink::{
     DeliveryGuarantee, FromColumns, KafkaSink, KafkaSinkOptions, Key, LostTransactions, ToTopic,
 };
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::support::{Record, Seen, begin, bootstrap, brokers, create_topic, read, run, unique};
 
-fn options(topic: &str, prefix: &str) -> KafkaSinkOptions {
+pub(crate) fn options(topic: &str, prefix: &str) -> KafkaSinkOptions {
     let to = ToTopic::Named(topic.to_owned());
     let mut options = KafkaSinkOptions::new(vec![bootstrap()], to, Arc::new(JsonEncoding), prefix);
     options.retry_timeout = Duration::from_secs(20);
     options
 }
 
-fn sink(env: &Env, options: KafkaSinkOptions) -> KafkaSink {
+pub(crate) fn sink(env: &Env, options: KafkaSinkOptions) -> KafkaSink {
     KafkaSink::new(env.clone(), options).unwrap()
 }
 
@@ -39,7 +42,7 @@ fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
 }
 
-fn rows(numbers: std::ops::Range<i64>) -> RecordBatch {
+pub(crate) fn rows(numbers: std::ops::Range<i64>) -> RecordBatch {
     RecordBatch::try_new(schema(), vec![Arc::new(Int64Array::from_iter_values(numbers))]).unwrap()
 }
 
@@ -49,7 +52,7 @@ fn context(subtask: u32) -> SinkContext {
     SinkContext::new(SubtaskIndex(subtask), Generation(1), Execution(1), unique)
 }
 
-async fn writer(sink: &KafkaSink, subtask: u32) -> Box<dyn SinkWriter> {
+pub(crate) async fn writer(sink: &KafkaSink, subtask: u32) -> Box<dyn SinkWriter> {
     let mut writer = sink.writer(schema(), context(subtask)).unwrap();
     tell(&mut *writer, 0, &[]).await;
     writer
@@ -59,7 +62,7 @@ async fn tell(writer: &mut dyn SinkWriter, epoch: u64, committables: &[Committab
     writer.on_version(DurableVersion { epoch: Epoch(epoch), committables }).await.unwrap();
 }
 
-async fn pre_commit(writer: &mut dyn SinkWriter, epoch: u64) -> Committable {
+pub(crate) async fn pre_commit(writer: &mut dyn SinkWriter, epoch: u64) -> Committable {
     let done = writer.pre_commit(Epoch(epoch)).await.unwrap();
     Committable {
         sink_uid: "sink".into(),
@@ -222,6 +225,74 @@ fn a_time_out_above_that_of_the_brokers_is_said_at_once() {
         let refused = writer.write(&rows(0..1)).await.unwrap_err();
         assert!(refused.is_final() && refused.number() == 1362, "{refused}");
         assert!(refused.to_string().contains("transaction.max.timeout.ms"), "{refused}");
+    });
+}
+
+#[test]
+fn a_topic_that_is_not_there_is_final_and_named() {
+    run(|env| async move {
+        for guarantee in [DeliveryGuarantee::ExactlyOnce, DeliveryGuarantee::AtLeastOnce] {
+            let topic = unique("nowhere");
+            let options = KafkaSinkOptions {
+                guarantee,
+                retry_timeout: Duration::from_secs(4),
+                ..options(&topic, &unique("nowhere"))
+            };
+            let mut writer = writer(&sink(&env, options), 0).await;
+            let error = match writer.write(&rows(0..3)).await {
+                Ok(()) => writer.pre_commit(Epoch(1)).await.unwrap_err(),
+                Err(e) => e,
+            };
+            assert!(error.is_final() && error.number() == 1348, "{guarantee:?}: {error}");
+            assert!(error.place().contains(&topic) && error.advice().contains("create it"), "{error}");
+        }
+    });
+}
+
+/// A broker that is reached through a port that takes connections, and lets nothing through for a while.
+async fn slow_port(env: &Env, closed: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    let (clock, opens) = (env.clone(), env.now() + closed);
+    env.spawn(Lane::Io, "a slow port", async move {
+        while let Ok((mut theirs, _)) = listener.accept().await {
+            let clock_of_one = clock.clone();
+            clock.spawn(Lane::Io, "a slow connection", async move {
+                clock_of_one.sleep(opens.since(clock_of_one.now())).await;
+                let mut ours = TcpStream::connect(bootstrap()).await.unwrap();
+                // Whoever leaves first.
+                let _ = copy_bidirectional(&mut theirs, &mut ours).await;
+            });
+        }
+    });
+    at
+}
+
+/// It is made in steps, each of which goes on where the one before it has ended.
+#[test]
+fn a_producer_is_made_by_brokers_that_let_it_wait() {
+    run(|env| async move {
+        let (topic, prefix) = (unique("slow"), unique("slow"));
+        create_topic(&topic, 1).await;
+        let mut options = options(&topic, &prefix);
+        options.bootstrap = vec![slow_port(&env, Duration::from_millis(3_500)).await];
+        let sink = sink(&env, options);
+        let mut writer = writer(&sink, 0).await;
+        writer.write(&rows(0..3)).await.unwrap();
+        let written = pre_commit(&mut *writer, 1).await;
+        sink.committer().unwrap().commit(&written).await.unwrap();
+        assert_eq!(values(&read(&topic, 1)), [0, 1, 2]);
+    });
+}
+
+#[test]
+fn a_producer_that_no_broker_makes_is_an_error_that_may_pass() {
+    run(|env| async move {
+        let mut options = options("t", &unique("nobody"));
+        (options.bootstrap, options.retry_timeout) = (vec!["127.0.0.1:1".into()], Duration::from_secs(3));
+        let mut writer = writer(&sink(&env, options), 0).await;
+        let error = writer.write(&rows(0..1)).await.unwrap_err();
+        assert!(!error.is_final() && error.number() == 2442, "{error}");
     });
 }
 
