@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::place::StateKind;
 
@@ -37,6 +37,12 @@ pub enum Command {
     Soak(SoakArgs),
     /// A query from Kafka to Kafka while workers, coordinator and broker are killed: is each row there once? (--bin nexmark-kafka)
     KafkaKills(KillsArgs),
+    /// How long after an event its row is there, from Kafka to Kafka, by guarantee. (--bin nexmark-kafka)
+    KafkaLatency(LatencyArgs),
+    /// How fast the source reads a topic, beside bare consumers of librdkafka, in units of the yardstick.
+    KafkaSource(SourceArgs),
+    /// Queries from Kafka to Kafka, beside the same from the generator, in units of the yardstick. (--bin nexmark-kafka)
+    KafkaThroughput(KafkaThroughputArgs),
 }
 
 /// Options of every bench.
@@ -226,6 +232,101 @@ pub struct KillsArgs {
     pub kafka: PathBuf,
 }
 
+/// What a sink promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guarantee {
+    /// Rows of a failed attempt may stay.
+    AtLeastOnce,
+    /// Each row once.
+    ExactlyOnce,
+}
+
+impl Guarantee {
+    /// Its name on command lines and in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AtLeastOnce => "at-least-once",
+            Self::ExactlyOnce => "exactly-once",
+        }
+    }
+}
+
+/// `kafka-latency`.
+#[derive(Debug, Args)]
+pub struct LatencyArgs {
+    /// Events a second.
+    #[arg(long, value_name = "N", default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
+    /// How long it is measured.
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seconds: u32,
+    /// So long it runs before.
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    pub warm_up: u32,
+    /// What the sink promises.
+    #[arg(long, value_delimiter = ',', default_value = "at-least-once,exactly-once")]
+    pub guarantee: Vec<Guarantee>,
+    /// Parallelism.
+    #[arg(short, long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub parallelism: u32,
+    /// Events that a measurement of the yardstick makes.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub yardstick_events: u64,
+    /// The script that starts and kills a broker.
+    #[arg(long, value_name = "PATH", default_value = "scripts/kafka.sh")]
+    pub kafka: PathBuf,
+}
+
+/// `kafka-source`.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Records in the topic, of about 200 bytes.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub records: u64,
+    /// So many times they are read in each way, in turn.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Events that a measurement of the yardstick makes.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub yardstick_events: u64,
+    /// The script that starts and kills a broker.
+    #[arg(long, value_name = "PATH", default_value = "scripts/kafka.sh")]
+    pub kafka: PathBuf,
+}
+
+/// `kafka-throughput`.
+#[derive(Debug, Args)]
+pub struct KafkaThroughputArgs {
+    /// The queries: q5, q7, q17, q20.
+    #[arg(long, value_delimiter = ',', default_value = "q5,q7,q20")]
+    pub queries: Vec<String>,
+    /// The binary with the same queries from the generator; without it they are left out.
+    #[arg(long, value_name = "PATH")]
+    pub millstream: Option<PathBuf>,
+    /// Events in the topic.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub events: u64,
+    /// Events per second of event time.
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub event_rate: u64,
+    /// Runs of each case, taken in turn.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Parallelism.
+    #[arg(short, long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub parallelism: u32,
+    /// From one checkpoint to the next.
+    #[arg(long, default_value = "1s")]
+    pub checkpoint_interval: String,
+    /// Events that a measurement of the yardstick makes.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub yardstick_events: u64,
+    /// The script that starts and kills a broker.
+    #[arg(long, value_name = "PATH", default_value = "scripts/kafka.sh")]
+    pub kafka: PathBuf,
+}
+
 fn worker_count(text: &str) -> Result<u32, String> {
     match text {
         "1" => Ok(1),
@@ -261,6 +362,9 @@ mod tests {
         (args.cache_memory, args.cache_disk) = (Some("1GB".to_owned()), Some("2GB".to_owned()));
         assert_eq!(args.worker_options().trim(), "--cache-memory 1GB --cache-disk 2GB");
         assert_eq!(default_of::<SoakArgs>().minutes, 60);
+        assert_eq!(default_of::<LatencyArgs>().guarantee, [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce]);
+        assert_eq!(default_of::<SourceArgs>().rounds, 3);
+        assert_eq!(default_of::<KafkaThroughputArgs>().queries, ["q5", "q7", "q20"]);
     }
 
     #[test]

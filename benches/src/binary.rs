@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use millstream_common::{Error, Result};
 
-use crate::outside::{sleep, variable};
+use crate::outside::{cpu_seconds, sleep, variable};
 
 /// How long a command of a client may take: a `stop` writes a checkpoint of all state first.
 const CALL_LIMIT: Duration = Duration::from_secs(600);
@@ -128,6 +128,13 @@ impl Running {
             Error::unavailable("the kernel does not tell its resident set")
                 .at(path.display().to_string())
                 .next("run the bench on Linux")
+        })
+    }
+
+    /// CPU seconds that it has used since its start.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        cpu_seconds(self.child.id()).ok_or_else(|| {
+            Error::unavailable("the kernel does not tell the CPU time of a process").at(self.what.clone())
         })
     }
 

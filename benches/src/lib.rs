@@ -1,8 +1,8 @@
 //! Measures the `millstream` binary from outside, and the state store from inside, and prints tables in Markdown.
 //!
 //! `bench` drives fresh processes through the command line, in fresh folders, and reads what a user can read: `--summary`,
-//! `status --json`, `versions --json`, `/metrics`. No code of the engine runs in its process. `store-bench` ([`store`]) calls
-//! the state store and working sets, beside other stores.
+//! `status --json`, `versions --json`, `/metrics`. No code of the engine runs in its process, but for the source of Kafka in
+//! `kafka-source`. `store-bench` ([`store`]) calls the state store and working sets, beside other stores.
 //!
 //! - [`throughput`]: Nexmark queries, in units of the [`yardstick`], beside the figures of [`peers`].
 //! - [`rescale`], [`restore`]: how long a job stands still, over the size of its state.
@@ -10,7 +10,7 @@
 //! - [`checkpoint`]: writes per checkpoint as the S3 server counts them.
 //! - [`idle`]: requests of a job without events, as the S3 server counts them.
 //! - [`soak`]: a long run, minute by minute.
-//! - [`mod@kafka`]: jobs from Kafka to Kafka, with a real broker.
+//! - [`mod@kafka`]: jobs from Kafka to Kafka, with a real broker; and the source alone, which is called in this process.
 //!
 //! Below them: [`binary`] (processes), [`cluster`] (a coordinator and workers), [`filled`] (a job with much state),
 //! [`place`] (folders and prefixes that go away again), [`counters`] (Prometheus text), [`s3_server`] (what a MinIO has
@@ -66,20 +66,24 @@ impl Bench {
 
 /// Runs the command; without one all benches but the long run, one after the other. Tables go to stdout, progress to stderr.
 pub fn run(cli: &Cli) -> Result<()> {
-    let bench = Bench::new(&cli.common)?;
     if let Some(load) = outside::load_average().filter(|l| *l > BUSY) {
         note(&format!("other processes load this machine (load average {load:.1}): the figures will be off"));
     }
+    let bench = || Bench::new(&cli.common);
     match &cli.command {
-        Some(Command::Throughput(args)) => throughput::run(&bench, args),
-        Some(Command::Rescale(args)) => rescale::run(&bench, args),
-        Some(Command::Restore(args)) => restore::run(&bench, args),
-        Some(Command::Checkpoint(args)) => checkpoint::run(&bench, args),
-        Some(Command::Idle(args)) => idle::run(&bench, args),
-        Some(Command::Fork(args)) => fork::run(&bench, args),
-        Some(Command::Soak(args)) => soak::run(&bench, args),
-        Some(Command::KafkaKills(args)) => kafka::kills(&bench, args),
-        None => all(&bench),
+        Some(Command::Throughput(args)) => throughput::run(&bench()?, args),
+        Some(Command::Rescale(args)) => rescale::run(&bench()?, args),
+        Some(Command::Restore(args)) => restore::run(&bench()?, args),
+        Some(Command::Checkpoint(args)) => checkpoint::run(&bench()?, args),
+        Some(Command::Idle(args)) => idle::run(&bench()?, args),
+        Some(Command::Fork(args)) => fork::run(&bench()?, args),
+        Some(Command::Soak(args)) => soak::run(&bench()?, args),
+        Some(Command::KafkaKills(args)) => kafka::kills(&bench()?, args),
+        Some(Command::KafkaLatency(args)) => kafka::latency(&bench()?, args),
+        Some(Command::KafkaThroughput(args)) => kafka::throughput(&bench()?, args),
+        // It measures no binary.
+        Some(Command::KafkaSource(args)) => kafka::source(&Places::new(&cli.common)?, args),
+        None => all(&bench()?),
     }
 }
 

@@ -39,6 +39,31 @@ pub fn load_average() -> Option<f64> {
     std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
+/// How many cores this process may use.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// CPU seconds of a process since its start, in its code and for it in the kernel; `None` when there is no such process.
+#[must_use]
+pub fn cpu_seconds(process: u32) -> Option<f64> {
+    cpu_seconds_in(&std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+}
+
+/// CPU seconds of this process since its start.
+#[must_use]
+pub fn own_cpu_seconds() -> f64 {
+    cpu_seconds(std::process::id()).unwrap_or_default()
+}
+
+/// By proc(5): behind the name in brackets, which may hold anything, `utime` and `stime` are the 12th and the 13th, in ticks.
+fn cpu_seconds_in(stat: &str) -> Option<f64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some((ticks()? + ticks()?) as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// What the CPUs of the machine have done since it started, in ticks of the kernel.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuTicks {
@@ -123,6 +148,15 @@ mod tests {
         assert_eq!(after.stolen_percent_since(before), 20.0);
         assert_eq!(before.stolen_percent_since(before), 0.0);
         assert!(CpuTicks::parse("cpu  10 0 10 60\n").is_none() && CpuTicks::parse("").is_none());
+    }
+
+    #[test]
+    fn cpu_time_is_read_behind_any_name() {
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 1 0";
+        let ticks = rustix::param::clock_ticks_per_second() as f64;
+        assert_eq!(cpu_seconds_in(stat), Some(300.0 / ticks));
+        assert_eq!(cpu_seconds_in("7 (a) S 1 2"), None);
+        assert!(cpu_seconds(std::process::id()).is_some() && cpu_seconds(u32::MAX).is_none());
     }
 
     #[test]

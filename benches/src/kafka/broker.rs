@@ -6,7 +6,7 @@ use std::time::Duration;
 use millstream_common::{Error, Result};
 
 use crate::binary::{Binary, Running, words};
-use crate::outside::wait_for;
+use crate::outside::{cpu_seconds, wait_for};
 
 /// How long the broker may take for anything.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -62,6 +62,16 @@ impl Broker {
             self.address
         );
         self.call(&create).map(drop)
+    }
+
+    /// CPU seconds that it has used since its start.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        // Where the script keeps the number of its process.
+        let file = self.folder.join("kafka.pid");
+        let process = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+        process.and_then(cpu_seconds).ok_or_else(|| {
+            Error::unavailable("the broker is not there to be asked for its CPU time").at(file.display().to_string())
+        })
     }
 
     /// All committed records of a topic, as Kafka's console consumer reads them.

@@ -22,7 +22,7 @@ use crate::client::{Brokers, BrokersOptions, Isolation, TcpDial};
 use crate::security::Tokens;
 
 /// What librdkafka is told when the user says nothing else.
-const DEFAULTS: [(&str, &str); 5] = [
+pub const DEFAULTS: [(&str, &str); 5] = [
     // Records that wait for their reader, a partition; both bounds hold.
     ("queued.min.messages", "20000"),
     ("queued.max.messages.kbytes", "8192"),

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use crate::client::{Brokers, BrokersOptions, TcpDial};
 use consumer::Consumer;
+pub use consumer::DEFAULTS;
 pub use options::{BadRecords, KafkaSourceOptions, Metadata, StartAt, StopAt, Topics};
 use reader::PartitionReader;
 use splits::{PartitionEnumerator, PartitionSplit};
