@@ -95,25 +95,55 @@ pub struct WatermarkStrategy {
     pub delay_ms: i64,
     /// A split without rows for so long no longer holds the watermark. `None`: it holds it for ever.
     pub idle_timeout: Option<Duration>,
+    /// Splits that are far ahead of others wait for them. `None`: none does.
+    pub alignment: Option<WatermarkAlignment>,
+}
+
+/// Splits that keep together: of one source, or of all those of the job that name the same group. What a slow one holds back in
+/// windows and joins behind the sources stays small.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatermarkAlignment {
+    /// The group's name.
+    pub group: String,
+    /// A split whose watermark is ahead of the least in the group by more than this (milliseconds) is not read. Splits without a
+    /// watermark, idle ones and those that have ended hold nobody up.
+    pub max_drift_ms: i64,
+}
+
+impl WatermarkAlignment {
+    /// The greatest watermark with which a split is read on, when this is the least of the group.
+    #[must_use]
+    pub fn bound(&self, least: TimestampMs) -> TimestampMs {
+        least.saturating_add(self.max_drift_ms)
+    }
 }
 
 impl WatermarkStrategy {
     /// Rows of a split are out of order by at most `delay_ms`: the watermark is the greatest event time - delay.
     #[must_use]
     pub fn bounded_out_of_orderness(event_time: EventTimeFn, delay_ms: i64) -> Self {
-        Self { event_time, delay_ms, idle_timeout: None }
+        Self { event_time, delay_ms, idle_timeout: None, alignment: None }
     }
 
     /// Event times of a split never go back; rows of the same time may follow, so the watermark stays 1 ms behind.
     #[must_use]
     pub fn monotonous(event_time: EventTimeFn) -> Self {
-        Self { event_time, delay_ms: 1, idle_timeout: None }
+        Self { event_time, delay_ms: 1, idle_timeout: None, alignment: None }
     }
 
     /// Splits without rows for `timeout` do not hold the watermark.
     #[must_use]
     pub fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.idle_timeout = timeout;
+        self
+    }
+
+    /// No split of `group` is read on that is ahead of the least watermark in it by more than `max_drift`. Sources are told of the
+    /// least about once a second: what is read faster than `max_drift` of event time a second waits for that.
+    #[must_use]
+    pub fn with_alignment(mut self, group: impl Into<String>, max_drift: Duration) -> Self {
+        let max_drift_ms = i64::try_from(max_drift.as_millis()).unwrap_or(i64::MAX);
+        self.alignment = Some(WatermarkAlignment { group: group.into(), max_drift_ms });
         self
     }
 }

@@ -204,6 +204,9 @@ pub(crate) struct JobMaster {
     /// Sources of which more splits may come.
     open_sources: BTreeSet<String>,
     live_splits_due: bool,
+    /// By group of splits that keep together: their sources.
+    pub(crate) alignment: BTreeMap<String, BTreeSet<String>>,
+    aligned: Moment,
     input_ended: bool,
     pub(crate) phase: Phase,
     /// An earlier leader ran it: until it runs again it is restarting.
@@ -264,6 +267,8 @@ impl JobMaster {
             finished: BTreeSet::new(),
             open_sources,
             live_splits_due: false,
+            alignment: BTreeMap::new(),
+            aligned: now,
             input_ended: false,
             phase: Phase::Created,
             taken_over: false,

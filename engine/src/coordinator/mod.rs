@@ -510,6 +510,9 @@ impl Coordinator {
         let counts = |m: &JobMaster| m.job_ref() == of && !m.has_ended() && m.reckons_with(worker);
         if let Some(job) = self.jobs.get_mut(&of.id).filter(|j| counts(&j.master)) {
             job.master.statistics.update(worker, counters);
+            if !job.master.alignment.is_empty() {
+                self.turn(&of.id, JobMaster::align);
+            }
         }
     }
 

@@ -158,6 +158,7 @@ pub(crate) async fn open(
             let open = enumerators.keys().cloned().collect();
             let mut master = JobMaster::new(spec, settings, taken, restored, splits, open, env.now())?;
             master.taken_over = request.taken_over;
+            master.alignment = job.graph.alignment();
             return Ok(Opened { master, graph: job.graph, log, store, already_finished: false, enumerators });
         }
     }

@@ -7,9 +7,9 @@ use millstream_common::Error;
 use millstream_common::env::Moment;
 use millstream_common::latency::Latencies;
 use millstream_proto::control::{JobCounters, SubtaskCounters};
-
 use millstream_state_store::Run;
 
+use crate::element::TimestampMs;
 use crate::figures::{OperatorFigures, StoreFigures, reads_from_proto, store_from_proto};
 use crate::worker::Role;
 
@@ -87,6 +87,15 @@ impl Statistics {
             self.current.insert(key, s.clone());
         }
         self.requests.insert(worker.to_owned(), JobCounters { subtasks: Vec::new(), ..counters });
+    }
+
+    /// The least watermark of the splits of these sources that hold one, over subtasks below `parallelism`.
+    pub(crate) fn least_watermark(&self, sources: &BTreeSet<&str>, parallelism: u32) -> Option<TimestampMs> {
+        let subtasks = self.subtasks();
+        let present = subtasks.iter().filter(|((_, subtask), _)| *subtask < parallelism);
+        let splits = present.flat_map(|(_, (_, counters))| &counters.splits);
+        let holding = splits.filter(|s| !s.idle && !s.finished && sources.contains(s.source_uid.as_str()));
+        holding.filter_map(|s| s.watermark_ms).min()
     }
 
     /// The present deployment is over and another one follows: its figures are added up. Those of the last one stay.

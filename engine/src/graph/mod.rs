@@ -3,7 +3,7 @@
 
 mod describe;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
@@ -40,6 +40,20 @@ impl JobGraph {
         }
         let before = self.edges.iter().filter(|e| e.to == task);
         before.flat_map(|e| self.sources_of(e.from)).collect()
+    }
+
+    /// By group of splits that keep together: their sources.
+    #[must_use]
+    pub fn alignment(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut groups = BTreeMap::<_, BTreeSet<_>>::new();
+        for task in &self.tasks {
+            if let Head::Source(source) = &task.head
+                && let Some(alignment) = &source.watermarks.alignment
+            {
+                groups.entry(alignment.group.clone()).or_default().insert(source.uid.clone());
+            }
+        }
+        groups
     }
 
     /// Sets the idle time-out of sources that have none of their own.

@@ -764,6 +764,7 @@ impl KeyedTask {
                 Ok(())
             }
             TaskControl::Barrier { .. }
+            | TaskControl::Align(_)
             | TaskControl::AddSplits(_)
             | TaskControl::LiveSplits(_)
             | TaskControl::EndOfInput => Ok(()),

@@ -130,6 +130,8 @@ pub enum TaskControl {
     Flushed(Arc<Run>),
     /// What a rescale barrier will change.
     Prepare(Preparation),
+    /// To sources: the least watermark of the splits that theirs keep together with.
+    Align(TimestampMs),
     /// To sources: read these splits, too.
     AddSplits(Vec<OwnedSplit>),
     /// How many splits of the source have not ended, over all subtasks.

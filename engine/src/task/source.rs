@@ -56,6 +56,8 @@ struct SplitRun {
     position: Option<Position>,
     watermark: Option<TimestampMs>,
     idle: bool,
+    /// It is too far ahead of others to be read.
+    ahead: bool,
     finished: bool,
     last_row: Moment,
     paced_from: Moment,
@@ -82,6 +84,8 @@ pub(crate) struct SourceTask {
     waiting_since: Option<Moment>,
     /// What it starts from, until it has begun.
     begins_with: Option<Arc<VersionView>>,
+    /// The least watermark of all splits that keep together, as the coordinator knows it.
+    least: Option<TimestampMs>,
     end_of_input: bool,
     ended: bool,
     said: Option<TimeSignal>,
@@ -120,6 +124,7 @@ impl SourceTask {
             leaves: false,
             waiting_since: None,
             begins_with: None,
+            least: None,
             end_of_input: false,
             ended: false,
             said: None,
@@ -198,12 +203,16 @@ impl SourceTask {
         let live = || self.splits.iter().filter(|s| !s.finished);
         let pace = self.plan.rate.and_then(|rate| {
             live()
+                .filter(|s| !s.ahead)
                 .map(|s| until_next_row(s, rate / self.live_splits.max(1) as f64, self.live_splits, now))
                 .min()
                 .map(|d| d.max(Duration::from_millis(1)))
         });
         let idle = self.plan.watermarks.idle_timeout.and_then(|timeout| {
-            live().filter(|s| !s.idle).map(|s| timeout.saturating_sub(now.since(s.last_row)).max(LINGER)).min()
+            live()
+                .filter(|s| !s.idle && !s.ahead)
+                .map(|s| timeout.saturating_sub(now.since(s.last_row)).max(LINGER))
+                .min()
         });
         [pace, idle].into_iter().flatten().min()
     }
@@ -235,6 +244,9 @@ impl SourceTask {
         for step in 0..splits.len() {
             let i = (*next + step) % splits.len();
             let split = &mut splits[i];
+            if split.ahead {
+                continue;
+            }
             let phase = split.phase(live);
             let Some(reader) = &mut split.reader else { continue };
             let mut rows = plan.batch_rows.min(read_rows);
@@ -264,6 +276,7 @@ impl SourceTask {
                 split.reader = None;
                 split.finished = true;
                 let id = split.split.id.clone();
+                self.align();
                 self.say_time();
                 self.send(TaskEvent::SplitsFinished(vec![(self.plan.uid.clone(), id)])).await
             }
@@ -289,6 +302,7 @@ impl SourceTask {
             let watermark = latest.saturating_sub(self.plan.watermarks.delay_ms);
             let split = &mut self.splits[i];
             split.watermark = Some(split.watermark.map_or(watermark, |w| w.max(watermark)));
+            self.align();
         }
         self.say_time();
         self.chain.flush_due().await?;
@@ -310,10 +324,27 @@ impl SourceTask {
     fn check_idle(&mut self) {
         let Some(timeout) = self.plan.watermarks.idle_timeout else { return };
         let now = self.env.now();
-        for s in self.splits.iter_mut().filter(|s| !s.finished && !s.idle) {
+        // Of one that is not read nobody knows.
+        for s in self.splits.iter_mut().filter(|s| !s.finished && !s.idle && !s.ahead) {
             s.idle = now.since(s.last_row) >= timeout;
         }
+        self.align();
         self.say_time();
+    }
+
+    /// Who is too far ahead waits, who was goes on.
+    fn align(&mut self) {
+        let Some(alignment) = &self.plan.watermarks.alignment else { return };
+        let holding = self.splits.iter().filter(|s| !s.finished && !s.idle);
+        let Some(least) = holding.filter_map(|s| s.watermark).chain(self.least).min() else { return };
+        let (bound, now) = (alignment.bound(least), self.env.now());
+        for s in self.splits.iter_mut().filter(|s| !s.finished) {
+            let ahead = s.watermark.is_some_and(|w| w > bound);
+            if s.ahead && !ahead {
+                s.last_row = now;
+            }
+            s.ahead = ahead;
+        }
     }
 
     /// Says what the splits say together. Nothing while a gained split has not begun.
@@ -351,6 +382,11 @@ impl SourceTask {
             TaskControl::Version(version) => self.on_version(&version).await,
             TaskControl::Prepare(p) => {
                 self.prepare(p);
+                Ok(())
+            }
+            TaskControl::Align(least) => {
+                self.least = Some(least);
+                self.align();
                 Ok(())
             }
             TaskControl::AddSplits(splits) => self.add_splits(splits),
@@ -504,6 +540,7 @@ impl SourceTask {
             position: stored.map(|s| Position { offset: s.offset.saturating_sub(again), detail: s.detail.clone() }),
             watermark: stored.and_then(|s| s.watermark_ms),
             idle: false,
+            ahead: false,
             finished: stored.is_some_and(|s| s.finished),
             last_row: now,
             paced_from: now,
@@ -606,143 +643,5 @@ fn until_next_row(split: &SplitRun, rate: f64, live: u64, now: Moment) -> Durati
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::task::Context;
-
-    use arrow_array::Int64Array;
-    use arrow_schema::{DataType, Field, Schema, SchemaRef};
-    use millstream_common::{Epoch, KeyGroupRanges};
-
-    use super::*;
-    use crate::element::{Assignment, StreamElement};
-    use crate::graph::Target;
-    use crate::source::{Source, Split, SplitEnumerator, WatermarkStrategy};
-    use crate::task::TASK_QUEUE;
-    use crate::task::output::EdgeOutput;
-    use crate::transport::DATA_QUEUE;
-
-    /// Has as many rows as anyone asks for.
-    #[derive(Clone)]
-    struct Endless(u64);
-
-    impl Source for Endless {
-        fn schema(&self) -> SchemaRef {
-            Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]))
-        }
-
-        fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
-            Err(Error::internal("its split is known"))
-        }
-
-        fn reader(&self, _: &Split, _: Option<&Position>) -> Result<Box<dyn SplitReader>> {
-            Ok(Box::new(self.clone()))
-        }
-    }
-
-    impl SplitReader for Endless {
-        fn poll_next(&mut self, _: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>> {
-            let rows = Int64Array::from_iter_values((0..max_rows).map(|n| self.0 as i64 + n as i64));
-            self.0 += max_rows as u64;
-            let batch = RecordBatch::try_new(self.schema(), vec![Arc::new(rows)]);
-            Poll::Ready(batch.map(Read::Batch).map_err(|e| Error::internal("a batch").source(e)))
-        }
-
-        fn position(&self) -> Position {
-            Position { offset: self.0, detail: Vec::new() }
-        }
-    }
-
-    /// An endless source before one who takes `rate` rows a second; how many rows stand before the barrier of a checkpoint.
-    async fn rows_before_a_barrier(rate: u32) -> usize {
-        const WHEN: Duration = Duration::from_secs(60);
-        let env = Env::test(1);
-        let source = Endless(0);
-        let assignment = Assignment { id: AssignmentId(1), ranges: vec![KeyGroupRanges::all()] };
-        let (channel, mut rows) = mpsc::channel(DATA_QUEUE);
-        let edge = EdgeOutput::new(0, vec![0], source.schema(), &assignment, vec![channel]);
-        let (orders, control) = mpsc::channel(TASK_QUEUE);
-        let (events, _events) = mpsc::channel(TASK_QUEUE);
-        let version = VersionView {
-            epoch: Epoch(0),
-            committed_ms: 0,
-            assignment,
-            runs: Vec::new(),
-            layouts: millstream_state_store::Layouts::default(),
-            fired: Vec::new(),
-            splits: BTreeMap::new(),
-            task_ids: Vec::new(),
-            committables: BTreeMap::new(),
-        };
-        let split = Split { id: "0".into(), payload: Vec::new() };
-        let subtask = run(SourceTaskParts {
-            env: env.clone(),
-            id: SubtaskId { task: 0, index: 0 },
-            plan: SourcePlan {
-                uid: "endless".into(),
-                name: "endless".into(),
-                source: Arc::new(source),
-                watermarks: WatermarkStrategy::monotonous(Arc::new(|_| Ok(None))),
-                rate: None,
-                batch_rows: 8_192,
-                targets: vec![Target::Edge(0)],
-            },
-            chain: Chain::new(env.clone(), 0, Vec::new(), Vec::new(), vec![edge]),
-            splits: vec![OwnedSplit { source_uid: "endless".into(), split, index: 0 }],
-            live_splits: 1,
-            control,
-            events,
-            metrics: Arc::default(),
-            start: Start::From(Arc::new(version)),
-        });
-        let receiver = async {
-            let mut before = None;
-            loop {
-                if before.is_none() && env.now().0 >= WHEN {
-                    let barrier = TaskControl::Barrier { epoch: Epoch(1), kind: BarrierKind::Checkpoint };
-                    orders.try_send(barrier).expect("room in its queue");
-                    before = Some(0);
-                }
-                match rows.recv().await {
-                    Some(StreamElement::Batch(batch)) => {
-                        before = before.map(|n| n + batch.num_rows());
-                        env.sleep(Duration::from_secs(1) * batch.num_rows() as u32 / rate).await;
-                    }
-                    Some(StreamElement::Barrier(_)) => return before.expect("nobody else sends one"),
-                    Some(_) => {}
-                    None => panic!("the subtask has ended"),
-                }
-            }
-        };
-        tokio::pin!(receiver);
-        match futures::future::select(receiver, Box::pin(subtask)).await {
-            futures::future::Either::Left((rows, _)) => rows,
-            futures::future::Either::Right(_) => panic!("the subtask has ended"),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_barrier_waits_for_what_goes_through_in_a_moment() {
-        let (slow, medium, fast) = (
-            rows_before_a_barrier(100).await,
-            rows_before_a_barrier(4_000).await,
-            rows_before_a_barrier(400_000).await,
-        );
-        // What is read together, what is gathered, and what stands in the channel.
-        let least = READ_ROWS_MIN + (DATA_QUEUE + 2) * crate::task::output::PIECE_ROWS_MIN;
-        assert!((1..=least).contains(&slow), "{slow}");
-        assert!((slow..=2 * 4_000).contains(&medium), "{medium}: two seconds' worth");
-        assert!(fast >= 8_192, "{fast}: it is not starved");
-    }
-
-    #[test]
-    fn the_first_row_comes_at_once_and_the_others_at_their_rate() {
-        assert_eq!(allowed_rows(0, 0.001, 0.0, Duration::ZERO), 1);
-        assert_eq!(allowed_rows(1, 0.001, 0.0, Duration::from_secs(999)), 0);
-        assert_eq!(allowed_rows(1, 0.001, 0.0, Duration::from_secs(1001)), 1);
-        assert_eq!(allowed_rows(100, 1000.0, 0.0, Duration::from_millis(200)), 101);
-        // The second of two splits comes half a turn later.
-        assert_eq!(allowed_rows(0, 1.0, 0.5, Duration::from_millis(499)), 0);
-        assert_eq!(allowed_rows(0, 1.0, 0.5, Duration::from_millis(501)), 1);
-    }
-}
+#[path = "source_tests.rs"]
+mod tests;

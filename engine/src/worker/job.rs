@@ -33,7 +33,7 @@ use super::shrunk::shrunk;
 use super::warming::Warming;
 use super::writer::{self, WriteOrder, Written};
 use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_proto, ranges_from_proto};
-use crate::element::{Assignment, BarrierKind};
+use crate::element::{Assignment, BarrierKind, TimestampMs};
 use crate::graph::{Head, JobGraph};
 use crate::settings::Settings;
 use crate::sink::Committable;
@@ -54,6 +54,8 @@ pub(crate) enum JobMessage {
     Version(Box<VersionRecord>),
     /// How many splits of each source live.
     LiveSplits(Vec<(String, u64)>),
+    /// The least watermark of each group of splits that keep together.
+    Align(Vec<(String, TimestampMs)>),
     /// Splits that came while the job runs.
     AddSplits(Vec<SplitOwner>),
     /// All splits have ended.
@@ -415,6 +417,10 @@ impl JobActor {
                 self.tell_live_splits();
                 Ok(())
             }
+            JobMessage::Align(least) => {
+                self.align(&least);
+                Ok(())
+            }
             JobMessage::AddSplits(splits) => {
                 for id in self.sources() {
                     let Head::Source(source) = &self.context.graph.tasks[id.task].head else { continue };
@@ -455,6 +461,20 @@ impl JobActor {
         }
         if all_told {
             self.live_splits.clear();
+        }
+    }
+
+    /// It comes again: a subtask that has much to read yet may miss it.
+    fn align(&self, least: &[(String, TimestampMs)]) {
+        for id in self.sources() {
+            let Head::Source(source) = &self.context.graph.tasks[id.task].head else { continue };
+            let Some(alignment) = &source.watermarks.alignment else { continue };
+            let told = least.iter().find(|(group, _)| *group == alignment.group);
+            if let (Some((_, least)), Some(task)) = (told, self.tasks.get(&id))
+                && task.control.capacity() > task.control.max_capacity() / 2
+            {
+                let _ = task.control.try_send(TaskControl::Align(*least));
+            }
         }
     }
 

@@ -414,6 +414,10 @@ impl Worker {
                 let counts = l.counts.into_iter().map(|c| (c.source_uid, c.live)).collect();
                 self.pass_on(l.job, JobMessage::LiveSplits(counts));
             }
+            Message::AlignWatermarks(a) => {
+                let least = a.groups.into_iter().map(|g| (g.group, g.least_ms)).collect();
+                self.pass_on(a.job, JobMessage::Align(least));
+            }
             Message::AddSplits(a) => self.pass_on(a.job, JobMessage::AddSplits(a.splits)),
             Message::Compact(order) => self.compact(order),
             Message::HoldCompactions(h) => self.pass_on(h.job, JobMessage::HoldCompactions(h.hold)),

@@ -108,6 +108,9 @@ pub struct QueryArgs {
     /// A partition without events for so long no longer holds the watermark; 0: it always does
     #[arg(long, value_name = "D", default_value = "0", value_parser = parse_duration)]
     pub idle_timeout: Duration,
+    /// A partition whose watermark is ahead of the slowest by more than this waits for it; 0: none waits
+    #[arg(long, value_name = "D", default_value = "0", value_parser = parse_duration)]
+    pub max_drift: Duration,
 }
 
 impl QueryArgs {
@@ -134,6 +137,7 @@ impl JobArgs for QueryArgs {
         args.push(JobArg::free("rate", self.rate));
         args.push(JobArg::identity("watermark-delay", duration_text(self.watermark_delay)));
         args.push(JobArg::identity("idle-timeout", duration_text(self.idle_timeout)));
+        args.push(JobArg::free("max-drift", duration_text(self.max_drift)));
         args
     }
 }

@@ -44,10 +44,11 @@ fn build(name: &str, key: &[&str], args: &QueryArgs, context: &JobContext) -> Re
     let delay = i64::try_from(args.watermark_delay.as_millis()).unwrap_or(i64::MAX);
     let event_time = WatermarkStrategy::bounded_out_of_orderness(Arc::new(max_event_time), delay);
     let idle = (!args.idle_timeout.is_zero()).then_some(args.idle_timeout);
-    let events = flow
-        .source("events", args.source(&context.env)?)
-        .watermarks(event_time.with_idle_timeout(idle))
-        .rate(args.rate);
+    let mut event_time = event_time.with_idle_timeout(idle);
+    if !args.max_drift.is_zero() {
+        event_time = event_time.with_alignment("events", args.max_drift);
+    }
+    let events = flow.source("events", args.source(&context.env)?).watermarks(event_time).rate(args.rate);
     let results = match name {
         "q20" => enrich::q20(&events),
         _ => query(name).map(|plan| plan(&events)).ok_or_else(|| Error::internal(format!("there is no {name}")))?,

@@ -41,6 +41,8 @@ pub struct Dataset {
     pub late: bool,
     /// The last split is there from then on, in virtual time; the others always are.
     pub appears_ms: Option<u64>,
+    /// Splits that are ahead of others by more than this wait for them.
+    pub max_drift_ms: Option<u64>,
 }
 
 /// Where event times begin.
@@ -95,7 +97,9 @@ impl Dataset {
                 event.at_ms += ms;
             }
         }
-        Self { splits: out, delay_ms, idle_ms: late_split.then_some(2_500), late, appears_ms }
+        let mut dice = Dice::new(seed, "drift");
+        let max_drift_ms = dice.chance(15).then(|| dice.within(500..8_000));
+        Self { splits: out, delay_ms, idle_ms: late_split.then_some(2_500), late, appears_ms, max_drift_ms }
     }
 
     /// All rows, split by split.

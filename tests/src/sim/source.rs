@@ -41,8 +41,12 @@ impl SimSource {
         };
         // A row may be as old as the watermark that its own batch makes: 1 ms more keeps it from being late.
         let delay_ms = if self.data.late { self.data.delay_ms / 8 } else { self.data.delay_ms + 1 };
-        WatermarkStrategy::bounded_out_of_orderness(Arc::new(latest), delay_ms)
-            .with_idle_timeout(self.data.idle_ms.map(Duration::from_millis))
+        let strategy = WatermarkStrategy::bounded_out_of_orderness(Arc::new(latest), delay_ms)
+            .with_idle_timeout(self.data.idle_ms.map(Duration::from_millis));
+        match self.data.max_drift_ms {
+            None => strategy,
+            Some(ms) => strategy.with_alignment("all", Duration::from_millis(ms)),
+        }
     }
 }
 

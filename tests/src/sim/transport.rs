@@ -136,6 +136,7 @@ fn down(m: &ToWorker) -> String {
         Some(M::CommitNow(c)) => format!("commit now {}", c.committables.len()),
         Some(M::StopJob(_)) => "stop job".into(),
         Some(M::LiveSplits(_)) => "live splits".into(),
+        Some(M::AlignWatermarks(a)) => format!("align {:?}", a.groups.iter().map(|g| g.least_ms).collect::<Vec<_>>()),
         Some(M::AddSplits(a)) => format!("add {} splits", a.splits.len()),
         Some(M::EndOfInput(_)) => "end of input".into(),
         Some(M::PrepareRescale(p)) => format!("prepare a{}", p.assignment.as_ref().map_or(0, |a| a.id)),

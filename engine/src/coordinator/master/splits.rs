@@ -4,15 +4,20 @@
 //! and a job that goes back to the version before begins it again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use millstream_proto::control::{
-    AddSplits, EndOfInput, LiveSplits, SplitCount, SplitId, SplitOwner, inject_barrier::Kind, to_worker,
+    AddSplits, AlignWatermarks, EndOfInput, GroupWatermark, LiveSplits, SplitCount, SplitId, SplitOwner,
+    inject_barrier::Kind, to_worker,
 };
 use millstream_proto::version::version_record::Status;
 
 use super::super::assignment;
 use super::{Action, JobMaster, KnownSplit, LIVE_SPLITS_PAUSE, Phase, Timer, Turn};
 use crate::source::Discovery;
+
+/// From one word on the least watermarks to the next, at least.
+const ALIGN_PAUSE: Duration = Duration::from_millis(900);
 
 impl JobMaster {
     pub(super) fn owners_for(&self, parallelism: u32) -> BTreeMap<(String, String), u32> {
@@ -135,6 +140,24 @@ impl JobMaster {
             }
         }
         self.send_live_splits(t);
+    }
+
+    /// Tells sources how far the slowest split of their group is; workers have said.
+    pub(crate) fn align(&mut self, t: &mut Turn<'_>) {
+        if self.alignment.is_empty() || self.phase != Phase::Running || t.now.since(self.aligned) < ALIGN_PAUSE {
+            return;
+        }
+        self.aligned = t.now;
+        let parallelism = self.assignment.parallelism();
+        let least = |(group, sources): (&String, &BTreeSet<String>)| {
+            let sources = sources.iter().map(String::as_str).collect();
+            let least_ms = self.statistics.least_watermark(&sources, parallelism)?;
+            Some(GroupWatermark { group: group.clone(), least_ms })
+        };
+        let groups: Vec<_> = self.alignment.iter().filter_map(least).collect();
+        self.broadcast(t, |job| {
+            to_worker::Message::AlignWatermarks(AlignWatermarks { job: Some(job), groups: groups.clone() })
+        });
     }
 
     /// The subtask that reads the fewest live splits of a source.
