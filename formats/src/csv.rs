@@ -68,6 +68,10 @@ fn check(schema: &Schema) -> Result<()> {
 }
 
 impl DecodingFormat for CsvFormat {
+    fn name(&self) -> &'static str {
+        "csv"
+    }
+
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }

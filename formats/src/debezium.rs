@@ -42,6 +42,10 @@ impl DebeziumDecoding {
 }
 
 impl DecodingFormat for DebeziumDecoding {
+    fn name(&self) -> &'static str {
+        "debezium-json"
+    }
+
     fn schema(&self) -> SchemaRef {
         self.changelog.clone()
     }

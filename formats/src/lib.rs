@@ -26,6 +26,8 @@ mod fuzz_tests;
 
 /// How records are read: settings, shared by all decoders of a source.
 pub trait DecodingFormat: Send + Sync {
+    /// What users call it: `json`.
+    fn name(&self) -> &'static str;
     /// The columns of every batch.
     fn schema(&self) -> SchemaRef;
     /// A decoder without rows.

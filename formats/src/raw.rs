@@ -51,6 +51,10 @@ fn check(schema: &Schema) -> Result<()> {
 }
 
 impl DecodingFormat for RawFormat {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }

@@ -18,6 +18,10 @@ use crate::nexmark::{EventColumns, auction_schema, bid_schema, events_schema, pe
 pub struct NexmarkLines;
 
 impl DecodingFormat for NexmarkLines {
+    fn name(&self) -> &'static str {
+        "nexmark"
+    }
+
     fn schema(&self) -> SchemaRef {
         events_schema()
     }

@@ -16,7 +16,7 @@ use millstream_engine::source::Source;
 use millstream_formats::json::JsonEncoding;
 use millstream_jobs::args::{absolute, duration_text, parse_args, parse_duration, parse_rate};
 use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions, Key, ToTopic};
-use millstream_kafka::source::{KafkaSource, KafkaSourceOptions, StopAt, Topics};
+use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, StopAt, Topics};
 
 /// What an output promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,32 @@ impl fmt::Display for Promise {
         f.write_str(match self.0 {
             DeliveryGuarantee::ExactlyOnce => "exactly-once",
             DeliveryGuarantee::AtLeastOnce => "at-least-once",
+        })
+    }
+}
+
+/// What becomes of events that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnBad(pub BadRecords);
+
+impl FromStr for OnBad {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(match text {
+            "fail" => BadRecords::Fail,
+            "drop" => BadRecords::Drop,
+            topic => BadRecords::DeadLetter { topic: topic.to_owned() },
+        }))
+    }
+}
+
+impl fmt::Display for OnBad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.0 {
+            BadRecords::Fail => "fail",
+            BadRecords::Drop => "drop",
+            BadRecords::DeadLetter { topic } => topic,
         })
     }
 }
@@ -111,12 +137,16 @@ pub struct QueryArgs {
     /// A partition whose watermark is ahead of the slowest by more than this waits for it; 0: none waits
     #[arg(long, value_name = "D", default_value = "0", value_parser = parse_duration)]
     pub max_drift: Duration,
+    /// What becomes of events that cannot be read: fail, drop, or the topic that they go to; it must be there
+    #[arg(long, value_name = "fail|drop|TOPIC", default_value = "fail")]
+    pub bad_records: OnBad,
 }
 
 impl QueryArgs {
     /// The events.
     pub fn source(&self, env: &Env) -> Result<Arc<dyn Source>> {
         let mut options = KafkaSourceOptions::new(self.to.brokers.clone(), Topics::Named(vec![self.events.clone()]));
+        options.bad_records = self.bad_records.0.clone();
         options.stop = (self.stop == "latest").then_some(StopAt::Latest);
         options.discovery_interval = Some(self.discovery_interval).filter(|d| !d.is_zero());
         Ok(Arc::new(KafkaSource::new(env.clone(), options, Arc::new(NexmarkLines))?))
@@ -138,6 +168,7 @@ impl JobArgs for QueryArgs {
         args.push(JobArg::identity("watermark-delay", duration_text(self.watermark_delay)));
         args.push(JobArg::identity("idle-timeout", duration_text(self.idle_timeout)));
         args.push(JobArg::free("max-drift", duration_text(self.max_drift)));
+        args.push(JobArg::free("bad-records", &self.bad_records));
         args
     }
 }

@@ -77,6 +77,13 @@ fn schema_error(whose: &str, what: &str) -> Error {
 }
 
 impl DecodingFormat for AvroDecoding {
+    fn name(&self) -> &'static str {
+        match self.plans {
+            Origin::One(_) => "avro",
+            Origin::ById(_) => "avro-confluent",
+        }
+    }
+
     fn schema(&self) -> SchemaRef {
         self.table.clone()
     }

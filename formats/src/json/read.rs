@@ -56,6 +56,10 @@ impl JsonDecoding {
 }
 
 impl DecodingFormat for JsonDecoding {
+    fn name(&self) -> &'static str {
+        "json"
+    }
+
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
     }

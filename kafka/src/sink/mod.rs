@@ -42,6 +42,8 @@ pub use options::{DeliveryGuarantee, FromColumns, KafkaSinkOptions, Key, LostTra
 pub use produce::{Identity, Outgoing, Producer, Producers};
 use records::RecordMaker;
 use writer::{AtLeastOnce, ExactlyOnce};
+#[cfg(feature = "librdkafka")]
+pub(crate) use writer::{PAUSE, flush};
 
 /// Writes rows to topics.
 pub struct KafkaSink(Arc<Shared>);

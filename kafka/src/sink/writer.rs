@@ -18,7 +18,7 @@ use super::slots::Slots;
 use crate::client::{Described, TransactionState};
 
 /// Between two looks at what became of records.
-const PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 /// Sends all records of a batch, and waits where there is no room; how many there are.
 async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, batch: &RecordBatch) -> Result<usize> {
@@ -37,7 +37,7 @@ async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, b
 }
 
 /// Waits until all records have come through; an error when one has not, at any time since the last call.
-async fn flush(env: &Env, producer: &mut dyn Producer) -> Result<()> {
+pub(crate) async fn flush(env: &Env, producer: &mut dyn Producer) -> Result<()> {
     producer.hurry();
     loop {
         producer.poll()?;

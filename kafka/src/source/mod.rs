@@ -4,7 +4,9 @@
 //! partition to itself. Nobody joins a consumer group: which subtask reads a partition, and from where, is in the
 //! version. What nobody takes out of a queue keeps librdkafka from fetching more for it.
 
+mod bad;
 mod consumer;
+mod dead_letters;
 mod metadata;
 mod options;
 mod reader;
@@ -20,8 +22,10 @@ use millstream_formats::DecodingFormat;
 use parking_lot::Mutex;
 
 use crate::client::{Brokers, BrokersOptions, TcpDial};
+use bad::{Counts, OnBad};
 use consumer::Consumer;
 pub use consumer::DEFAULTS;
+use dead_letters::DeadLetters;
 pub use options::{BadRecords, KafkaSourceOptions, Metadata, StartAt, StopAt, Topics};
 use reader::PartitionReader;
 use splits::{PartitionEnumerator, PartitionSplit};
@@ -34,6 +38,9 @@ pub struct KafkaSource {
     schema: SchemaRef,
     /// Of the readers of this process, as long as there is one.
     consumer: Mutex<Weak<Consumer>>,
+    /// The same of the topic for bad records.
+    dead_letters: Mutex<Weak<DeadLetters>>,
+    bad: Arc<Counts>,
 }
 
 impl KafkaSource {
@@ -53,7 +60,22 @@ impl KafkaSource {
             format,
             schema: Arc::new(Schema::new(fields)),
             consumer: Mutex::new(Weak::new()),
+            dead_letters: Mutex::new(Weak::new()),
+            bad: Arc::default(),
         })
+    }
+
+    /// How many bad records were passed over ([`BadRecords::Drop`]) since this process has the source; one that is read again after a
+    /// restart counts again.
+    #[must_use]
+    pub fn dropped_records(&self) -> u64 {
+        self.bad.dropped()
+    }
+
+    /// How many bad records have come to their topic ([`BadRecords::DeadLetter`]), counted likewise.
+    #[must_use]
+    pub fn dead_letter_records(&self) -> u64 {
+        self.bad.dead_lettered()
     }
 
     /// That of the other readers, or a new one.
@@ -65,6 +87,22 @@ impl KafkaSource {
         let consumer = Arc::new(Consumer::new(self.env.clone(), &self.options)?);
         *shared = Arc::downgrade(&consumer);
         Ok(consumer)
+    }
+
+    fn on_bad(&self) -> OnBad {
+        let topic = match &self.options.bad_records {
+            BadRecords::Fail => return OnBad::Fail,
+            BadRecords::Drop => return OnBad::Drop(self.bad.clone()),
+            BadRecords::DeadLetter { topic } => topic,
+        };
+        let mut shared = self.dead_letters.lock();
+        if let Some(letters) = shared.upgrade() {
+            return OnBad::Write(letters);
+        }
+        let (env, format, counts) = (self.env.clone(), self.format.name(), self.bad.clone());
+        let letters = Arc::new(DeadLetters::new(env, &self.options, topic, format, counts));
+        *shared = Arc::downgrade(&letters);
+        OnBad::Write(letters)
     }
 }
 
@@ -96,7 +134,7 @@ impl Source for KafkaSource {
             self.schema.clone(),
             decoder,
             columns,
-            self.options.bad_records,
+            self.on_bad(),
         )?;
         Ok(Box::new(reader))
     }

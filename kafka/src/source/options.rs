@@ -43,13 +43,20 @@ pub enum StopAt {
 }
 
 /// What becomes of a record that the format cannot read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum BadRecords {
     /// The job fails and names topic, partition and offset.
     #[default]
     Fail,
     /// It is passed over and counted.
     Drop,
+    /// It goes to another topic of the same cluster, with headers that tell where it stood and what is wrong with it, and is
+    /// counted. No version lies behind it before the brokers have it for good; after a restart some of them come a second time.
+    /// When it cannot be written there the job fails.
+    DeadLetter {
+        /// That topic; none of those that are read.
+        topic: String,
+    },
 }
 
 /// What of a record, besides its value, becomes a column behind those of the format.
@@ -115,6 +122,22 @@ const OURS: [&str; 10] = [
     "partition.assignment.strategy",
 ];
 
+impl Topics {
+    /// The regular expression of whole names.
+    pub(super) fn whole(pattern: &str) -> Result<regex_lite::Regex> {
+        regex_lite::Regex::new(&format!("^(?:{pattern})$"))
+            .map_err(|e| Error::config(format!("'{pattern}' is no pattern of topics")).code(1344).source(e))
+    }
+
+    /// Whether a topic of this name is read. A pattern that is none matches nothing: who looks for topics says so.
+    fn include(&self, topic: &str) -> bool {
+        match self {
+            Self::Named(names) => names.iter().any(|name| name == topic),
+            Self::Matching(pattern) => Self::whole(pattern).is_ok_and(|whole| whole.is_match(topic)),
+        }
+    }
+}
+
 impl KafkaSourceOptions {
     /// All that `topics` hold, from the earliest record on, committed records only.
     #[must_use]
@@ -163,6 +186,16 @@ impl KafkaSourceOptions {
             || matches!(&self.stop, Some(StopAt::Offsets(o)) if given(o))
         {
             return wrong("an offset is never below 0".into());
+        }
+        if let BadRecords::DeadLetter { topic } = &self.bad_records {
+            if topic.is_empty() {
+                return wrong("the topic for bad records has no name".into());
+            }
+            if self.topics.include(topic) {
+                return wrong(format!(
+                    "bad records are to go to '{topic}', which is read: they would come back for ever"
+                ));
+            }
         }
         Ok(())
     }

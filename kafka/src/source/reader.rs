@@ -1,5 +1,6 @@
 //! One partition, read in order.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -7,16 +8,17 @@ use std::time::Duration;
 use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
 use futures::task::AtomicWaker;
-use millstream_common::env::BoxFuture;
+use millstream_common::env::{BoxFuture, Running};
 use millstream_common::{Error, ErrorKind, Result};
 use millstream_engine::source::{Position, Read, SplitReader};
 use millstream_formats::Decoder;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
 
+use super::bad::OnBad;
 use super::consumer::{Consumer, Opened};
+use super::dead_letters::Letter;
 use super::metadata::Columns;
-use super::options::BadRecords;
 use super::splits::PartitionSplit;
 
 /// Records that one call takes at most although they give no row (tombstones, records that are dropped).
@@ -25,20 +27,28 @@ const RECORDS_A_POLL: usize = 16_384;
 /// Bytes of records that one call takes, give or take a record: a batch has no more than that by far.
 const BYTES_A_POLL: usize = 16 << 20;
 
+/// Bytes of bad records that one call sets aside, give or take a record: they are written and acknowledged together.
+const LETTERS_A_POLL: usize = 1 << 20;
+
 pub(super) struct PartitionReader {
     consumer: Arc<Consumer>,
     split: PartitionSplit,
     schema: SchemaRef,
     decoder: Box<dyn Decoder>,
     columns: Columns,
-    bad_records: BadRecords,
+    on_bad: OnBad,
     waker: Arc<AtomicWaker>,
     /// `None` before the first rows are asked for.
     opened: Option<Opened>,
     /// The offset of the next record, and how many of its rows were handed out already.
     next: (i64, u32),
-    /// The last rows of record `next`, which found no room in the batch before.
-    left: Option<RecordBatch>,
+    /// Records of what was taken and not handed out, with how many rows each has: the last, or all that have rows when bad ones
+    /// are written. While they are, the number of rows that are wanted may fall, and a batch may be cut anywhere.
+    records: Vec<(i64, usize)>,
+    /// Rows from record `next` on which found no room in the batch before, and the offset of the last record that was taken.
+    left: Option<(RecordBatch, i64)>,
+    /// Bad records on their way to their topic, and the offset of the last record that was taken with them.
+    letters: Option<(Running<Result<()>>, i64)>,
     /// A record behind what was handed out that cannot be read.
     bad: Option<Error>,
     /// A record that cannot be read before this is done.
@@ -52,8 +62,11 @@ pub(super) struct PartitionReader {
 #[derive(Default)]
 struct Taken {
     bytes: usize,
-    /// The offset of the last record, and how many rows it has.
-    last: Option<(i64, usize)>,
+    /// The offset of the last record.
+    last: Option<i64>,
+    /// Bad records for their topic, and how many bytes they are.
+    letters: Vec<Letter>,
+    letter_bytes: usize,
     /// Nothing behind it is to be taken.
     enough: bool,
 }
@@ -66,7 +79,7 @@ impl PartitionReader {
         schema: SchemaRef,
         decoder: Box<dyn Decoder>,
         columns: Columns,
-        bad_records: BadRecords,
+        on_bad: OnBad,
     ) -> Result<Self> {
         let next = match position {
             None => (split.start, 0),
@@ -81,11 +94,13 @@ impl PartitionReader {
             schema,
             decoder,
             columns,
-            bad_records,
+            on_bad,
             waker: Arc::default(),
             opened: None,
             next,
+            records: Vec::new(),
             left: None,
+            letters: None,
             bad: None,
             waiting: None,
             timer: None,
@@ -93,9 +108,8 @@ impl PartitionReader {
         })
     }
 
-    /// Takes records until there are `max_rows` rows, none is there, or one has to wait; the offset of the last one and how many
-    /// rows it has.
-    fn fill(&mut self, max_rows: usize) -> Result<Option<(i64, usize)>> {
+    /// Takes records until there are `max_rows` rows, none is there, or one has to wait.
+    fn fill(&mut self, max_rows: usize) -> Result<Taken> {
         let opened = match self.opened.take() {
             Some(opened) => opened,
             None => {
@@ -108,7 +122,7 @@ impl PartitionReader {
         filled
     }
 
-    fn fill_from(&mut self, opened: &Opened, max_rows: usize) -> Result<Option<(i64, usize)>> {
+    fn fill_from(&mut self, opened: &Opened, max_rows: usize) -> Result<Taken> {
         let Some(_turn) = opened.turn() else {
             return Err(Error::canceled("another reader has taken over this partition").at(self.split.id()));
         };
@@ -145,7 +159,7 @@ impl PartitionReader {
             }
             self.take(&message, &mut taken)?;
         }
-        Ok(taken.last)
+        Ok(taken)
     }
 
     /// Takes one record.
@@ -160,23 +174,47 @@ impl PartitionReader {
         if let Some(payload) = message.payload()
             && let Err(e) = self.decoder.push(payload)
         {
-            match self.bad_records {
-                BadRecords::Drop => tracing::debug!("dropped: {}", bad(e, &self.split, offset)),
-                // Rows before a bad record are handed out first, so that the batch size changes nothing.
-                BadRecords::Fail if before > 0 => {
-                    self.bad = Some(bad(e, &self.split, offset));
-                    taken.enough = true;
-                    return Ok(());
-                }
-                BadRecords::Fail => return Err(bad(e, &self.split, offset)),
+            self.take_bad(message, e, taken)?;
+            if self.bad.is_some() {
+                return Ok(());
             }
         }
         let rows = self.decoder.rows() - before;
+        if taken.last.is_none() {
+            // It may be bad by now.
+            self.next.1 = self.next.1.min(rows as u32);
+        }
         self.columns.push(message, rows);
-        taken.last = Some((offset, rows));
+        taken.last = Some(offset);
+        if rows > 0 {
+            if !matches!(self.on_bad, OnBad::Write(_)) {
+                self.records.clear();
+            }
+            self.records.push((offset, rows));
+        }
         if self.split.stop.is_some_and(|stop| offset + 1 >= stop) {
             self.ended = true;
             taken.enough = true;
+        }
+        Ok(())
+    }
+
+    /// Takes one that cannot be read.
+    fn take_bad<M: Message>(&mut self, message: &M, error: Error, taken: &mut Taken) -> Result<()> {
+        match &self.on_bad {
+            OnBad::Drop(counts) => counts.drop_one(|| bad(error, &self.split, message.offset()).to_string()),
+            OnBad::Write(_) => {
+                let letter = Letter::new(message, &error);
+                taken.letter_bytes += letter.bytes();
+                taken.enough |= taken.letter_bytes >= LETTERS_A_POLL;
+                taken.letters.push(letter);
+            }
+            // Rows before a bad record are handed out first, so that the batch size changes nothing.
+            OnBad::Fail if self.decoder.rows() > 0 => {
+                self.bad = Some(bad(error, &self.split, message.offset()));
+                taken.enough = true;
+            }
+            OnBad::Fail => return Err(bad(error, &self.split, message.offset())),
         }
         Ok(())
     }
@@ -193,22 +231,53 @@ impl PartitionReader {
         Ok(batch.slice(again, rows - again))
     }
 
-    /// At most `max_rows` of `batch`, which ends with record `last` of so many rows; the others wait.
-    fn hand_out(&mut self, batch: RecordBatch, (offset, rows): (i64, usize), max_rows: usize) -> RecordBatch {
+    /// What was taken up to record `last`; nothing yet when that gives no rows.
+    fn give(&mut self, cx: &mut Context<'_>, last: i64, max_rows: usize) -> Result<Poll<Read>> {
+        if self.decoder.rows() > 0 {
+            let batch = self.batch()?;
+            if batch.num_rows() > 0 {
+                return Ok(Poll::Ready(Read::Batch(self.hand_out(batch, last, max_rows))));
+            }
+        }
+        // Nothing but tombstones, or bad records; there may be more.
+        self.records.clear();
+        self.next = (last + 1, 0);
+        cx.waker().wake_by_ref();
+        Ok(Poll::Pending)
+    }
+
+    /// At most `max_rows` of `batch`, behind which comes what follows record `last`; the others wait.
+    fn hand_out(&mut self, batch: RecordBatch, last: i64, max_rows: usize) -> RecordBatch {
         let more = batch.num_rows().saturating_sub(max_rows);
         if more == 0 {
-            self.next = (offset + 1, 0);
+            self.records.clear();
+            self.next = (last + 1, 0);
             return batch;
         }
-        self.next = (offset, (rows - more) as u32);
-        self.left = Some(batch.slice(max_rows, more));
+        // From behind: what is left ends with the last record.
+        let (mut behind, mut first) = (more, 0);
+        for (i, &(offset, rows)) in self.records.iter().enumerate().rev() {
+            if behind <= rows {
+                (self.next, first) = ((offset, (rows - behind) as u32), i);
+                break;
+            }
+            behind -= rows;
+        }
+        self.records.drain(..first);
+        self.left = Some((batch.slice(max_rows, more), last));
         batch.slice(0, max_rows)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, max_rows: usize) -> Result<Poll<Read>> {
-        if let Some(left) = self.left.take() {
-            let last = (self.next.0, self.next.1 as usize + left.num_rows());
+        if let Some((left, last)) = self.left.take() {
             return Ok(Poll::Ready(Read::Batch(self.hand_out(left, last, max_rows))));
+        }
+        if let Some((written, last)) = &mut self.letters {
+            let last = *last;
+            let Poll::Ready(written) = Pin::new(written).poll(cx) else { return Ok(Poll::Pending) };
+            self.letters = None;
+            written??;
+            return self.give(cx, last, max_rows);
         }
         if self.ended {
             return Ok(Poll::Ready(Read::End));
@@ -235,7 +304,8 @@ impl PartitionReader {
                 Poll::Pending => return Ok(Poll::Pending),
             }
         }
-        let Some(last) = self.fill(max_rows)? else {
+        let taken = self.fill(max_rows)?;
+        let Some(last) = taken.last else {
             if self.waiting.is_some() {
                 cx.waker().wake_by_ref();
             }
@@ -245,16 +315,14 @@ impl PartitionReader {
             return self.bad.take().map_or(Ok(Poll::Pending), Err);
         };
         self.consumer.is_up();
-        if self.decoder.rows() > 0 {
-            let batch = self.batch()?;
-            if batch.num_rows() > 0 {
-                return Ok(Poll::Ready(Read::Batch(self.hand_out(batch, last, max_rows))));
+        match &self.on_bad {
+            OnBad::Write(topic) if !taken.letters.is_empty() => {
+                self.letters = Some((topic.deliver(&self.split, taken.letters), last));
+                cx.waker().wake_by_ref();
+                Ok(Poll::Pending)
             }
+            _ => self.give(cx, last, max_rows),
         }
-        // Nothing but tombstones, or what was dropped; there may be more.
-        self.next = (last.0 + 1, 0);
-        cx.waker().wake_by_ref();
-        Ok(Poll::Pending)
     }
 }
 
@@ -296,18 +364,14 @@ fn position_of(position: &Position) -> Option<(i64, u32)> {
     Some((i64::try_from(position.offset).ok()?, rows))
 }
 
-fn place(split: &PartitionSplit, offset: i64) -> String {
-    format!("topic {}, partition {}, offset {offset}", split.topic, split.partition)
-}
-
 fn bad(error: Error, split: &PartitionSplit, offset: i64) -> Error {
     Error::new(error.kind(), 3310, error.what().to_owned())
-        .at(place(split, offset))
-        .next("correct the format of the source, or have bad records dropped")
+        .at(split.place(offset))
+        .next("correct the format of the source, or have bad records dropped or written to another topic")
 }
 
 fn failed(error: KafkaError, split: &PartitionSplit, next: i64) -> Error {
-    let at = place(split, next);
+    let at = split.place(next);
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => Error::data(
             "the records that are to be read next are gone: the topic no longer keeps them, or was made anew",

@@ -29,6 +29,11 @@ impl PartitionSplit {
         split_id(&self.topic, self.partition)
     }
 
+    /// A record, as errors name it.
+    pub(super) fn place(&self, offset: i64) -> String {
+        format!("topic {}, partition {}, offset {offset}", self.topic, self.partition)
+    }
+
     pub(super) fn from_payload(payload: &[u8]) -> Result<Self> {
         serde_json::from_slice(payload)
             .map_err(|e| Error::new(ErrorKind::Corrupt, 4320, "the payload of a split is none").source(e))
@@ -82,8 +87,7 @@ impl PartitionEnumerator {
         let cluster = match &self.options.topics {
             Topics::Named(names) => self.brokers.cluster(Some(names)).await?,
             Topics::Matching(pattern) => {
-                let whole = regex_lite::Regex::new(&format!("^(?:{pattern})$"))
-                    .map_err(|e| Error::config(format!("'{pattern}' is no pattern of topics")).code(1344).source(e))?;
+                let whole = Topics::whole(pattern)?;
                 let mut cluster = self.brokers.cluster(None).await?;
                 cluster.topics.retain(|name, _| whole.is_match(name));
                 if cluster.topics.is_empty() {

@@ -21,7 +21,7 @@ use super::support::{
     Record, add_partitions, bootstrap, brokers, create_compressed_topic, create_topic, run, unique, write,
 };
 
-fn numbers() -> Arc<dyn DecodingFormat> {
+pub(super) fn numbers() -> Arc<dyn DecodingFormat> {
     let schema = Schema::new(vec![Field::new("n", DataType::Int64, false)]);
     Arc::new(JsonDecoding::new(Arc::new(schema)).unwrap())
 }
@@ -48,7 +48,7 @@ pub(super) fn fill(topic: &str, partition: i32, numbers: std::ops::Range<i64>, t
     write(topic, &numbers.map(record).collect::<Vec<_>>(), transaction);
 }
 
-async fn splits(source: &KafkaSource, known: &[String]) -> Vec<Split> {
+pub(super) async fn splits(source: &KafkaSource, known: &[String]) -> Vec<Split> {
     source.enumerator().unwrap().discover(known).await.unwrap().new
 }
 
@@ -62,11 +62,15 @@ pub(super) async fn next(reader: &mut dyn SplitReader, max_rows: usize) -> Resul
 async fn rest(reader: &mut dyn SplitReader) -> Vec<String> {
     let mut lines = Vec::new();
     while let Some(batch) = next(reader, 1_000).await.unwrap() {
-        let mut out = Vec::new();
-        JsonRows::new(&batch.schema()).unwrap().push(&batch, &mut out).unwrap();
-        lines.extend(String::from_utf8(out).unwrap().lines().map(str::to_owned));
+        lines.extend(lines_of(&batch));
     }
     lines
+}
+
+pub(super) fn lines_of(batch: &RecordBatch) -> Vec<String> {
+    let mut out = Vec::new();
+    JsonRows::new(&batch.schema()).unwrap().push(batch, &mut out).unwrap();
+    String::from_utf8(out).unwrap().lines().map(str::to_owned).collect()
 }
 
 pub(super) async fn all(source: &KafkaSource) -> Vec<Vec<String>> {

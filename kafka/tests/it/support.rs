@@ -67,14 +67,18 @@ fn admin() -> AdminClient<DefaultClientContext> {
 }
 
 pub(crate) async fn create_topic(name: &str, partitions: i32) {
-    create_compressed_topic(name, partitions, "producer").await;
+    create_topic_with(name, partitions, &[]).await;
 }
 
 /// A topic whose records the broker compresses.
 pub(crate) async fn create_compressed_topic(name: &str, partitions: i32, codec: &str) {
+    create_topic_with(name, partitions, &[("compression.type", codec)]).await;
+}
+
+pub(crate) async fn create_topic_with(name: &str, partitions: i32, settings: &[(&str, &str)]) {
     // Brokers delete what is older than a week by its time stamps, and tests have old ones.
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
-    let topic = topic.set("compression.type", codec);
+    let topic = settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
     for made in admin().create_topics(&[topic], &AdminOptions::new()).await.unwrap() {
         made.unwrap();
     }
