@@ -40,10 +40,10 @@ use committer::{NothingToCommit, TransactionCommitter};
 pub use librdkafka::Librdkafka;
 pub use options::{DeliveryGuarantee, FromColumns, KafkaSinkOptions, Key, LostTransactions, ToTopic};
 pub use produce::{Identity, Outgoing, Producer, Producers};
+#[cfg(feature = "librdkafka")]
+pub(crate) use produce::{PAUSE, flush};
 use records::RecordMaker;
 use writer::{AtLeastOnce, ExactlyOnce};
-#[cfg(feature = "librdkafka")]
-pub(crate) use writer::{PAUSE, flush};
 
 /// Writes rows to topics.
 pub struct KafkaSink(Arc<Shared>);

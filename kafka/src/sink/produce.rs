@@ -1,7 +1,9 @@
 //! How records reach a broker: a seam, so that a simulation can be the broker.
 
-use millstream_common::Result;
+use std::time::Duration;
+
 use millstream_common::env::BoxFuture;
+use millstream_common::{Env, Result};
 
 /// A record to be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +31,9 @@ pub struct Identity {
     pub producer_epoch: i16,
 }
 
+/// Between two looks at what became of records.
+pub(crate) const PAUSE: Duration = Duration::from_millis(1);
+
 /// Makes producers.
 pub trait Producers: Send + Sync {
     /// One without transactions.
@@ -51,4 +56,17 @@ pub trait Producer: Send {
     fn in_flight(&self) -> usize;
     /// Sends what waits for company.
     fn hurry(&mut self);
+}
+
+/// Waits until all records have come through; an error when one has not, at any time since the last call.
+pub(crate) async fn flush(env: &Env, producer: &mut dyn Producer) -> Result<()> {
+    producer.hurry();
+    loop {
+        producer.poll()?;
+        if producer.in_flight() == 0 {
+            // What the last of them came to.
+            return producer.poll();
+        }
+        env.sleep(PAUSE).await;
+    }
 }

@@ -12,13 +12,10 @@ use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkWriter
 use super::Shared;
 use super::committable::Transaction;
 use super::ids::WriterIds;
-use super::produce::{Identity, Producer};
+use super::produce::{Identity, PAUSE, Producer, flush};
 use super::records::RecordMaker;
 use super::slots::Slots;
 use crate::client::{Described, TransactionState};
-
-/// Between two looks at what became of records.
-pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 /// Sends all records of a batch, and waits where there is no room; how many there are.
 async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, batch: &RecordBatch) -> Result<usize> {
@@ -31,19 +28,6 @@ async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, b
         producer.poll()?;
         if !is_full {
             return Ok(sent);
-        }
-        env.sleep(PAUSE).await;
-    }
-}
-
-/// Waits until all records have come through; an error when one has not, at any time since the last call.
-pub(crate) async fn flush(env: &Env, producer: &mut dyn Producer) -> Result<()> {
-    producer.hurry();
-    loop {
-        producer.poll()?;
-        if producer.in_flight() == 0 {
-            // What the last of them came to.
-            return producer.poll();
         }
         env.sleep(PAUSE).await;
     }
