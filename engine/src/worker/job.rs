@@ -423,9 +423,8 @@ impl JobActor {
             }
             JobMessage::AddSplits(splits) => {
                 for id in self.sources() {
-                    let Head::Source(source) = &self.context.graph.tasks[id.task].head else { continue };
-                    let mut its = deploy::owned_splits(&splits, id.index);
-                    its.retain(|s| s.source_uid == source.uid);
+                    // A source takes its own of them.
+                    let its = deploy::owned_splits(&splits, id.index);
                     if !its.is_empty() {
                         self.control(id, TaskControl::AddSplits(its))?;
                     }

@@ -52,7 +52,7 @@ pub use stores::Stores;
 pub type UsageFn = Arc<dyn Fn() -> ProcessUsage + Send + Sync>;
 
 /// The protocol of the control plane that this release speaks.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// What a process of a cluster offers its coordinator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 use millstream_proto::control::{CommitNow, Confirmed, StopJob, to_worker};
 use millstream_proto::version::Committable;
 
-use super::super::record::{committable_id_key, committable_key};
+use super::record::{committable_id_key, committable_key};
 use super::{Action, JobMaster, Phase, Timer, Turn};
 use crate::convert::failure_from_proto;
 

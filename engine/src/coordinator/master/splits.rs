@@ -12,8 +12,7 @@ use millstream_proto::control::{
 };
 use millstream_proto::version::version_record::Status;
 
-use super::super::assignment;
-use super::{Action, JobMaster, KnownSplit, LIVE_SPLITS_PAUSE, Phase, Timer, Turn};
+use super::{Action, JobMaster, KnownSplit, LIVE_SPLITS_PAUSE, Phase, Timer, Turn, assignment};
 use crate::source::Discovery;
 
 /// From one word on the least watermarks to the next, at least.
@@ -119,6 +118,10 @@ impl JobMaster {
         if self.phase != Phase::Running || self.rescale.is_some() || self.ending.is_some() || self.input_ended {
             return;
         }
+        // Every owner is of a split that is known.
+        if self.owners.len() >= self.splits.len() {
+            return;
+        }
         let key = |s: &KnownSplit| (s.source_uid.clone(), s.id.clone());
         let new: Vec<_> = self.splits.iter().map(key).filter(|key| !self.owners.contains_key(key)).collect();
         let mut given = BTreeMap::new();
@@ -126,9 +129,6 @@ impl JobMaster {
             let subtask = self.fewest_splits(&split.0);
             self.owners.insert(split.clone(), subtask);
             given.insert(split, subtask);
-        }
-        if given.is_empty() {
-            return;
         }
         let all = self.split_owner_messages(&given);
         for worker in self.placement.iter().collect::<BTreeSet<_>>() {
