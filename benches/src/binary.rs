@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use millstream_common::{Error, Result};
+use serde_json::Value;
 
 use crate::outside::{cpu_seconds, sleep, variable};
 
@@ -177,6 +178,18 @@ impl Drop for Running {
         // SIGKILL; it may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A run whose summary says something else is no measurement.
+pub(crate) fn must_say(summary: &Value, wanted: &[(&str, Value)], command: &str) -> Result<()> {
+    match wanted.iter().find(|(field, value)| summary[*field] != *value) {
+        Some((field, value)) => {
+            Err(Error::internal(format!("its summary says {field} {}, not {value}", summary[*field]))
+                .at(command.to_owned())
+                .next("run the command by hand"))
+        }
+        None => Ok(()),
     }
 }
 

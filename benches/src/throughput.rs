@@ -10,7 +10,7 @@ use millstream_common::{Error, Result};
 use serde_json::Value;
 
 use crate::args::ThroughputArgs;
-use crate::binary::words;
+use crate::binary::{must_say, words};
 use crate::outside::now;
 use crate::peers::{self, BAR_EVENT_RATE, THROUGHPUT_NOTE};
 use crate::place::{Place, StateKind};
@@ -141,14 +141,7 @@ fn check(args: &ThroughputArgs, summary: &Value, command: &str) -> Result<()> {
         ("late_rows", 0.into()),
         ("restarts", 0.into()),
     ];
-    match wanted.iter().find(|(field, value)| summary[*field] != *value) {
-        Some((field, value)) => {
-            Err(Error::internal(format!("its summary says {field} {}, not {value}", summary[*field]))
-                .at(command.to_owned())
-                .next("run the command by hand"))
-        }
-        None => Ok(()),
-    }
+    must_say(summary, &wanted, command)
 }
 
 fn print(args: &ThroughputArgs, cases: &[Case], yardsticks: &[f64]) {
