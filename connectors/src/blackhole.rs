@@ -32,7 +32,7 @@ impl SinkWriter for BlackholeWriter {
 
     fn pre_commit(&mut self, _: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
         let rows = std::mem::take(&mut self.rows);
-        Box::pin(std::future::ready(Ok(PreCommit { rows, committable: None })))
+        Box::pin(std::future::ready(Ok(PreCommit { rows, ..PreCommit::default() })))
     }
 }
 

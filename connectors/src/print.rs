@@ -56,7 +56,7 @@ impl SinkWriter for PrintWriter {
 
     fn pre_commit(&mut self, _: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
         let rows = std::mem::take(&mut self.count);
-        Box::pin(std::future::ready(Ok(PreCommit { rows, committable: None })))
+        Box::pin(std::future::ready(Ok(PreCommit { rows, ..PreCommit::default() })))
     }
 }
 

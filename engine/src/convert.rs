@@ -9,7 +9,7 @@ use millstream_common::{
 use millstream_proto::{control, version};
 
 use crate::element::Assignment;
-use crate::sink::Committable;
+use crate::sink::{Committable, KeptObject};
 
 /// As a message.
 #[must_use]
@@ -67,6 +67,7 @@ pub fn committable_to_proto(c: &Committable) -> version::Committable {
         sequence: c.sequence,
         payload: c.payload.clone(),
         rows: c.rows,
+        kept: c.kept.iter().map(|k| version::KeptObject { object: k.object.clone(), bytes: k.bytes }).collect(),
     }
 }
 
@@ -80,6 +81,7 @@ pub fn committable_from_proto(c: &version::Committable) -> Committable {
         sequence: c.sequence,
         payload: c.payload.clone(),
         rows: c.rows,
+        kept: c.kept.iter().map(|k| KeptObject { object: k.object.clone(), bytes: k.bytes }).collect(),
     }
 }
 

@@ -3,12 +3,19 @@
 //!
 //! Order of events: `write`* -> `pre_commit(epoch)` at the barrier -> the version with the committable is durable ->
 //! `commit`, repeated after every recovery until it was confirmed. Committables of a failed epoch travel with the next.
+//!
+//! A sink that cannot rely on the place that it writes to may keep bytes of its own with the version ([`SinkObjects`]) until
+//! the commit is confirmed, and make its rows visible from them when the job recovers.
+
+mod objects;
 
 use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use millstream_common::{Epoch, Execution, Generation, Result, SubtaskIndex, env::BoxFuture};
+use millstream_common::{Epoch, Error, Execution, Generation, Result, SubtaskIndex, env::BoxFuture};
+
+pub use objects::{KeptObject, SinkObjects};
 
 /// What a writer is told when it is made.
 #[derive(Clone, Debug)]
@@ -25,6 +32,8 @@ pub struct SinkContext {
     pub checkpoint_interval: Duration,
     /// A checkpoint that takes longer has failed.
     pub checkpoint_timeout: Duration,
+    /// Where it may keep bytes with the version; `None`: nowhere.
+    pub objects: Option<SinkObjects>,
 }
 
 impl SinkContext {
@@ -32,7 +41,7 @@ impl SinkContext {
     #[must_use]
     pub fn new(subtask: SubtaskIndex, generation: Generation, execution: Execution, unique: u64) -> Self {
         let (checkpoint_interval, checkpoint_timeout) = (Duration::from_secs(10), Duration::from_secs(600));
-        Self { subtask, generation, execution, unique, checkpoint_interval, checkpoint_timeout }
+        Self { subtask, generation, execution, unique, checkpoint_interval, checkpoint_timeout, objects: None }
     }
 }
 
@@ -53,6 +62,8 @@ pub struct PreCommit {
     pub rows: u64,
     /// What `commit` needs; `None` when there is nothing to commit (no row, or the sink commits nothing).
     pub committable: Option<Vec<u8>>,
+    /// What the version is to keep with the committable.
+    pub kept: Vec<KeptObject>,
 }
 
 /// One committable with its identity, as the version lists it.
@@ -70,6 +81,8 @@ pub struct Committable {
     pub payload: Vec<u8>,
     /// Rows that the commit makes visible.
     pub rows: u64,
+    /// What is kept with it. It may be gone once the commit is confirmed.
+    pub kept: Vec<KeptObject>,
 }
 
 /// A place that rows go to. Shared by its writers; holds settings, no position.
@@ -110,9 +123,27 @@ pub trait SinkWriter: Send {
 pub trait Committer: Send {
     /// Makes one committable visible. Idempotent: repeated after any crash, also by another process.
     fn commit<'a>(&'a mut self, committable: &'a Committable) -> BoxFuture<'a, Result<()>>;
+    /// The same while the job has no subtasks: between two deployments all that the version lists is committed in the order of
+    /// epochs, subtasks and sequence numbers, by one committer. What was confirmed since is left out.
+    fn recover<'a>(&'a mut self, committable: &'a Committable, _objects: &'a SinkObjects) -> BoxFuture<'a, Result<()>> {
+        self.commit(committable)
+    }
     /// Removes what writers of older generations and executions left and nobody can commit any more. Called once per
     /// deployment, after all of `commit` for the version's committables.
     fn clean_up(&mut self, _generation: Generation, _execution: Execution) -> BoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
 }
+
+/// What a commit that comes to it says: only [`Committer::recover`] can make these rows visible. The job restarts.
+#[must_use]
+pub fn only_by_recovery(what: impl Into<String>) -> Error {
+    Error::unavailable(what).code(ONLY_BY_RECOVERY)
+}
+
+/// Whether it is an error of [`only_by_recovery`].
+pub(crate) fn is_only_by_recovery(error: &Error) -> bool {
+    error.number() == ONLY_BY_RECOVERY
+}
+
+const ONLY_BY_RECOVERY: u16 = 2446;

@@ -20,7 +20,7 @@ use prost::Message;
 use crate::run::{Run, object_path};
 use crate::tree::{Tree, check_successor};
 use crate::version::boundary;
-use crate::version::garbage::{Chain, objects_of, writer_of};
+use crate::version::garbage::{Chain, kept_of, objects_of, writer_of};
 use crate::version::pins::Pinned;
 use crate::version::{VersionLog, number_of};
 
@@ -103,12 +103,13 @@ pub async fn check(store: &Store, env: &Env) -> Result<FsckReport> {
             let owner = if run.origin.is_empty() { job } else { &run.origin };
             needed.entry(owner.clone()).or_default().insert(run.object.clone());
         }
+        needed.entry(job.clone()).or_default().extend(state.kept.keys().cloned());
     }
     let none = BTreeSet::new();
     for (job, state) in states {
         let mut check = JobCheck { store: store.child(&job), env, job: &job, report: &mut report };
         check.garbage(&state, needed.get(&job).unwrap_or(&none), &sizes);
-        check.objects(&sizes, &state.runs);
+        check.objects(&sizes, &state);
         let present = |r: &Arc<Run>| sizes_of(&sizes, &job, r) == Some(r.object_bytes);
         let present: Vec<Arc<Run>> = state.runs.into_values().filter(present).collect();
         check.heads(&present).await?;
@@ -130,6 +131,8 @@ fn sizes_of(sizes: &Sizes, job: &str, run: &Run) -> Option<u64> {
 struct JobState {
     /// What the versions that are kept list.
     runs: BTreeMap<(String, u64), Arc<Run>>,
+    /// What sinks keep with these versions, with sizes.
+    kept: BTreeMap<String, u64>,
     /// All records, kept or not.
     chain: Chain,
     bound: u64,
@@ -199,7 +202,13 @@ impl JobCheck<'_> {
             self.problem(&VersionLog::path(VersionNumber(*missing)), what);
         }
         let oldest = numbers.first().map_or(0, |n| n.0).max(bound);
-        let mut state = JobState { runs: BTreeMap::new(), chain: Chain::default(), bound, pinned: BTreeSet::new() };
+        let mut state = JobState {
+            runs: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            chain: Chain::default(),
+            bound,
+            pinned: BTreeSet::new(),
+        };
         let mut before: Option<(VersionRecord, Tree)> = None;
         // What a take-over may have gone back to: the state of any version, or none.
         let mut earlier = BTreeSet::from([content(&VersionRecord::default())]);
@@ -245,6 +254,7 @@ impl JobCheck<'_> {
             earlier.insert(content(&record));
             if kept {
                 self.gather_runs(number, &tree, &mut state.runs);
+                state.kept.extend(kept_of(&record).map(|k| (k.object.clone(), k.bytes)));
             }
             before = Some((record, tree));
             Ok(())
@@ -306,9 +316,10 @@ impl JobCheck<'_> {
         }
     }
 
-    fn objects(&mut self, sizes: &Sizes, runs: &BTreeMap<(String, u64), Arc<Run>>) {
-        let own = runs.values().filter(|r| r.origin.is_empty());
-        let referenced: BTreeSet<String> = own.map(|r| r.path()).collect();
+    fn objects(&mut self, sizes: &Sizes, state: &JobState) {
+        let runs = &state.runs;
+        let own = runs.values().filter(|r| r.origin.is_empty()).map(|r| r.path());
+        let referenced: BTreeSet<String> = own.chain(state.kept.keys().map(|o| object_path(o))).collect();
         let there = sizes.get(self.job).into_iter().flatten();
         for (path, bytes) in there.filter(|(path, _)| path.starts_with("data/")) {
             if referenced.contains(path) {
@@ -326,6 +337,16 @@ impl JobCheck<'_> {
                 None => self.problem_at(path, "a version refers to it and it is not there".to_owned()),
                 Some(bytes) if bytes != run.object_bytes => {
                     self.problem_at(path, format!("it has {bytes} bytes instead of {}", run.object_bytes));
+                }
+                Some(_) => {}
+            }
+        }
+        for (object, bytes) in &state.kept {
+            let path = object_path(object);
+            match sizes.get(self.job).and_then(|there| there.get(&path)) {
+                None => self.problem(&path, "a version lists it with output to be committed, and it is not there"),
+                Some(found) if found != bytes => {
+                    self.problem(&path, format!("it has {found} bytes instead of {bytes}"))
                 }
                 Some(_) => {}
             }

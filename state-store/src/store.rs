@@ -112,6 +112,16 @@ pub struct WriterName {
     pub execution: Execution,
 }
 
+impl WriterName {
+    /// The name of an object below the job's `data/`: `{2 characters of a hash}/{generation}-{execution}-{kind}{unique}`. The
+    /// hash spreads requests over S3's prefixes.
+    #[must_use]
+    pub fn object(&self, kind: &str, unique: &str) -> String {
+        let spread = stable_hash(unique.as_bytes()) & 0xff;
+        format!("{spread:02x}/{}-{}-{kind}{unique}", self.generation, self.execution)
+    }
+}
+
 /// Which blocks of what is written go onto the SSD.
 pub(crate) enum Keep<'a> {
     /// All: a flush, which is read again before long.
@@ -337,12 +347,18 @@ impl StateStore {
         self.0.caches.peek_metadata::<Directory>(&directory_key(run)).is_some()
     }
 
+    /// The job's place; what is asked of it is counted for the job as a whole.
+    #[must_use]
+    pub fn shared_store(&self) -> Store {
+        self.0.accounts.shared().clone()
+    }
+
     /// Whether blocks of this job's state go onto the SSD tier: not those of state that is kept elsewhere.
     pub(crate) fn uses_ssd(&self) -> bool {
         !self.keeps_state() && self.0.caches.has_disk()
     }
 
-    /// `{2 characters of a hash}/{generation}-{execution}-{unique}`: the hash spreads requests over S3's prefixes.
+    /// The name of a bundle.
     pub(crate) fn object_name(&self, writer: WriterName) -> String {
         self.output_name(writer, None)
     }
@@ -350,10 +366,8 @@ impl StateStore {
     /// The same for an output of a compaction, whose number stands before the unique part:
     /// `.../{generation}-{execution}-c{number}-{unique}`. So it can be told whether anybody may still report it.
     pub(crate) fn output_name(&self, writer: WriterName, number: Option<u64>) -> String {
-        let unique = self.0.env.unique_id();
-        let spread = stable_hash(unique.as_bytes()) & 0xff;
         let number = number.map(|n| format!("c{n}-")).unwrap_or_default();
-        format!("{spread:02x}/{}-{}-{number}{unique}", writer.generation, writer.execution)
+        writer.object(&number, &self.0.env.unique_id())
     }
 
     /// The place below which a run's object lies: the job's own, or that of the job which a fork shares it with. All

@@ -84,7 +84,7 @@ impl Exam<'_> {
     }
 
     async fn pre_commit(&self, writer: &mut dyn SinkWriter, epoch: u64, subtask: u32, rows: u64) -> Committable {
-        let PreCommit { rows: counted, committable } = must("pre-commit", writer.pre_commit(Epoch(epoch)).await);
+        let PreCommit { rows: counted, committable, kept } = must("pre-commit", writer.pre_commit(Epoch(epoch)).await);
         assert_eq!(counted, rows, "rows of epoch {epoch}");
         self.sees("after a pre-commit");
         let Some(payload) = committable else { panic!("epoch {epoch} has {rows} rows and no committable") };
@@ -95,6 +95,7 @@ impl Exam<'_> {
             sequence: 0,
             payload,
             rows,
+            kept,
         }
     }
 
@@ -207,7 +208,7 @@ pub async fn check_uncommitted_sink(sink: &dyn Sink) {
         for size in &sizes {
             must("write", writer.write(&rows(0..*size)).await);
         }
-        let expected = PreCommit { rows: sizes.iter().sum::<i64>() as u64, committable: None };
+        let expected = PreCommit { rows: sizes.iter().sum::<i64>() as u64, ..PreCommit::default() };
         assert_eq!(must("pre-commit", writer.pre_commit(Epoch(epoch)).await), expected);
     }
     let mut committer = must("a committer", sink.committer());

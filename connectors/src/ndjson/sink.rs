@@ -182,7 +182,7 @@ impl FilesWriter {
         let rows = current.rows;
         // From here on the file is the committable's: dropping the writer leaves it.
         self.current = None;
-        Ok(PreCommit { rows, committable: Some(pending.encode()) })
+        Ok(PreCommit { rows, committable: Some(pending.encode()), ..PreCommit::default() })
     }
 }
 

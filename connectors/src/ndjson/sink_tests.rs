@@ -51,7 +51,7 @@ async fn prepared(dir: &Path, epoch: u64) -> Committable {
     writer.write(&batch(7..10)).await.unwrap();
     let payload = writer.pre_commit(Epoch(epoch)).await.unwrap().committable.unwrap();
     let (sink_uid, subtask) = ("s".to_owned(), SubtaskIndex(2));
-    Committable { sink_uid, epoch: Epoch(epoch), subtask, sequence: 0, payload, rows: 3 }
+    Committable { sink_uid, epoch: Epoch(epoch), subtask, sequence: 0, payload, rows: 3, kept: Vec::new() }
 }
 
 async fn commit(dir: &Path, committable: &Committable) -> Result<()> {

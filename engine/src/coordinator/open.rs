@@ -1,20 +1,20 @@
 //! Opens a job: reads what stands at its place, decides whether it may start, takes it over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millstream_common::planted::bug_is_planted;
-use millstream_common::{Env, Epoch, Error, Result};
+use millstream_common::{Env, Epoch, Error, Result, VersionNumber};
 use millstream_objects::Store;
 use millstream_proto::control::JobSpec;
-use millstream_proto::version::version_record::Status;
+use millstream_proto::version::version_record::{Kind, Status};
 use millstream_proto::version::{Pin, VersionRecord, pin};
 use millstream_state_store::version::delta::{settle, stored};
 use millstream_state_store::version::pins::{Pinned, given_up};
 use millstream_state_store::version::{CommitOutcome, VersionLog};
 
 use super::master::{End, JobMaster, KnownSplit};
-use super::record::{self, Admission, Identity};
+use super::record::{self, Admission, CommittableKey, Identity, committable_key};
 use crate::dataflow::{JobContext, JobRegistry};
 use crate::graph::{Head, JobGraph};
 use crate::settings::Settings;
@@ -89,7 +89,10 @@ pub(crate) async fn open(
                 // Nobody collects it from here on, until the take-over record refers to what it needs.
                 version(&log, n).await?;
                 kept = Some(keep(&log, n, floor.number + 1, &env).await?);
-                Some(version(&log, n).await?)
+                let mut base = version(&log, n).await?;
+                let confirmed = confirmed_later(&log, &base, floor.number).await?;
+                base.committables.retain(|c| !confirmed.contains(&committable_key(c)));
+                Some(base)
             }
             From::Version(n) => return Err(no_such_version(n)),
             From::Latest | From::None => newest,
@@ -251,7 +254,7 @@ async fn newest_whole(log: &VersionLog) -> Result<(Option<VersionRecord>, Floor)
 /// A version to start from.
 async fn version(log: &VersionLog, n: u64) -> Result<VersionRecord> {
     let bound = log.boundaries().known().bound;
-    match log.read(millstream_common::VersionNumber(n)).await {
+    match log.read(VersionNumber(n)).await {
         Ok(Some(record)) => Ok(record),
         Ok(None) if n >= bound => Err(no_such_version(n)),
         Ok(None) => Err(given_up(n, bound)),
@@ -259,6 +262,34 @@ async fn version(log: &VersionLog, n: u64) -> Result<VersionRecord> {
         Err(e) if e.is_final() && n < bound => Err(given_up(n, bound)),
         Err(e) => Err(e),
     }
+}
+
+/// What `base` lists to be committed, and the records up to `newest` that follow from it show to be: the first one that no longer
+/// lists it was written when its commit had been confirmed. The place that it was committed to may have forgotten that since.
+async fn confirmed_later(log: &VersionLog, base: &VersionRecord, newest: u64) -> Result<BTreeSet<CommittableKey>> {
+    let all: BTreeSet<CommittableKey> = base.committables.iter().map(committable_key).collect();
+    let mut open = all.clone();
+    let mut before = base.number;
+    while !open.is_empty() && before < newest {
+        let number = VersionNumber(before + 1);
+        let next = match log.read(number).await {
+            Ok(Some(record)) => record,
+            Ok(None) => break,
+            Err(e) if e.is_final() => {
+                tracing::warn!("what was committed behind version {before} is not known: {e}");
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        // The job went back from here before, or began anew.
+        if next.kind() == Kind::TakeOver && next.base != before {
+            break;
+        }
+        let listed: BTreeSet<CommittableKey> = next.committables.iter().map(committable_key).collect();
+        open.retain(|key| listed.contains(key));
+        before = number.0;
+    }
+    Ok(&all - &open)
 }
 
 fn no_such_version(n: u64) -> Error {

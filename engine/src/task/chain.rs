@@ -178,6 +178,7 @@ impl Chain {
                     sequence: 0,
                     payload,
                     rows: done.rows,
+                    kept: done.kept,
                 }),
                 None => out.rows_out += done.rows,
             }

@@ -8,21 +8,24 @@ use millstream_common::{Env, Error, Result};
 use tokio::sync::mpsc;
 
 use crate::graph::JobGraph;
-use crate::sink::{Committable, Committer};
+use crate::sink::{Committable, Committer, SinkObjects, is_only_by_recovery};
 
 /// The committers of a job's sinks.
 pub(crate) struct Committers {
     env: Env,
+    /// The job has no subtasks.
+    recovers: Option<SinkObjects>,
     by_sink: BTreeMap<String, Box<dyn Committer>>,
 }
 
 impl Committers {
-    pub(crate) fn new(env: Env, graph: &JobGraph) -> Result<Self> {
+    /// `recovers`: the job has no subtasks; where its sinks have kept what.
+    pub(crate) fn new(env: Env, graph: &JobGraph, recovers: Option<SinkObjects>) -> Result<Self> {
         let mut by_sink = BTreeMap::new();
         for sink in graph.tasks.iter().flat_map(|t| &t.sinks) {
             by_sink.insert(sink.uid.clone(), sink.sink.committer()?);
         }
-        Ok(Self { env, by_sink })
+        Ok(Self { env, recovers, by_sink })
     }
 
     pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Box<dyn Committer>> {
@@ -41,9 +44,13 @@ impl Committers {
         };
         let mut wait = Duration::from_millis(50);
         loop {
-            match committer.commit(committable).await {
+            let done = match &self.recovers {
+                None => committer.commit(committable).await,
+                Some(objects) => committer.recover(committable, objects).await,
+            };
+            match done {
                 Ok(()) => return Ok(()),
-                Err(e) if e.is_final() => return Err(e),
+                Err(e) if e.is_final() || is_only_by_recovery(&e) => return Err(e),
                 Err(e) => tracing::warn!("a commit of {} failed and is repeated: {e}", committable.sink_uid),
             }
             self.env.sleep(wait).await;

@@ -314,6 +314,7 @@ fn make_chain(context: &JobContext, plan: &TaskPlan, id: SubtaskId, edges: Vec<E
             unique,
             checkpoint_interval: context.settings.checkpoint.interval,
             checkpoint_timeout: context.settings.checkpoint.timeout,
+            objects: Some(context.sink_objects()),
         };
         let writer = sink.sink.writer(sink.schema.clone(), to)?;
         sinks.push(SinkOutput { uid: sink.uid.clone(), writer, rows: 0 });

@@ -36,7 +36,7 @@ use crate::convert::{assignment_from_proto, committable_to_proto, failure_to_pro
 use crate::element::{Assignment, BarrierKind, TimestampMs};
 use crate::graph::{Head, JobGraph};
 use crate::settings::Settings;
-use crate::sink::Committable;
+use crate::sink::{Committable, SinkObjects};
 use crate::task::{EpochClosed, SubtaskId, TASK_QUEUE, TaskControl, TaskEvent, VersionView};
 
 /// Messages that a job holds before their senders wait.
@@ -102,6 +102,11 @@ pub(crate) struct JobContext {
 impl JobContext {
     pub(crate) fn execution(&self) -> (Generation, Execution) {
         (Generation(self.job.generation), Execution(self.job.execution))
+    }
+
+    pub(crate) fn sink_objects(&self) -> SinkObjects {
+        let (generation, execution) = self.execution();
+        SinkObjects::new(self.env.clone(), self.state.shared_store(), generation, execution)
     }
 }
 
@@ -248,7 +253,7 @@ impl JobActor {
         );
         let (committer, batches) = mpsc::channel(1);
         let (committed_tx, committed) = mpsc::channel(1);
-        let committers = Committers::new(env.clone(), &context.graph)?;
+        let committers = Committers::new(env.clone(), &context.graph, None)?;
         let committing = env.spawn(Lane::Io, "committer", committer::run(committers, batches, committed_tx));
         let mut actor = Self {
             context,

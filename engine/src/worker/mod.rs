@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use millstream_common::env::AbortOnDrop;
 use millstream_common::planted::bug_is_planted;
-use millstream_common::{Env, Error, Generation, Lane, Result};
+use millstream_common::{Env, Error, Execution, Generation, Lane, Result};
 use millstream_proto::control::{
     CommitNow, CommittableId, Compact, Confirmed, Heartbeat, Hello, JobRef, ProcessUsage, TaskFailed, ToCoordinator,
     ToWorker, to_coordinator, to_worker,
@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 
 use crate::convert::{committable_from_proto, failure_to_proto};
 use crate::dataflow::{JobContext as BuildContext, JobRegistry};
+use crate::settings::Settings;
+use crate::sink::SinkObjects;
 use crate::transport::{Transport, WorkerLink};
 
 pub(crate) mod channels;
@@ -479,7 +481,11 @@ fn id_of(c: &millstream_proto::version::Committable) -> CommittableId {
 async fn recover_commits(context: &WorkerContext, order: &CommitNow) -> Result<()> {
     let spec = order.spec.clone().unwrap_or_default();
     let graph = context.registry.build(&spec.job, &spec.args, &context.job_context(&spec.name))?.graph;
-    let mut committers = Committers::new(context.env.clone(), &graph)?;
+    let job = order.job.clone().unwrap_or_default();
+    let (generation, execution) = (Generation(job.generation), Execution(job.execution));
+    let store = context.stores.job_store(&spec.name, &Settings::from_job_map(&spec.settings)?)?;
+    let objects = SinkObjects::new(context.env.clone(), store, generation, execution);
+    let mut committers = Committers::new(context.env.clone(), &graph, Some(objects))?;
     let mut committables: Vec<_> = order.committables.iter().map(committable_from_proto).collect();
     committables.sort_by_key(|c| (c.epoch, c.subtask, c.sequence));
     for c in &mut committables {
@@ -490,9 +496,8 @@ async fn recover_commits(context: &WorkerContext, order: &CommitNow) -> Result<(
         committers.commit(c).await?;
     }
     if order.clean_up {
-        let job = order.job.clone().unwrap_or_default();
         for committer in committers.all() {
-            committer.clean_up(Generation(job.generation), millstream_common::Execution(job.execution)).await?;
+            committer.clean_up(generation, execution).await?;
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use millstream_engine::sink::Sink;
 use millstream_engine::source::Source;
 use millstream_formats::json::JsonEncoding;
 use millstream_jobs::args::{absolute, duration_text, parse_args, parse_duration, parse_rate};
-use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions, Key, ToTopic};
+use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions, Key, LostTransactions, ToTopic};
 use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, StopAt, Topics};
 
 /// What an output promises.
@@ -40,6 +40,28 @@ impl fmt::Display for Promise {
             DeliveryGuarantee::ExactlyOnce => "exactly-once",
             DeliveryGuarantee::AtLeastOnce => "at-least-once",
         })
+    }
+}
+
+/// What becomes of results whose transaction the brokers have given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnLoss(pub LostTransactions);
+
+const LOSSES: [(&str, LostTransactions); 3] =
+    [("fail", LostTransactions::Fail), ("skip", LostTransactions::Skip), ("write-again", LostTransactions::WriteAgain)];
+
+impl FromStr for OnLoss {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = LOSSES.iter().find(|(name, _)| *name == text);
+        named.map(|(_, what)| Self(*what)).ok_or_else(|| "write fail, skip or write-again".into())
+    }
+}
+
+impl fmt::Display for OnLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        LOSSES.iter().filter(|(_, what)| *what == self.0).try_for_each(|(name, _)| f.write_str(name))
     }
 }
 
@@ -81,6 +103,10 @@ pub struct ToKafka {
     /// The broker gives up a transaction that is older than this
     #[arg(long, value_name = "D", default_value = "15m", value_parser = parse_duration)]
     pub transaction_timeout: Duration,
+    /// What becomes of results whose transaction the broker has given up: fail; skip: they are missing; write-again: a copy is kept
+    /// in the job's store until they are committed
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    pub lost_transactions: OnLoss,
 }
 
 impl ToKafka {
@@ -95,6 +121,7 @@ impl ToKafka {
         }
         options.guarantee = self.guarantee.0;
         options.transaction_timeout = self.transaction_timeout;
+        options.lost_transactions = self.lost_transactions.0;
         Ok(Arc::new(KafkaSink::new(context.env.clone(), options)?))
     }
 
@@ -103,6 +130,7 @@ impl ToKafka {
             JobArg::free("brokers", self.brokers.join(",")),
             JobArg::free("guarantee", self.guarantee),
             JobArg::free("transaction-timeout", duration_text(self.transaction_timeout)),
+            JobArg::free("lost-transactions", self.lost_transactions),
         ]
     }
 }

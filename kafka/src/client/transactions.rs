@@ -3,14 +3,20 @@
 use std::time::Duration;
 
 use kafka_protocol::ResponseError;
+use kafka_protocol::messages::txn_offset_commit_request::{
+    TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
+};
 use kafka_protocol::messages::{
-    DescribeTransactionsRequest, DescribeTransactionsResponse, EndTxnRequest, InitProducerIdRequest,
-    ListTransactionsRequest, ProducerId, TransactionalId,
+    AddOffsetsToTxnRequest, DescribeTransactionsRequest, DescribeTransactionsResponse, EndTxnRequest,
+    InitProducerIdRequest, ListTransactionsRequest, ProducerId, TransactionalId, TxnOffsetCommitRequest,
+    TxnOffsetCommitResponse,
 };
 use kafka_protocol::protocol::StrBytes;
 use millstream_common::Result;
 
+use super::offsets::{TopicPartition, group_id};
 use super::refusal::{passes_for_new_producer, refused_for, to_grant};
+use super::topics::topic_name;
 use super::{Brokers, Coordinates, passes, refused};
 
 /// How far a transaction is.
@@ -134,6 +140,52 @@ impl Brokers {
             }
             Some(error) => Ok(Err(error)),
         }
+    }
+
+    /// Has the open transaction of a producer commit an offset of a group, together with its records.
+    pub async fn add_offset(
+        &self,
+        (id, producer): (&str, (i64, i16)),
+        group: &str,
+        (topic, partition): &TopicPartition,
+        offset: i64,
+    ) -> Result<()> {
+        let (producer_id, epoch) = (ProducerId(producer.0), producer.1);
+        let what = format!("an offset of group '{group}' in a transaction of '{id}'");
+        let done = |broker: &str, code: i16| match ResponseError::try_from_code(code) {
+            None => Ok(()),
+            Some(error) => Err(refused(broker, &what, error)),
+        };
+        self.insist(|| async {
+            let request = AddOffsetsToTxnRequest::default()
+                .with_transactional_id(transactional_id(id))
+                .with_producer_id(producer_id)
+                .with_producer_epoch(epoch)
+                .with_group_id(group_id(group));
+            let of = (Coordinates::Transaction, id);
+            let (broker, response) = self.call_coordinator(of, &request, 2..=3, |r| r.error_code).await?;
+            done(&broker, response.error_code)?;
+            let partition = TxnOffsetCommitRequestPartition::default()
+                .with_partition_index(*partition)
+                .with_committed_offset(offset)
+                .with_committed_leader_epoch(-1);
+            let topic =
+                TxnOffsetCommitRequestTopic::default().with_name(topic_name(topic)).with_partitions(vec![partition]);
+            let request = TxnOffsetCommitRequest::default()
+                .with_transactional_id(transactional_id(id))
+                .with_group_id(group_id(group))
+                .with_producer_id(producer_id)
+                .with_producer_epoch(epoch)
+                .with_generation_id(-1)
+                .with_topics(vec![topic]);
+            let code = |r: &TxnOffsetCommitResponse| {
+                let codes = r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
+                codes.into_iter().find(|code| *code != 0).unwrap_or(0)
+            };
+            let (broker, response) = self.call_coordinator((Coordinates::Group, group), &request, 2..=3, code).await?;
+            done(&broker, code(&response))
+        })
+        .await
     }
 
     /// Makes a producer for the id, so that every other one is fenced and what it left open is aborted.

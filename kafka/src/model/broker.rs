@@ -50,11 +50,21 @@ pub struct Ended {
 }
 
 impl Ended {
+    fn transaction(&self) -> Transaction {
+        let (producer_id, producer_epoch) = (self.producer_id, self.producer_epoch);
+        Transaction { id: self.id.clone(), producer_id, producer_epoch, started_ms: self.started_ms }
+    }
+
     /// What the version keeps of it.
     #[must_use]
     pub fn committable(&self) -> Vec<u8> {
-        let (producer_id, producer_epoch) = (self.producer_id, self.producer_epoch);
-        Transaction { id: self.id.clone(), producer_id, producer_epoch, started_ms: self.started_ms }.encode()
+        self.transaction().encode()
+    }
+
+    /// The id under which it is written again.
+    #[must_use]
+    pub fn again(&self) -> String {
+        self.transaction().again()
     }
 }
 
@@ -85,9 +95,14 @@ struct State {
     plain: BTreeMap<i64, i64>,
     next_producer: i64,
     topics: BTreeMap<String, Vec<Entry>>,
+    /// What groups have committed: by group, topic and partition.
+    offsets: BTreeMap<GroupPlace, i64>,
     /// Of transactions, over all ids.
     begun: u64,
 }
+
+/// A group, a topic and a partition.
+type GroupPlace = (String, String, i32);
 
 /// A record in the log.
 struct Entry {
@@ -112,6 +127,8 @@ struct Transactional {
     ended_by_v5: bool,
     /// The epoch was raised because a transaction took too long.
     timed_out: bool,
+    /// Offsets that become the groups' with the commit.
+    pending: BTreeMap<GroupPlace, i64>,
     /// The number of the next record of this producer and epoch: one that comes again is passed over.
     next_sequence: i64,
 }
@@ -225,6 +242,7 @@ impl ModelBroker {
                 records: 0,
                 ended_by_v5: false,
                 timed_out: false,
+                pending: BTreeMap::new(),
                 next_sequence: 0,
             });
             t.epoch += 1;
@@ -301,6 +319,39 @@ impl ModelBroker {
         })
     }
 
+    /// An offset that the open transaction of a producer commits for a group.
+    pub(super) fn add_offset(
+        &self,
+        id: &str,
+        producer: (i64, i16),
+        place: GroupPlace,
+        offset: i64,
+    ) -> std::result::Result<(), ResponseError> {
+        self.with(|state, _, _| {
+            let Some(t) = state.ids.get_mut(id).filter(|t| t.producer_id == producer.0) else {
+                return Err(ResponseError::InvalidProducerIdMapping);
+            };
+            if t.epoch != producer.1 {
+                return Err(ResponseError::InvalidProducerEpoch);
+            }
+            if t.open.is_none() {
+                return Err(ResponseError::InvalidTxnState);
+            }
+            t.pending.insert(place, offset);
+            Ok(())
+        })
+    }
+
+    /// What a group has committed of a partition, once nothing is pending there.
+    pub(super) fn offset(&self, place: &GroupPlace) -> std::result::Result<Option<i64>, ResponseError> {
+        self.with(|state, _, _| {
+            if state.ids.values().any(|t| t.pending.contains_key(place)) {
+                return Err(ResponseError::UnstableOffsetCommit);
+            }
+            Ok(state.offsets.get(place).copied())
+        })
+    }
+
     /// Ends a transaction by this version of the request.
     pub(super) fn end(
         &self,
@@ -348,6 +399,10 @@ impl State {
         let open = t.open.take()?;
         t.state = if commit { TransactionState::CompleteCommit } else { TransactionState::CompleteAbort };
         t.ended_by_v5 = false;
+        let pending = std::mem::take(&mut t.pending);
+        if commit {
+            self.offsets.extend(pending);
+        }
         for entry in self.topics.values_mut().flatten().filter(|e| e.of == Some(open)) {
             entry.committed = Some(commit);
         }

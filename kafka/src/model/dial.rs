@@ -6,10 +6,15 @@ use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::describe_transactions_response::TransactionState as DescribedState;
 use kafka_protocol::messages::list_transactions_response::TransactionState as ListedState;
 use kafka_protocol::messages::metadata_response::MetadataResponseBroker;
+use kafka_protocol::messages::offset_fetch_response::{OffsetFetchResponsePartition, OffsetFetchResponseTopic};
+use kafka_protocol::messages::txn_offset_commit_response::{
+    TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
+};
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsResponse, BrokerId, DescribeTransactionsRequest, DescribeTransactionsResponse, EndTxnRequest,
-    EndTxnResponse, FindCoordinatorResponse, InitProducerIdRequest, InitProducerIdResponse, ListTransactionsResponse,
-    MetadataResponse, ProducerId, RequestHeader, ResponseHeader, TransactionalId,
+    AddOffsetsToTxnResponse, ApiKey, ApiVersionsResponse, BrokerId, DescribeTransactionsRequest,
+    DescribeTransactionsResponse, EndTxnRequest, EndTxnResponse, FindCoordinatorResponse, InitProducerIdRequest,
+    InitProducerIdResponse, ListTransactionsResponse, MetadataResponse, OffsetFetchRequest, OffsetFetchResponse,
+    ProducerId, RequestHeader, ResponseHeader, TransactionalId, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use millstream_common::env::BoxFuture;
@@ -25,13 +30,16 @@ const HOST: &str = "model";
 const PORT: i32 = 9092;
 
 /// What it understands, and in which versions.
-const VERSIONS: [(ApiKey, i16, i16); 6] = [
+const VERSIONS: [(ApiKey, i16, i16); 9] = [
     (ApiKey::Metadata, 4, 9),
     (ApiKey::FindCoordinator, 1, 3),
     (ApiKey::InitProducerId, 0, 4),
     (ApiKey::EndTxn, 0, 5),
     (ApiKey::DescribeTransactions, 0, 0),
     (ApiKey::ListTransactions, 0, 0),
+    (ApiKey::AddOffsetsToTxn, 0, 3),
+    (ApiKey::TxnOffsetCommit, 0, 3),
+    (ApiKey::OffsetFetch, 1, 7),
 ];
 
 /// Connections to the model.
@@ -127,10 +135,49 @@ fn answer(broker: &ModelBroker, mut request: Bytes) -> Result<Bytes> {
             });
             ListTransactionsResponse::default().with_transaction_states(open.collect()).encode(&mut out, version)
         }
+        // A transaction that has begun has its groups, too.
+        ApiKey::AddOffsetsToTxn => AddOffsetsToTxnResponse::default().encode(&mut out, version),
+        ApiKey::TxnOffsetCommit => {
+            let r = TxnOffsetCommitRequest::decode(&mut request, version).map_err(|e| wrong(e.to_string()))?;
+            TxnOffsetCommitResponse::default().with_topics(offsets_added(broker, &r)).encode(&mut out, version)
+        }
+        ApiKey::OffsetFetch => {
+            let r = OffsetFetchRequest::decode(&mut request, version).map_err(|e| wrong(e.to_string()))?;
+            OffsetFetchResponse::default().with_topics(offsets(broker, &r)).encode(&mut out, version)
+        }
         other => return Err(wrong(format!("{other:?}"))),
     };
     done.map_err(|e| wrong(e.to_string()))?;
     Ok(out.freeze())
+}
+
+fn offsets_added(broker: &ModelBroker, r: &TxnOffsetCommitRequest) -> Vec<TxnOffsetCommitResponseTopic> {
+    let producer = (r.producer_id.0, r.producer_epoch);
+    let topics = r.topics.iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|p| {
+            let place = (r.group_id.0.to_string(), topic.name.0.to_string(), p.partition_index);
+            let added = broker.add_offset(r.transactional_id.0.as_str(), producer, place, p.committed_offset);
+            let done = TxnOffsetCommitResponsePartition::default().with_partition_index(p.partition_index);
+            done.with_error_code(code(added))
+        });
+        TxnOffsetCommitResponseTopic::default().with_name(topic.name.clone()).with_partitions(partitions.collect())
+    });
+    topics.collect()
+}
+
+fn offsets(broker: &ModelBroker, r: &OffsetFetchRequest) -> Vec<OffsetFetchResponseTopic> {
+    let topics = r.topics.iter().flatten().map(|topic| {
+        let partitions = topic.partition_indexes.iter().map(|&partition| {
+            let found = broker.offset(&(r.group_id.0.to_string(), topic.name.0.to_string(), partition));
+            let answer = OffsetFetchResponsePartition::default().with_partition_index(partition);
+            match found {
+                Ok(offset) => answer.with_committed_offset(offset.unwrap_or(-1)),
+                Err(e) => answer.with_committed_offset(-1).with_error_code(e.code()),
+            }
+        });
+        OffsetFetchResponseTopic::default().with_name(topic.name.clone()).with_partitions(partitions.collect())
+    });
+    topics.collect()
 }
 
 fn described(broker: &ModelBroker, id: &TransactionalId) -> DescribedState {

@@ -4,7 +4,8 @@
 //! requests through the codec, and [`ModelProducers`] writes like librdkafka does: in order, again and again until it is answered. Both
 //! lose requests, answers, and the order of requests over different connections as far as [`Faults`] say.
 //!
-//! What it does not have: partitions and leaders that move, several brokers, groups, quotas, compaction of topics.
+//! Of groups it knows the offsets that transactions commit. What it does not have: partitions and leaders that move, several
+//! brokers, members of groups, quotas, compaction of topics.
 
 mod broker;
 mod dial;

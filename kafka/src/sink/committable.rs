@@ -27,8 +27,13 @@ pub(crate) enum Judged {
     Open,
     /// It is committed.
     Done,
-    /// It cannot be committed any more; why.
-    Lost(String),
+    /// It cannot be committed any more.
+    Lost {
+        /// Why.
+        why: String,
+        /// It was aborted, and surely not committed before that.
+        aborted: bool,
+    },
 }
 
 impl Transaction {
@@ -65,9 +70,10 @@ impl Transaction {
 
     /// What is to be done, when the broker says this of the newest transaction of the id.
     pub(crate) fn judge(&self, now: Option<&Described>) -> Judged {
+        let lost = |why: String| Judged::Lost { why, aborted: false };
         let Some(now) = now else {
             // One that is open is given up, which the broker remembers, long before it forgets the id.
-            return Judged::Lost(
+            return lost(
                 "the brokers have forgotten its transactional id, as they do 7 days after its last use \
                  (transactional.id.expiration.ms, unless set): by then it was committed or given up, and which of both \
                  nobody can tell; see whether its rows are in the topic, and have the sink skip lost transactions either way"
@@ -75,20 +81,24 @@ impl Transaction {
             );
         };
         if now.producer_id != self.producer_id {
-            return Judged::Lost(format!(
+            return lost(format!(
                 "it was written by producer {}, and the id belongs to producer {} now",
                 self.producer_id, now.producer_id
             ));
         }
+        // A broker that gives a transaction up raises the epoch.
+        let is_aborted = matches!(now.state, TransactionState::PrepareAbort | TransactionState::CompleteAbort);
         if now.producer_epoch != self.producer_epoch {
-            return Judged::Lost(format!(
+            let why = format!(
                 "its producer has epoch {} now and had {}: the transaction took longer than its time-out, or another \
                  writer uses the same transactional id",
                 now.producer_epoch, self.producer_epoch
-            ));
+            );
+            let is_this = now.producer_epoch > self.producer_epoch && now.started_ms == self.started_ms;
+            return Judged::Lost { why, aborted: is_aborted && is_this };
         }
         if now.started_ms != self.started_ms {
-            return Judged::Lost(format!(
+            return lost(format!(
                 "a later transaction of the same producer has begun (at {}, it began at {})",
                 now.started_ms, self.started_ms
             ));
@@ -96,7 +106,10 @@ impl Transaction {
         match &now.state {
             TransactionState::Ongoing => Judged::Open,
             TransactionState::PrepareCommit | TransactionState::CompleteCommit => Judged::Done,
-            other => Judged::Lost(format!("the broker has given it up (its state is {other:?})")),
+            other => Judged::Lost {
+                why: format!("the broker has given it up (its state is {other:?})"),
+                aborted: is_aborted,
+            },
         }
     }
 }
@@ -130,26 +143,41 @@ mod tests {
         for done in [TransactionState::PrepareCommit, TransactionState::CompleteCommit] {
             assert_eq!(t.judge(Some(&described(done))), Judged::Done);
         }
-        let lost = |d: Option<&Described>| matches!(t.judge(d), Judged::Lost(_));
-        for state in [TransactionState::Empty, TransactionState::PrepareAbort, TransactionState::CompleteAbort] {
-            assert!(lost(Some(&described(state))));
-        }
+        let lost = |d: Option<&Described>| matches!(t.judge(d), Judged::Lost { aborted: false, .. });
+        assert!(lost(Some(&described(TransactionState::Empty))));
         for state in [TransactionState::Ongoing, TransactionState::CompleteCommit] {
             let d = described(state);
             assert!(lost(Some(&Described { producer_id: 7_002, ..d.clone() })));
             assert!(lost(Some(&Described { producer_epoch: 4, ..d.clone() })));
+            assert!(lost(Some(&Described { producer_epoch: 2, ..d.clone() })));
             assert!(lost(Some(&Described { started_ms: d.started_ms + 1, ..d })));
+        }
+    }
+
+    /// What was aborted, by itself or by a broker that raised the epoch, was not committed; of anything else nobody knows.
+    #[test]
+    fn what_was_aborted_is_told_apart_from_what_is_not_known() {
+        let t = transaction();
+        let aborted = |d: &Described| matches!(t.judge(Some(d)), Judged::Lost { aborted: true, .. });
+        for state in [TransactionState::PrepareAbort, TransactionState::CompleteAbort] {
+            let d = described(state);
+            assert!(aborted(&d) && aborted(&Described { producer_epoch: 4, ..d.clone() }));
+            assert!(!aborted(&Described { producer_epoch: 2, ..d.clone() }));
+            assert!(!aborted(&Described { producer_id: 7_002, ..d.clone() }));
+            assert!(!aborted(&Described { started_ms: d.started_ms + 1, producer_epoch: 4, ..d }));
         }
     }
 
     /// It may have been committed; that it was not cannot be ruled out, so it counts as lost.
     #[test]
     fn a_transaction_that_the_brokers_have_forgotten_is_lost_in_words_of_its_own() {
-        let Judged::Lost(why) = transaction().judge(None) else { panic!("nothing says that it was committed") };
+        let Judged::Lost { why, aborted: false } = transaction().judge(None) else {
+            panic!("nothing says that it was committed")
+        };
         for part in ["7 days", "transactional.id.expiration.ms", "committed or given up", "skip lost transactions"] {
             assert!(why.contains(part), "{part} in {why}");
         }
         let given_up = transaction().judge(Some(&described(TransactionState::CompleteAbort)));
-        assert!(matches!(given_up, Judged::Lost(why) if !why.contains("7 days")));
+        assert!(matches!(given_up, Judged::Lost { why, .. } if !why.contains("7 days")));
     }
 }

@@ -5,23 +5,25 @@ use std::sync::Arc;
 use kafka_protocol::ResponseError;
 use millstream_common::env::BoxFuture;
 use millstream_common::planted::bug_is_planted;
-use millstream_common::{Error, Execution, Generation, Result};
-use millstream_engine::sink::{Committable, Committer};
+use millstream_common::{Epoch, Error, Execution, Generation, Result};
+use millstream_engine::sink::{Committable, Committer, SinkObjects, only_by_recovery};
 
 use super::committable::{Judged, Transaction};
 use super::options::LostTransactions;
 use super::{Shared, ids};
 
 /// Newer versions of the request take a commit that is repeated after one by an older version for an error.
-const COMMIT_VERSION: i16 = 4;
+pub(super) const COMMIT_VERSION: i16 = 4;
 
 pub(super) struct TransactionCommitter {
     shared: Arc<Shared>,
+    /// The first epoch of which a transaction was written again in this recovery.
+    again_from: Option<Epoch>,
 }
 
 impl TransactionCommitter {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, again_from: None }
     }
 
     async fn judge(&self, transaction: &Transaction) -> Result<Judged> {
@@ -29,24 +31,55 @@ impl TransactionCommitter {
         Ok(transaction.judge(described.as_ref()))
     }
 
+    /// Ends it, if it is open: [`Judged::Done`] when it is committed, else why it is lost.
+    async fn end(&self, transaction: &Transaction, commit: bool) -> Result<Judged> {
+        let judged = self.judge(transaction).await?;
+        if judged != Judged::Open {
+            return Ok(judged);
+        }
+        let producer = (transaction.producer_id, transaction.producer_epoch);
+        match self.shared.brokers.end_transaction(&transaction.id, producer, commit, COMMIT_VERSION).await? {
+            Ok(()) if commit => Ok(Judged::Done),
+            Ok(()) => Ok(Judged::Lost { why: "it is to come behind what is written again".to_owned(), aborted: true }),
+            Err(refused) => match self.judge(transaction).await? {
+                Judged::Open => Err(not_ended(transaction, refused)),
+                judged => Ok(judged),
+            },
+        }
+    }
+
     async fn commit(&self, committable: &Committable) -> Result<()> {
         let transaction = Transaction::decode(&committable.payload)?;
-        let why = match self.judge(&transaction).await? {
-            Judged::Done => return Ok(()),
-            Judged::Lost(why) => why,
-            Judged::Open => {
-                let producer = (transaction.producer_id, transaction.producer_epoch);
-                match self.shared.brokers.end_transaction(&transaction.id, producer, true, COMMIT_VERSION).await? {
-                    Ok(()) => return Ok(()),
-                    Err(refused) => match self.judge(&transaction).await? {
-                        Judged::Done => return Ok(()),
-                        Judged::Open => return Err(not_ended(&transaction, refused)),
-                        Judged::Lost(why) => why,
-                    },
-                }
+        match self.end(&transaction, true).await? {
+            Judged::Lost { why, aborted } if self.is_written_again(committable, aborted) => {
+                Err(only_by_recovery(format!("{}: {why}", what_is_lost(committable))).at(transaction.id))
             }
-        };
-        self.lost(committable, &transaction, &why)
+            Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
+            Judged::Open | Judged::Done => Ok(()),
+        }
+    }
+
+    /// The same, while nobody writes: what was lost is written again. So is all that follows it: its records lie before those.
+    async fn recover(&mut self, committable: &Committable, objects: &SinkObjects) -> Result<()> {
+        let transaction = Transaction::decode(&committable.payload)?;
+        let follows = self.again_from.is_some_and(|first| first < committable.epoch);
+        match self.end(&transaction, !follows).await? {
+            Judged::Lost { why, aborted } if self.is_written_again(committable, aborted) => {
+                let what = what_is_lost(committable);
+                tracing::warn!("{what}: {why}; they are written again from their copy ({})", transaction.id);
+                self.shared.write_again(&transaction, committable, objects).await?;
+                self.again_from.get_or_insert(committable.epoch);
+                Ok(())
+            }
+            Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
+            Judged::Open | Judged::Done => Ok(()),
+        }
+    }
+
+    /// Whether a transaction that was not committed can be, and is to be, written again.
+    fn is_written_again(&self, committable: &Committable, aborted: bool) -> bool {
+        let wanted = self.shared.options.lost_transactions == LostTransactions::WriteAgain;
+        aborted && wanted && !committable.kept.is_empty()
     }
 
     fn lost(&self, committable: &Committable, transaction: &Transaction, why: &str) -> Result<()> {
@@ -54,26 +87,37 @@ impl TransactionCommitter {
         if bug_is_planted(14) {
             return Ok(());
         }
-        let what = format!(
-            "{} rows of epoch {} of subtask {} are lost: their transaction cannot be committed any more: {why}",
-            committable.rows, committable.epoch, committable.subtask
-        );
+        let what = format!("{} are lost: their transaction cannot be committed any more: {why}", rows_of(committable));
+        let next = if committable.kept.is_empty() {
+            "have the sink skip lost transactions and submit the job again: it goes on without these rows; or go back to a \
+             version before that epoch (--from), which writes them and all later ones again"
+        } else {
+            "a copy of these rows was kept: have the sink write lost transactions again and submit the job again; where nobody \
+             can tell whether they were committed, see whether they are in the topic, and have it skip lost ones"
+        };
         match self.shared.options.lost_transactions {
             LostTransactions::Skip => {
                 tracing::error!("{what} ({})", transaction.id);
                 Ok(())
             }
-            LostTransactions::Fail => Err(Error::data(what).code(3333).at(transaction.id.clone()).next(
-                "have the sink skip lost transactions and submit the job again: it goes on without these rows; or go back \
-                 to a version before that epoch (--from), which writes them and all later ones again",
-            )),
+            LostTransactions::Fail | LostTransactions::WriteAgain => {
+                Err(Error::data(what).code(3333).at(transaction.id.clone()).next(next))
+            }
         }
     }
 }
 
+fn rows_of(c: &Committable) -> String {
+    format!("{} rows of epoch {} of subtask {}", c.rows, c.epoch, c.subtask)
+}
+
+fn what_is_lost(committable: &Committable) -> String {
+    format!("the transaction of {} cannot be committed any more", rows_of(committable))
+}
+
 /// The broker refuses, and yet has it open: a state in between.
 fn not_ended(transaction: &Transaction, refused: ResponseError) -> Error {
-    Error::unavailable(format!("the broker does not commit a transaction that it has open: {refused}"))
+    Error::unavailable(format!("the broker does not end a transaction that it has open: {refused}"))
         .code(2440)
         .at(transaction.id.clone())
 }
@@ -83,14 +127,16 @@ impl Committer for TransactionCommitter {
         Box::pin((*self).commit(committable))
     }
 
+    fn recover<'a>(&'a mut self, committable: &'a Committable, objects: &'a SinkObjects) -> BoxFuture<'a, Result<()>> {
+        Box::pin(Self::recover(self, committable, objects))
+    }
+
     fn clean_up(&mut self, generation: Generation, execution: Execution) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let prefix = &self.shared.options.transactional_id_prefix;
             // What the version lists has been committed: whatever older deployments have open is nobody's. Newer ones there
             // are when this one is over, and does not know it.
-            let is_nobodys = |id: &str| {
-                ids::deployment(prefix, id).is_some_and(|of| of < (generation, execution) || bug_is_planted(38))
-            };
+            let is_nobodys = |id: &str| ids::deployment(prefix, id).is_some_and(|of| of < (generation, execution));
             for (id, _) in self.shared.brokers.ongoing_transactions(&ids::of_sink(prefix)).await? {
                 if is_nobodys(&id) {
                     tracing::info!("the open transaction of {id} belongs to nobody and is aborted");

@@ -9,8 +9,10 @@
 //!
 //! Protocol: what a broker answers was measured on Apache Kafka 4.1.1; its source is the protocol guide.
 
+mod again;
 mod committable;
 mod committer;
+mod copy;
 mod ids;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;

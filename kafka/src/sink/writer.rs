@@ -7,20 +7,31 @@ use arrow_array::RecordBatch;
 use millstream_common::env::{BoxFuture, Lane, Running};
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Epoch, Error, Result};
-use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkWriter};
+use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkObjects, SinkWriter};
 
 use super::Shared;
 use super::committable::Transaction;
+use super::copy::Copy;
 use super::ids::WriterIds;
+use super::options::LostTransactions;
 use super::produce::{Identity, PAUSE, Producer, flush};
 use super::records::RecordMaker;
 use super::slots::Slots;
 use crate::client::{Described, TransactionState};
 
-/// Sends all records of a batch, and waits where there is no room; how many there are.
-async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, batch: &RecordBatch) -> Result<usize> {
+/// Sends all records of a batch, and waits where there is no room; how many there are. `copy` gets them, too.
+async fn send(
+    env: &Env,
+    producer: &mut dyn Producer,
+    maker: &mut RecordMaker,
+    batch: &RecordBatch,
+    copy: Option<&mut Copy>,
+) -> Result<usize> {
     maker.prepare().await?;
     let made = maker.make(batch)?;
+    if let Some(copy) = copy {
+        copy.add(&made)?;
+    }
     let mut sent = 0;
     loop {
         let (next, is_full) = made.send_from(sent, |record| producer.send(record))?;
@@ -54,7 +65,7 @@ impl SinkWriter for AtLeastOnce {
                 self.producer = Some(self.shared.producers.plain().await?);
             }
             if let Some(producer) = &mut self.producer {
-                send(&self.shared.env, &mut **producer, &mut self.maker, batch).await?;
+                send(&self.shared.env, &mut **producer, &mut self.maker, batch, None).await?;
             }
             self.rows += batch.num_rows() as u64;
             Ok(())
@@ -66,7 +77,7 @@ impl SinkWriter for AtLeastOnce {
             if let Some(producer) = &mut self.producer {
                 flush(&self.shared.env, &mut **producer).await?;
             }
-            Ok(PreCommit { rows: std::mem::take(&mut self.rows), committable: None })
+            Ok(PreCommit { rows: std::mem::take(&mut self.rows), ..PreCommit::default() })
         })
     }
 }
@@ -92,6 +103,8 @@ struct Open {
     ready: Ready,
     rows: u64,
     records: usize,
+    /// Kept with the version when lost transactions are to be written again.
+    copy: Option<Copy>,
 }
 
 /// Rows of an epoch go into a transaction, which is committed with the version.
@@ -101,6 +114,8 @@ pub(super) struct ExactlyOnce {
     context: SinkContext,
     ids: WriterIds,
     slots: Slots,
+    /// Where copies of records are kept; `None`: there are none.
+    copies: Option<SinkObjects>,
     open: Option<Open>,
     /// The one after it: made ready beside the writing, as that takes a while.
     next: Option<Running<Result<Ready>>>,
@@ -110,7 +125,14 @@ impl ExactlyOnce {
     pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker, context: SinkContext) -> Result<Self> {
         shared.check_timeout(&context)?;
         let ids = WriterIds::new(&shared.options.transactional_id_prefix, &context);
-        Ok(Self { shared, maker, context, ids, slots: Slots::default(), open: None, next: None })
+        let copies = match (shared.options.lost_transactions, &context.objects) {
+            (LostTransactions::WriteAgain, None) => {
+                return Err(Error::internal("the sink has no object store, and is to keep copies of what it writes"));
+            }
+            (LostTransactions::WriteAgain, objects) => objects.clone(),
+            (LostTransactions::Fail | LostTransactions::Skip, _) => None,
+        };
+        Ok(Self { shared, maker, context, ids, slots: Slots::default(), copies, open: None, next: None })
     }
 
     /// Makes the producer of a free slot ready.
@@ -144,7 +166,8 @@ impl ExactlyOnce {
             }
             ready.producer.begin()?;
             self.prepare()?;
-            return Ok(Open { ready, rows: 0, records: 0 });
+            let copy = self.copies.clone().map(Copy::new);
+            return Ok(Open { ready, rows: 0, records: 0, copy });
         }
         Err(Error::internal("no producer is made"))
     }
@@ -195,8 +218,12 @@ impl SinkWriter for ExactlyOnce {
                 Some(open) => open,
                 None => self.begin().await?,
             };
-            open.records += send(&self.shared.env, &mut *open.ready.producer, &mut self.maker, batch).await?;
+            let (producer, copy) = (&mut *open.ready.producer, open.copy.as_mut());
+            open.records += send(&self.shared.env, producer, &mut self.maker, batch, copy).await?;
             open.rows += batch.num_rows() as u64;
+            if let Some(copy) = &mut open.copy {
+                copy.write_full().await?;
+            }
             self.open = Some(open);
             Ok(())
         })
@@ -207,15 +234,23 @@ impl SinkWriter for ExactlyOnce {
             // A transaction without records is none to the broker; it goes on with the next epoch.
             let Some(mut open) = self.open.take_if(|open| open.records > 0) else {
                 let rows = self.open.as_mut().map_or(0, |open| std::mem::take(&mut open.rows));
-                return Ok(PreCommit { rows, committable: None });
+                return Ok(PreCommit { rows, ..PreCommit::default() });
             };
-            flush(&self.shared.env, &mut *open.ready.producer).await?;
+            let copy = open.copy.take();
+            let copied = async {
+                match copy {
+                    Some(copy) => copy.finish().await,
+                    None => Ok(Vec::new()),
+                }
+            };
+            let flushed = flush(&self.shared.env, &mut *open.ready.producer);
+            let ((), kept) = futures::try_join!(flushed, copied)?;
             let identity = open.ready.producer.identity();
             let transaction = written(self.shared.clone(), open.ready.id.clone(), identity).await?;
             self.slots.pre_commit(open.ready.slot, epoch);
             // A planted bug: a sink that says nothing of what it wrote.
             let committable = (!bug_is_planted(19)).then(|| transaction.encode());
-            Ok(PreCommit { rows: open.rows, committable })
+            Ok(PreCommit { rows: open.rows, committable, kept })
         })
     }
 }

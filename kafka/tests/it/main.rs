@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used)] // tests
 
 #[cfg(feature = "broker")]
+mod again;
+#[cfg(feature = "broker")]
 mod bad_records;
 #[cfg(feature = "broker")]
 mod client;

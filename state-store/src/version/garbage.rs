@@ -8,8 +8,8 @@ use millstream_common::planted::bug_is_planted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use millstream_proto::version::VersionRecord;
 use millstream_proto::version::version_record::Kind;
+use millstream_proto::version::{KeptObject, VersionRecord};
 
 use super::delta::group_of;
 
@@ -86,6 +86,11 @@ impl Chain {
                 Some((last, _)) => *last = record.number.max(*last),
                 None => drop(self.last.insert(run.object.as_str().into(), (record.number, run.object_bytes))),
             }
+        }
+        // A planted bug: what sinks have left to commit keeps nothing alive.
+        for kept in kept_of(record).filter(|_| !bug_is_planted(15)) {
+            let (last, _) = self.last.entry(kept.object.as_str().into()).or_insert((0, kept.bytes));
+            *last = record.number.max(*last);
         }
     }
 
@@ -171,8 +176,13 @@ impl Chain {
 /// The objects of the job's own that a version refers to.
 #[must_use]
 pub fn objects_of(record: &VersionRecord) -> BTreeSet<String> {
-    let runs = record.tree.iter().flat_map(|t| &t.runs);
-    runs.filter(|r| r.origin.is_empty()).map(|r| r.object.clone()).collect()
+    let runs = record.tree.iter().flat_map(|t| &t.runs).filter(|r| r.origin.is_empty()).map(|r| &r.object);
+    runs.chain(kept_of(record).map(|k| &k.object)).cloned().collect()
+}
+
+/// What sinks keep until their commits are confirmed.
+pub fn kept_of(record: &VersionRecord) -> impl Iterator<Item = &KeptObject> {
+    record.committables.iter().flat_map(|c| &c.kept)
 }
 
 /// The generation and execution in an object's name (`{2 hex}/{generation}-{execution}-{unique}`); `None` for a name of

@@ -93,6 +93,7 @@ fn full_record() -> VersionRecord {
             sequence: 2,
             payload: b"file".to_vec(),
             rows: 6,
+            kept: Vec::new(),
         }],
         bytes_written: 1008,
         ..record(7, 2, "0123456789abcdef0123456789abcdef")

@@ -76,8 +76,17 @@ pub struct Plan {
     pub late_split: bool,
     /// Over how much virtual time the input comes, ms; 0: all is there at once.
     pub paced_ms: u64,
-    /// Output goes to topics of a broker, which gives up transactions that are older than this.
-    pub to_kafka: Option<Duration>,
+    /// Output goes to topics of a broker.
+    pub to_kafka: Option<ToTopics>,
+}
+
+/// How output goes to topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToTopics {
+    /// The broker gives up transactions that are older than this.
+    pub transaction_timeout: Duration,
+    /// Those are written again from a copy; else the job has to fail.
+    pub write_again: bool,
 }
 
 /// What a client asks for.
@@ -173,6 +182,8 @@ const VISITS_PERCENT: u64 = 10;
 const KAFKA_PERCENT: u64 = 25;
 /// In how many of 100 of those a transaction may last no longer than a checkpoint takes, so that some are lost.
 const BRIEF_PERCENT: u64 = 20;
+/// In how many of 100 of those lost transactions are written again.
+const COPIES_PERCENT: u64 = 60;
 /// In how many of 100 of those in which anything fails requests to the broker do.
 const KAFKA_FAULTS_PERCENT: u64 = 60;
 /// How many seeds of 100 play a scene.
@@ -250,8 +261,12 @@ impl Plan {
         }
         let mut dice = Dice::new(seed, "kafka");
         if dice.chance(KAFKA_PERCENT) {
-            let brief = dice.chance(BRIEF_PERCENT);
-            plan.to_kafka = Some(if brief { plan.briefest_transaction() } else { Duration::from_secs(900) });
+            let mut copies = Dice::new(seed, "copies");
+            let write_again = copies.chance(COPIES_PERCENT);
+            // What is written again does not end the run: it may happen often.
+            let brief = dice.chance(BRIEF_PERCENT) || (write_again && copies.chance(50));
+            let transaction_timeout = if brief { plan.briefest_transaction() } else { Duration::from_secs(900) };
+            plan.to_kafka = Some(ToTopics { transaction_timeout, write_again });
             // A broker does not tell of which epoch a row is, by which a fork's rows are told from its parent's.
             plan.forks.clear();
             if !plan.faults.is_empty() && dice.chance(KAFKA_FAULTS_PERCENT) {
@@ -259,8 +274,15 @@ impl Plan {
                     let fault = Fault::Outside { percent: dice.within(5..60), lasts: dice.millis(200..9_000) };
                     plan.faults.push((plan.moment(&mut dice), fault));
                 }
-                plan.faults.sort_by_key(|f| f.0);
             }
+            if !plan.faults.is_empty() && write_again && brief {
+                for _ in 0..copies.within(1..4) {
+                    let lasts = transaction_timeout + copies.millis(0..4_000);
+                    plan.faults
+                        .push((plan.moment(&mut copies), Fault::Outside { percent: copies.within(60..100), lasts }));
+                }
+            }
+            plan.faults.sort_by_key(|f| f.0);
         }
         plan.settings_later = plan.settings.clone();
         let block_size = *Dice::new(seed, "settings later").pick(&["1KiB", "4KiB", "15KiB"]);

@@ -139,7 +139,8 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
         _ => String::new(),
     };
     // A transaction that took too long is lost: the job has to say so, and to end.
-    let lost = outside.has_lost();
+    let write_again = plan.to_kafka.is_some_and(|to| to.write_again);
+    let lost = outside.has_lost() && !write_again;
     match end {
         Some(Err(why)) if lost && why.contains("are lost: their transaction") => {}
         Some(Ok(_)) if lost => trace.violation("rows were lost, and nobody has said so".to_owned()),
@@ -166,7 +167,10 @@ async fn simulate(seed: u64, print: bool) -> Outcome {
         match plan.to_kafka {
             None => String::new(),
             Some(_) if lost => " to topics (rows were lost, and that was said)".to_owned(),
-            Some(timeout) => format!(" to topics within {timeout:?}"),
+            Some(to) if write_again => {
+                format!(" to topics within {:?}, {} written again", to.transaction_timeout, outside.written_again())
+            }
+            Some(to) => format!(" to topics within {:?}", to.transaction_timeout),
         },
         plan.parallelism,
         plan.workers,

@@ -2,9 +2,8 @@
 //! outside of all nodes, and become visible by a commit. In the others to topics, by the Kafka sink as it ships, on a
 //! model of the broker. What must never happen is checked when it would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow_array::cast::AsArray;
@@ -17,10 +16,11 @@ use millstream_engine::dataflow::JobContext;
 use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter};
 use millstream_formats::{Encoder, EncodingFormat, Records};
 use millstream_kafka::model::{By, Faults, ModelBroker, Written};
-use millstream_kafka::sink::{KafkaSink, KafkaSinkOptions, ToTopic};
+use millstream_kafka::sink::{KafkaSink, KafkaSinkOptions, LostTransactions, ToTopic};
 use parking_lot::Mutex;
 
 use super::dice::Dice;
+use super::plan::ToTopics;
 use super::store::Ledger;
 use super::trace::Trace;
 
@@ -51,9 +51,19 @@ struct Inner {
 
 struct Kafka {
     broker: ModelBroker,
-    transaction_timeout: Duration,
-    /// A transaction that a version lists was given up.
-    lost: Arc<AtomicBool>,
+    to: ToTopics,
+    seen: Arc<Mutex<Transactions>>,
+}
+
+/// What became of transactions.
+#[derive(Default)]
+struct Transactions {
+    /// One that a version lists was given up.
+    lost: bool,
+    /// Those that were aborted, as a version would list them, by the id under which they would be written again.
+    aborted: BTreeMap<String, Vec<u8>>,
+    /// The ids under which some were.
+    again: BTreeSet<String>,
 }
 
 struct State {
@@ -76,13 +86,13 @@ struct Staged {
 impl Outside {
     /// A place without output.
     #[must_use]
-    pub fn new(env: Env, trace: Trace, ledger: Ledger, dice: Dice, to_kafka: Option<Duration>) -> Self {
+    pub fn new(env: Env, trace: Trace, ledger: Ledger, dice: Dice, to_kafka: Option<ToTopics>) -> Self {
         let state =
             State { dice, faults: 0, staged: BTreeMap::new(), committed: BTreeMap::new(), names: BTreeMap::new() };
-        let kafka = to_kafka.map(|transaction_timeout| {
-            let lost = Arc::<AtomicBool>::default();
-            let broker = broker(env.clone(), trace.clone(), ledger.clone(), lost.clone());
-            Kafka { broker, transaction_timeout, lost }
+        let kafka = to_kafka.map(|to| {
+            let seen = Arc::<Mutex<Transactions>>::default();
+            let broker = broker(env.clone(), trace.clone(), ledger.clone(), to, seen.clone());
+            Kafka { broker, to, seen }
         });
         Self(Arc::new(Inner { env, trace, ledger, state: Mutex::new(state), kafka }), "".into())
     }
@@ -95,7 +105,10 @@ impl Outside {
         let mut options = KafkaSinkOptions::new(vec!["model:9092".to_owned()], to, Arc::new(Numbers), prefix);
         options.value_knows_changes = true;
         options.retry_timeout = Duration::from_secs(5);
-        options.transaction_timeout = kafka.transaction_timeout;
+        options.transaction_timeout = kafka.to.transaction_timeout;
+        if kafka.to.write_again {
+            options.lost_transactions = LostTransactions::WriteAgain;
+        }
         Ok(Arc::new(KafkaSink::over_model(context.env.clone(), options, &kafka.broker)?))
     }
 
@@ -116,7 +129,13 @@ impl Outside {
     /// Whether the broker has given up a transaction that a version lists.
     #[must_use]
     pub fn has_lost(&self) -> bool {
-        self.0.kafka.as_ref().is_some_and(|k| k.lost.load(Ordering::Relaxed))
+        self.0.kafka.as_ref().is_some_and(|k| k.seen.lock().lost)
+    }
+
+    /// How many transactions were written again.
+    #[must_use]
+    pub fn written_again(&self) -> usize {
+        self.0.kafka.as_ref().map_or(0, |k| k.seen.lock().again.len())
     }
 
     /// What the sink `name` has made visible, in the order of epochs, then subtasks.
@@ -224,22 +243,30 @@ impl Outside {
     }
 }
 
-/// A broker whose transactions are committed only when a version lists them.
-fn broker(env: Env, trace: Trace, ledger: Ledger, lost: Arc<AtomicBool>) -> ModelBroker {
+/// A broker whose transactions are committed only when a version lists them. One that was aborted may be written again, once.
+fn broker(env: Env, trace: Trace, ledger: Ledger, to: ToTopics, seen: Arc<Mutex<Transactions>>) -> ModelBroker {
     ModelBroker::new(env, move |ended| {
         let what = format!("{:?} {} {} rows since {}", ended.by, ended.id, ended.records, ended.started_ms);
         trace.event("transaction", "broker", &what);
         let listed = ledger.is_listed(&ended.committable());
-        if ended.by == By::Commit && !listed {
-            trace.violation(format!("a transaction of {} is committed, but no version lists it", ended.id));
-        }
+        let mut seen = seen.lock();
         match ended.by {
+            By::Commit if listed => {}
+            By::Commit if !seen.aborted.get(&ended.id).is_some_and(|of| ledger.is_listed(of)) => {
+                trace.violation(format!("a transaction of {} is committed, but no version lists it", ended.id));
+            }
+            By::Commit if !seen.again.insert(ended.id.clone()) => {
+                trace.violation(format!("what {} holds is written again twice", ended.id));
+            }
             By::Commit => {}
-            By::Timeout => drop(lost.fetch_or(listed, Ordering::Relaxed)),
-            By::Abort if listed => {
+            // What follows one that is written again is aborted, too.
+            By::Abort if listed && !(to.write_again && (seen.lost || !seen.again.is_empty())) => {
                 trace.violation(format!("a transaction of {} is aborted, which a version lists", ended.id));
             }
-            By::Abort => {}
+            By::Abort | By::Timeout => {
+                seen.lost |= listed;
+                seen.aborted.insert(ended.again(), ended.committable());
+            }
         }
     })
 }
@@ -329,7 +356,7 @@ impl SinkWriter for Writer {
                     Err(_) => {}
                 }
             }
-            Ok(PreCommit { rows: count, committable: Some(name.into_bytes()) })
+            Ok(PreCommit { rows: count, committable: Some(name.into_bytes()), ..PreCommit::default() })
         })
     }
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use millstream_common::env::BoxFuture;
+use millstream_common::hash::HASH_ID;
 use millstream_objects::StoreOptions;
 use millstream_objects::object_store::memory::InMemory;
-use millstream_proto::version::version_record::Kind;
-use millstream_proto::version::{KeyGroupRange, Run, RunState, SplitState};
+use millstream_proto::version::{Committable, KeyGroupRange, Run, RunState, SplitState};
+use millstream_state_store::key::KEY_CODEC_ID;
 
 use super::*;
 use crate::dataflow::{Dataflow, JobDefinition, KeyedStream, NoArgs, Stream, TtlClock, count, max, min, sum};
@@ -223,4 +224,46 @@ async fn a_worker_of_another_release_runs_nothing() {
     check(&opened.graph).unwrap();
     let others = [graph("orders", "shop", over_weights), graph("orders", "city", first)];
     others.into_iter().for_each(|other| assert_eq!(check(&other.unwrap()).unwrap_err().number(), 7026));
+}
+
+/// Version 1 lists what epochs 1, 2 and 3 left; 2 still does, 3 only epochs 2 and 3, 4 is a take-over of 3, 5 lists epoch 3
+/// alone. Then somebody goes back to version 1: 6.
+#[tokio::test(start_paused = true)]
+async fn what_a_later_version_of_the_same_chain_does_not_list_is_committed() {
+    let env = Env::test(1);
+    let store = Store::from_backend(Arc::new(InMemory::new()), "memory://", &StoreOptions::default(), &env);
+    let log = VersionLog::new(store, env.clone());
+    let chain: [(u64, Kind, u64, &[u64]); 6] = [
+        (1, Kind::Checkpoint, 0, &[1, 2, 3]),
+        (2, Kind::Compaction, 0, &[1, 2, 3]),
+        (3, Kind::Checkpoint, 0, &[2, 3]),
+        (4, Kind::TakeOver, 3, &[2, 3]),
+        (5, Kind::Checkpoint, 0, &[3]),
+        (6, Kind::TakeOver, 1, &[]),
+    ];
+    let mut records = Vec::new();
+    for (number, kind, base, epochs) in chain {
+        let listed = |&epoch: &u64| Committable { sink_uid: "out".into(), epoch, ..Committable::default() };
+        let mut record = VersionRecord {
+            number,
+            nonce: number.to_string(),
+            base,
+            hash_id: HASH_ID,
+            key_codec_id: KEY_CODEC_ID,
+            committables: epochs.iter().map(listed).collect(),
+            ..VersionRecord::default()
+        };
+        record.set_kind(kind);
+        settle(None, &mut record);
+        assert!(matches!(log.commit(&stored(None, &record)).await.unwrap(), CommitOutcome::Committed));
+        records.push(record);
+    }
+    let confirmed = async |of: usize, newest: u64| -> Vec<u64> {
+        let found = confirmed_later(&log, &records[of - 1], newest).await.unwrap();
+        found.into_iter().map(|key| key.1).collect()
+    };
+    assert_eq!(confirmed(1, 6).await, [1, 2], "3 may have been committed, or not");
+    assert!(confirmed(1, 2).await.is_empty(), "nothing behind it says so");
+    assert_eq!(confirmed(3, 6).await, [2]);
+    assert!(confirmed(5, 6).await.is_empty(), "version 6 does not follow from it");
 }
