@@ -25,8 +25,7 @@ impl TransactionCommitter {
     }
 
     async fn judge(&self, transaction: &Transaction) -> Result<Judged> {
-        let described = self.shared.brokers.describe_transaction(&transaction.id).await?;
-        Ok(transaction.judge(described.as_ref()))
+        Ok(transaction.judge(&self.shared.brokers.describe_transaction(&transaction.id).await?))
     }
 
     async fn commit(&self, committable: &Committable) -> Result<()> {
@@ -34,13 +33,17 @@ impl TransactionCommitter {
         let why = match self.judge(&transaction).await? {
             Judged::Done => return Ok(()),
             Judged::Lost(why) => why,
-            Judged::Open => {
+            Judged::Open | Judged::Untold => {
                 let producer = (transaction.producer_id, transaction.producer_epoch);
                 match self.shared.brokers.end_transaction(&transaction.id, producer, true, COMMIT_VERSION).await? {
                     Ok(()) => return Ok(()),
                     Err(refused) => match self.judge(&transaction).await? {
                         Judged::Done => return Ok(()),
                         Judged::Open => return Err(not_ended(&transaction, refused)),
+                        Judged::Untold => match Transaction::judge_refusal(refused) {
+                            Some(why) => why,
+                            None => return Err(not_ended(&transaction, refused)),
+                        },
                         Judged::Lost(why) => why,
                     },
                 }
@@ -71,9 +74,9 @@ impl TransactionCommitter {
     }
 }
 
-/// The broker refuses, and yet has it open: a state in between.
+/// The broker refuses, and yet has it open, or does not say: a state in between.
 fn not_ended(transaction: &Transaction, refused: ResponseError) -> Error {
-    Error::unavailable(format!("the broker does not commit a transaction that it has open: {refused}"))
+    Error::unavailable(format!("the broker does not commit a transaction that it should have open: {refused}"))
         .code(2440)
         .at(transaction.id.clone())
 }
@@ -91,7 +94,16 @@ impl Committer for TransactionCommitter {
             let is_nobodys = |id: &str| {
                 ids::deployment(prefix, id).is_some_and(|of| of < (generation, execution) || bug_is_planted(38))
             };
-            for (id, _) in self.shared.brokers.ongoing_transactions(&ids::of_sink(prefix)).await? {
+            let ongoing = self.shared.brokers.ongoing_transactions(&ids::of_sink(prefix)).await?;
+            if let Some(broker) = ongoing.silent {
+                tracing::warn!(
+                    "broker {broker} is older than Apache Kafka 3.0 and does not list transactions: what an earlier run of the \
+                     job has left open below {prefix} ends by its time-out ({:?}), and holds back readers of committed \
+                     records until then",
+                    self.shared.options.transaction_timeout
+                );
+            }
+            for (id, _) in ongoing.transactions {
                 if is_nobodys(&id) {
                     tracing::info!("the open transaction of {id} belongs to nobody and is aborted");
                     self.shared.brokers.fence(&id, self.shared.options.transaction_timeout).await?;

@@ -121,3 +121,6 @@ impl Sink for KafkaSink {
         })
     }
 }
+
+#[cfg(test)]
+mod old_brokers_tests;
