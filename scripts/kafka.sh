@@ -226,8 +226,9 @@ scram() { # scram MECHANISM [NAME]
 format() { # format DIR: what a broker keeps itself, before its first start
     local dir=$1 standalone=()
     if since 3.9; then standalone=(--standalone); fi
+    # The id of the cluster must not begin like an option.
     (java_of 128 kafka.tools.StorageTool format ${standalone[@]+"${standalone[@]}"} -c "$dir/server.properties" \
-        -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')" \
+        -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | tr -d '=')" \
         --add-scram "$(scram SCRAM-SHA-256 "$user")" --add-scram "$(scram SCRAM-SHA-512 "$user")") \
         >"$dir/format.log" 2>&1 || die "it could not format its folder: $(tail -n 3 "$dir/format.log")"
 }
