@@ -27,3 +27,5 @@ mod support;
 mod transactions;
 #[cfg(feature = "broker")]
 mod versions;
+#[cfg(all(feature = "broker", feature = "registry"))]
+mod whole_job;
