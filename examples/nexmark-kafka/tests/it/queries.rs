@@ -114,6 +114,35 @@ fn a_cluster_is_reached_by_tls_and_scram() {
     assert!(text.contains("MS1411") && text.contains("env:NAME") && !text.contains(&password), "{text}");
 }
 
+/// It is killed wherever it is, and goes on from its last version. What it left open a broker before Apache Kafka 3.0 gives up
+/// only after the time-out, and readers of committed records wait until then.
+#[test]
+fn a_program_that_is_killed_again_and_again_writes_each_row_once() {
+    let (events, results) = topics("killed");
+    fill(&events, PARTITIONS);
+    let (brokers, folder) = (bootstrap(), tempfile::tempdir().unwrap());
+    let options = ["-p", "2", "--checkpoint-interval", "100ms", "-D", "checkpoint.timeout=10s"];
+    let common = ["--brokers", &brokers, "--events", &events, "--results", &results, "--stop", "latest"];
+    let args = [&common[..], &["--rate", "2000", "--transaction-timeout", "20s"]].concat();
+    let mut before = 0;
+    for round in 0..6 {
+        let mut job = Program::run("q20", folder.path(), &options, &args);
+        job.wait_for("millstream_checkpoints_completed_total", |n| n >= 1.0);
+        // Rows that are not committed yet are there, as a rule.
+        pause(Duration::from_millis(40 * round));
+        drop(job);
+        let now = read(&results, 2).len();
+        assert!(now >= before, "what was visible stays");
+        before = now;
+    }
+    let state = format!("file://{}", folder.path().display());
+    call(&[&["run", "q20", "--state", &state][..], &options, &["--"], &args].concat());
+    let mut due = golden("q20");
+    due.sort();
+    wait("all results", || read(&results, 2).len() >= due.len());
+    assert_eq!(rows(&read(&results, 2)), due);
+}
+
 /// The second half of the events comes in a partition that is made while the job runs. What was read of it is in the
 /// versions: a job that goes on reads none of it again.
 #[test]
