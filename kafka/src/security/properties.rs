@@ -89,7 +89,7 @@ impl Security {
     /// | `sasl.oauthbearer.token` | a [`Secret`]: a token that somebody else keeps current |
     /// | `sasl.oauthbearer.token.endpoint.url`, `.client.id`, `.client.secret`, `.scope` | below `sasl.oauthbearer`: tokens of an endpoint; `.client.secret` is a [`Secret`] |
     ///
-    /// Errors show no value but those of `security.protocol` and `sasl.mechanism`.
+    /// Errors show what stands at `security.protocol`, `sasl.mechanism` and the endpoint, and no other value.
     pub fn from_properties(properties: &BTreeMap<String, String>) -> Result<Self> {
         if let Some(name) = properties.keys().find(|name| !NAMES.contains(&name.as_str())) {
             return Err(unknown(name));
