@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Apache Kafka without Docker: one real broker (KRaft), for tests and for trying things out.
+# Apache Kafka without Docker: one real broker (KRaft; before 3.5 with ZooKeeper), for tests and for trying things out.
 set -euo pipefail
 
 usage() {
@@ -19,13 +19,14 @@ KAFKA_BOOTSTRAP_SASL and KAFKA_BOOTSTRAP_SASL_TLS (PLAIN, SCRAM, OAUTHBEARER wit
 KAFKA_PASSWORD). KAFKA_CA is its CA; beside that file are client.pem, client.key and client-encrypted.key (by
 KAFKA_PASSWORD). Its certificate is for 127.0.0.1, not for localhost.
 Settings of the broker beyond those of this script: KAFKA_SETTINGS, one NAME=VALUE a line.
+KAFKA_VERSION says which Kafka: 4.1.1 unless set; 2.8 and later. A DIR stays with its version.
 The jars are kept in ${MILLSTREAM_CACHE:-$HOME/.cache/millstream}/kafka. Exit code 3: it cannot be installed here.
 TEXT
     exit 2
 }
 
 name=kafka
-version=4.1.1
+version=${KAFKA_VERSION:-4.1.1}
 process=java
 cache=${MILLSTREAM_CACHE:-${HOME:?}/.cache/millstream}/kafka
 libs=$cache/libs-$version
@@ -33,6 +34,16 @@ libs=$cache/libs-$version
 . "$(dirname "$0")/server-common.sh"
 
 installed() { [ -e "$libs/complete" ]; }
+
+# since VERSION: whether the broker is of this version or a later one.
+since() { [ "$(printf '%s\n' "$1" "$version" | sort -V | head -n 1)" = "$1" ]; }
+
+# Before 3.5 a broker without ZooKeeper knows no users of SCRAM.
+has_zookeeper() { ! since 3.5; }
+
+dependency() { # dependency GROUP ARTIFACT VERSION
+    echo "<dependency><groupId>$1</groupId><artifactId>$2</artifactId><version>$3</version></dependency>"
+}
 
 fetch() {
     command -v mvn >/dev/null || die "Maven is not installed, and Kafka comes as Maven artifacts" 3
@@ -45,9 +56,13 @@ fetch() {
   <modelVersion>4.0.0</modelVersion>
   <groupId>millstream</groupId><artifactId>kafka</artifactId><version>1</version>
   <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$version</version></dependency>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>$version</version></dependency>
-    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.2</version></dependency>
+    $(dependency org.apache.kafka kafka_2.13 "$version")
+    $(dependency org.apache.kafka kafka-tools "$version")
+    $(if since 4.0; then
+        dependency org.apache.logging.log4j log4j-slf4j-impl 2.25.2
+    elif since 3.1; then
+        dependency org.slf4j slf4j-reload4j 1.7.36
+    fi)
   </dependencies>
 </project>
 TEXT
@@ -65,11 +80,19 @@ TEXT
 java_of() {
     local megabytes=$1
     shift
-    exec java "-Xmx${megabytes}m" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$libs/*" \
-        -Dlog4j2.configurationFile="$cache/log4j2.properties" "$@"
+    exec java "-Xmx${megabytes}m" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$libs/*" "${log[@]}" "$@"
 }
 
+log=("-Dlog4j2.configurationFile=$cache/log4j2.properties" "-Dlog4j.configuration=file:$cache/log4j.properties")
+
 log_to_stderr() {
+    cat >"$cache/log4j.properties" <<'TEXT'
+log4j.rootLogger=WARN, out
+log4j.appender.out=org.apache.log4j.ConsoleAppender
+log4j.appender.out.target=System.err
+log4j.appender.out.layout=org.apache.log4j.PatternLayout
+log4j.appender.out.layout.ConversionPattern=%d %p %m (%c)%n
+TEXT
     cat >"$cache/log4j2.properties" <<'TEXT'
 rootLogger.level = WARN
 rootLogger.appenderRefs = out
@@ -116,7 +139,9 @@ certificates() {
                 -extfile openssl.cnf -extensions "$who" -out "$who.pem"
         done
         openssl pkcs8 -topk8 -in client.key -passout "pass:$password" -out client-encrypted.key
-        cat broker.key broker.pem >store.pem
+        # Before 3.2 brokers take no other form.
+        openssl pkcs8 -topk8 -v1 PBE-SHA1-3DES -in broker.key -passout "pass:$password" -out broker-encrypted.key
+        cat broker-encrypted.key broker.pem >store.pem
         touch complete
     ) >"$1/tls.log" 2>&1 || die "no certificates could be made: $(tail -n 3 "$1/tls.log")"
 }
@@ -126,6 +151,7 @@ security() { # security DIR: TLS and SASL of the listeners that have them
     cat <<TEXT
 ssl.keystore.type=PEM
 ssl.keystore.location=$1/tls/store.pem
+ssl.key.password=$password
 ssl.truststore.type=PEM
 ssl.truststore.location=$1/tls/ca.pem
 listener.name.mtls.ssl.client.auth=required
@@ -145,38 +171,93 @@ TEXT
 
 settings() { # settings DIR PORT
     local plain="PLAINTEXT://127.0.0.1:$2" secure="SSL://127.0.0.1:$(($2 + 2)),MTLS://127.0.0.1:$(($2 + 3))"
+    local protocols=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,MTLS:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL
     secure+=",SASL_PLAINTEXT://127.0.0.1:$(($2 + 4)),SASL_SSL://127.0.0.1:$(($2 + 5))"
     security "$1"
-    cat <<TEXT
+    if has_zookeeper; then
+        cat <<TEXT
+broker.id=1
+listeners=$plain,$secure
+zookeeper.connect=127.0.0.1:$(($2 + 1))
+zookeeper.session.timeout.ms=6000
+authorizer.class.name=kafka.security.authorizer.AclAuthorizer
+TEXT
+    else
+        cat <<TEXT
 process.roles=broker,controller
 node.id=1
 listeners=$plain,CONTROLLER://127.0.0.1:$(($2 + 1)),$secure
-advertised.listeners=$plain,$secure
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,MTLS:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL
 controller.listener.names=CONTROLLER
-controller.quorum.bootstrap.servers=127.0.0.1:$(($2 + 1))
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+TEXT
+        if since 3.9; then
+            echo "controller.quorum.bootstrap.servers=127.0.0.1:$(($2 + 1))"
+        else
+            echo "controller.quorum.voters=1@127.0.0.1:$(($2 + 1))"
+        fi
+    fi
+    if since 4.0; then
+        echo share.coordinator.state.topic.replication.factor=1
+        echo share.coordinator.state.topic.min.isr=1
+    fi
+    cat <<TEXT
+advertised.listeners=$plain,$secure
+listener.security.protocol.map=$protocols
 log.dirs=$1/data
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
 offsets.topic.num.partitions=8
 transaction.state.log.num.partitions=8
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 transaction.abort.timed.out.transaction.cleanup.interval.ms=500
-authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
 allow.everyone.if.no.acl.found=true
 TEXT
     printf '%s\n' "${KAFKA_SETTINGS:-}"
 }
 
+# Users of SCRAM, as tools of Kafka's name them.
+scram() { # scram MECHANISM [NAME]
+    echo "$1=[${2:+name=$2,}password=$password]"
+}
+
+format() { # format DIR: what a broker keeps itself, before its first start
+    local dir=$1 standalone=()
+    if since 3.9; then standalone=(--standalone); fi
+    # The id of the cluster must not begin like an option.
+    (java_of 128 kafka.tools.StorageTool format ${standalone[@]+"${standalone[@]}"} -c "$dir/server.properties" \
+        -t "$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | tr -d '=')" \
+        --add-scram "$(scram SCRAM-SHA-256 "$user")" --add-scram "$(scram SCRAM-SHA-512 "$user")") \
+        >"$dir/format.log" 2>&1 || die "it could not format its folder: $(tail -n 3 "$dir/format.log")"
+}
+
+zookeeper() { # zookeeper DIR PORT: keeps what its broker does not, in a process of its own
+    local dir=$1 port=$2 name=zookeeper
+    if pid_of "$dir" >/dev/null; then return; fi
+    mkdir -p "$dir/zookeeper"
+    printf '%s\n' "dataDir=$dir/zookeeper" "clientPort=$port" clientPortAddress=127.0.0.1 admin.enableServer=false \
+        >"$dir/zookeeper.properties"
+    launch "$dir" java -Xmx128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp "$libs/*" "${log[@]}" \
+        org.apache.zookeeper.server.quorum.QuorumPeerMain "$dir/zookeeper.properties"
+    wait_until "$dir" listens "$port"
+    (java_of 128 kafka.admin.ConfigCommand --zookeeper "127.0.0.1:$port" --alter --entity-type users \
+        --entity-name "$user" --add-config "$(scram SCRAM-SHA-256),$(scram SCRAM-SHA-512)") >"$dir/format.log" 2>&1 ||
+        die "its users could not be made: $(tail -n 3 "$dir/format.log")"
+}
+
+stop() {
+    stop_server "$1"
+    if [ -e "$1/zookeeper.pid" ]; then name=zookeeper stop_server "$1"; fi
+}
+
+listens() { ! port_is_free "$1"; }
+
 # A listening socket comes before the broker is of use; the tool that makes sure takes a second to start.
 answers() {
-    ! port_is_free "$1" &&
-        (java_of 128 org.apache.kafka.tools.TopicCommand --bootstrap-server "127.0.0.1:$1" --list >/dev/null)
+    listens "$1" &&
+        (java_of 128 "$(class_of topics)" --bootstrap-server "127.0.0.1:$1" --list >/dev/null)
 }
 
 serve() {
@@ -189,15 +270,12 @@ serve() {
     port=$(port_of "$dir")
     certificates "$dir"
     settings "$dir" "$port" >"$dir/server.properties"
-    if [ ! -e "$dir/data/meta.properties" ]; then
-        (java_of 128 kafka.tools.StorageTool format --standalone -c "$dir/server.properties" \
-            -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')" \
-            --add-scram "SCRAM-SHA-256=[name=$user,password=$password]" \
-            --add-scram "SCRAM-SHA-512=[name=$user,password=$password]") >"$dir/format.log" 2>&1 ||
-            die "it could not format its folder: $(tail -n 3 "$dir/format.log")"
+    if has_zookeeper; then
+        zookeeper "$dir" $((port + 1))
+    elif [ ! -e "$dir/data/meta.properties" ]; then
+        format "$dir"
     fi
-    launch "$dir" "${BASH:-bash}" -c 'exec java -Xmx512m -cp "$1/*" -Dlog4j2.configurationFile="$2" kafka.Kafka "$3"' \
-        kafka "$libs" "$cache/log4j2.properties" "$dir/server.properties"
+    launch "$dir" java -Xmx512m -cp "$libs/*" "${log[@]}" kafka.Kafka "$dir/server.properties"
     wait_until "$dir" answers "$port"
     say "Kafka $version serves at 127.0.0.1:$port, data and log in $dir"
 }
@@ -209,16 +287,22 @@ kill_hard() {
     while pid_of "$1" >/dev/null; do sleep 0.05; done
 }
 
-tool() {
-    local class
+# class_of TOOL: they moved, each in a version of its own.
+class_of() {
+    local of=kafka.admin
     case $1 in
-    topics) class=org.apache.kafka.tools.TopicCommand ;;
-    groups) class=org.apache.kafka.tools.consumer.group.ConsumerGroupCommand ;;
-    transactions) class=org.apache.kafka.tools.TransactionsCommand ;;
-    produce) class=org.apache.kafka.tools.ConsoleProducer ;;
-    consume) class=org.apache.kafka.tools.consumer.ConsoleConsumer ;;
+    topics) if since 3.7; then of=org.apache.kafka.tools; fi; echo "$of.TopicCommand" ;;
+    groups) if since 3.8; then of=org.apache.kafka.tools.consumer.group; fi; echo "$of.ConsumerGroupCommand" ;;
+    transactions) echo org.apache.kafka.tools.TransactionsCommand ;;
+    produce) of=kafka.tools; if since 4.0; then of=org.apache.kafka.tools; fi; echo "$of.ConsoleProducer" ;;
+    consume) of=kafka.tools; if since 3.8; then of=org.apache.kafka.tools.consumer; fi; echo "$of.ConsoleConsumer" ;;
     *) die "no tool $1" 2 ;;
     esac
+}
+
+tool() {
+    local class
+    class=$(class_of "$1")
     shift
     install
     log_to_stderr

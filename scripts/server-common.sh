@@ -78,7 +78,10 @@ wait_until() {
     die "it did not answer within 60 s: $(tail -n 5 "$dir/$name.log")"
 }
 
-stop() {
+# A script with more than one process has a `stop` of its own.
+stop() { stop_server "$1"; }
+
+stop_server() {
     local pid
     pid=$(pid_of "$1") || { say "no server of $1 runs"; return 0; }
     kill "$pid"

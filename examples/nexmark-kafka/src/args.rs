@@ -18,6 +18,8 @@ use millstream_jobs::args::{absolute, duration_text, parse_args, parse_duration,
 use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions, Key, LostTransactions, ToTopic};
 use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, StopAt, Topics};
 
+use crate::properties::KafkaProperties;
+
 /// What an output promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise(pub DeliveryGuarantee);
@@ -107,6 +109,9 @@ pub struct ToKafka {
     /// in the job's store until they are committed
     #[arg(long, value_name = "WHAT", default_value = "fail")]
     pub lost_transactions: OnLoss,
+    /// TLS and SASL by name (docs/kafka.md), or a property of librdkafka; once for each. Secrets are env:NAME or file:PATH
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub kafka_property: Vec<String>,
 }
 
 impl ToKafka {
@@ -115,6 +120,8 @@ impl ToKafka {
         let to = ToTopic::Named(topic.to_owned());
         let prefix = format!("millstream-{}", context.name);
         let mut options = KafkaSinkOptions::new(self.brokers.clone(), to, Arc::new(JsonEncoding), prefix);
+        let kafka = self.properties()?;
+        (options.security, options.properties) = (kafka.security, kafka.others);
         if !key.is_empty() {
             let columns = key.iter().map(|c| (*c).to_owned()).collect();
             options.key = Some(Key { columns, format: Arc::new(JsonEncoding) });
@@ -125,14 +132,33 @@ impl ToKafka {
         Ok(Arc::new(KafkaSink::new(context.env.clone(), options)?))
     }
 
+    fn properties(&self) -> Result<KafkaProperties> {
+        KafkaProperties::parse(&self.kafka_property)
+    }
+
     fn normalised(&self) -> Vec<JobArg> {
-        vec![
+        let mut args = vec![
             JobArg::free("brokers", self.brokers.join(",")),
             JobArg::free("guarantee", self.guarantee),
             JobArg::free("transaction-timeout", duration_text(self.transaction_timeout)),
             JobArg::free("lost-transactions", self.lost_transactions),
-        ]
+        ];
+        let mut properties = self.kafka_property.clone();
+        properties.sort();
+        args.extend(properties.into_iter().map(|property| JobArg::free("kafka-property", property)));
+        args
     }
+
+    fn absolutise(&mut self, folder: &Path) {
+        self.kafka_property = KafkaProperties::absolutised(&self.kafka_property, folder);
+    }
+}
+
+/// Arguments of a job; properties of Kafka are looked at before anything is kept or sent.
+fn parse<A: Parser>(args: &[String], to: impl Fn(&A) -> &ToKafka) -> Result<A> {
+    let parsed = parse_args(args)?;
+    to(&parsed).properties()?;
+    Ok(parsed)
 }
 
 /// The arguments of the queries.
@@ -174,6 +200,8 @@ impl QueryArgs {
     /// The events.
     pub fn source(&self, env: &Env) -> Result<Arc<dyn Source>> {
         let mut options = KafkaSourceOptions::new(self.to.brokers.clone(), Topics::Named(vec![self.events.clone()]));
+        let kafka = self.to.properties()?;
+        (options.security, options.properties) = (kafka.security, kafka.others);
         options.bad_records = self.bad_records.0.clone();
         options.stop = (self.stop == "latest").then_some(StopAt::Latest);
         options.discovery_interval = Some(self.discovery_interval).filter(|d| !d.is_zero());
@@ -183,7 +211,7 @@ impl QueryArgs {
 
 impl JobArgs for QueryArgs {
     fn parse(args: &[String]) -> Result<Self> {
-        parse_args(args)
+        parse(args, |args: &Self| &args.to)
     }
 
     fn normalised(&self) -> Vec<JobArg> {
@@ -198,6 +226,10 @@ impl JobArgs for QueryArgs {
         args.push(JobArg::free("max-drift", duration_text(self.max_drift)));
         args.push(JobArg::free("bad-records", &self.bad_records));
         args
+    }
+
+    fn absolutise(&mut self, folder: &Path) {
+        self.to.absolutise(folder);
     }
 }
 
@@ -245,7 +277,7 @@ impl FillArgs {
 
 impl JobArgs for FillArgs {
     fn parse(args: &[String]) -> Result<Self> {
-        parse_args(args)
+        parse(args, |args: &Self| &args.to)
     }
 
     fn normalised(&self) -> Vec<JobArg> {
@@ -261,6 +293,7 @@ impl JobArgs for FillArgs {
     }
 
     fn absolutise(&mut self, folder: &Path) {
+        self.to.absolutise(folder);
         for file in &mut self.input {
             *file = absolute(file, folder);
         }

@@ -3,6 +3,7 @@
 mod args;
 mod enrich;
 mod jobs;
+mod properties;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

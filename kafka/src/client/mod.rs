@@ -44,10 +44,13 @@ pub use offsets::{At, Isolation};
 pub(crate) use refusal::to_grant;
 pub(crate) use tls::tls_config;
 pub use topics::{Cluster, Partition, Topic};
-pub use transactions::{Described, TransactionState};
+pub use transactions::{Described, Ongoing, Told, TransactionState};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The error of a broker that does not know a request.
+const NO_SUCH_REQUEST: u16 = 1340;
 
 /// How to reach a cluster.
 #[derive(Clone)]
@@ -131,6 +134,8 @@ impl Brokers {
         let mut known = self.0.known.lock();
         match &response {
             Ok(_) => known.has_answered(broker),
+            // It is there, and as it is it stays.
+            Err(e) if e.number() == NO_SUCH_REQUEST => {}
             Err(_) => known.has_failed(broker),
         }
         response
@@ -272,7 +277,7 @@ impl Open {
             return Err(Error::config(format!(
                 "the broker has no request {name} that is understood here: versions {theirs:?}, wanted {versions:?}"
             ))
-            .code(1340)
+            .code(NO_SUCH_REQUEST)
             .at(broker)
             .next("Apache Kafka 2.8 and later are supported, and what speaks the same protocol"));
         };

@@ -172,22 +172,22 @@ async fn a_coordinator_is_asked_for_once_until_it_moves_or_is_gone() {
     let looked_up = || cluster.asked(ApiKey::FindCoordinator).len();
     brokers.fence("x-0-0", Duration::from_secs(60)).await.unwrap();
     for _ in 0..10 {
-        assert!(brokers.describe_transaction("x-0-0").await.unwrap().is_some());
+        assert!(brokers.describe_transaction("x-0-0").await.unwrap().newest().is_some());
     }
     assert_eq!(looked_up(), 1);
-    assert_eq!(brokers.describe_transaction("x-0-1").await.unwrap(), None, "nobody knows that one");
+    assert_eq!(brokers.describe_transaction("x-0-1").await.unwrap(), super::Told::NoSuchId, "nobody knows that one");
     assert_eq!(looked_up(), 2, "another id may have another coordinator");
 
     let mut expected = 2;
     for moved in [ResponseError::NotCoordinator, ResponseError::CoordinatorNotAvailable] {
         cluster.will_answer(ApiKey::DescribeTransactions, [Some(moved.code())]);
-        assert!(brokers.describe_transaction("x-0-0").await.unwrap().is_some());
+        assert!(brokers.describe_transaction("x-0-0").await.unwrap().newest().is_some());
         expected += 1;
         assert_eq!(looked_up(), expected, "{moved}");
     }
     // It is the one, and not ready yet.
     cluster.will_answer(ApiKey::DescribeTransactions, [Some(ResponseError::CoordinatorLoadInProgress.code())]);
-    assert!(brokers.describe_transaction("x-0-0").await.unwrap().is_some());
+    assert!(brokers.describe_transaction("x-0-0").await.unwrap().newest().is_some());
     assert_eq!(looked_up(), expected);
 
     // Both ids had this coordinator.

@@ -17,7 +17,7 @@ use millstream_common::Result;
 use super::offsets::{TopicPartition, group_id};
 use super::refusal::{passes_for_new_producer, refused_for, to_grant};
 use super::topics::topic_name;
-use super::{Brokers, Coordinates, passes, refused};
+use super::{Brokers, Coordinates, NO_SUCH_REQUEST, passes, refused};
 
 /// How far a transaction is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,21 +67,60 @@ pub struct Described {
     pub timeout_ms: i32,
 }
 
+/// What a broker tells of a transactional id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Its newest transaction.
+    Newest(Described),
+    /// There is no such id.
+    NoSuchId,
+    /// Nothing: it is older than Apache Kafka 3.0.
+    Nothing,
+}
+
+impl Told {
+    /// The transaction, if it was told.
+    #[must_use]
+    pub fn newest(self) -> Option<Described> {
+        match self {
+            Self::Newest(described) => Some(described),
+            Self::NoSuchId | Self::Nothing => None,
+        }
+    }
+}
+
+/// Transactions that are ongoing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ongoing {
+    /// Their ids with their producers, in order.
+    pub transactions: Vec<(String, i64)>,
+    /// A broker that tells nothing of those that it coordinates: it is older than Apache Kafka 3.0.
+    pub silent: Option<String>,
+}
+
 impl Brokers {
-    /// The newest transaction of an id; `None` when the broker knows none.
-    pub async fn describe_transaction(&self, id: &str) -> Result<Option<Described>> {
+    /// The newest transaction of an id.
+    pub async fn describe_transaction(&self, id: &str) -> Result<Told> {
+        let told = self.described(id).await;
+        match told {
+            Err(e) if e.number() == NO_SUCH_REQUEST => Ok(Told::Nothing),
+            told => told,
+        }
+    }
+
+    async fn described(&self, id: &str) -> Result<Told> {
         self.insist(|| async {
             let request = DescribeTransactionsRequest::default().with_transactional_ids(vec![transactional_id(id)]);
             let code = |r: &DescribeTransactionsResponse| r.transaction_states.first().map_or(0, |t| t.error_code);
             let of = (Coordinates::Transaction, id);
             let (broker, response) = self.call_coordinator(of, &request, 0..=0, code).await?;
-            let Some(found) = response.transaction_states.into_iter().next() else { return Ok(None) };
+            let Some(found) = response.transaction_states.into_iter().next() else { return Ok(Told::NoSuchId) };
             match ResponseError::try_from_code(found.error_code) {
                 None => {}
-                Some(ResponseError::TransactionalIdNotFound) => return Ok(None),
+                Some(ResponseError::TransactionalIdNotFound) => return Ok(Told::NoSuchId),
                 Some(error) => return Err(refused(&broker, &format!("to describe transactional id '{id}'"), error)),
             }
-            Ok(Some(Described {
+            Ok(Told::Newest(Described {
                 state: TransactionState::of(found.transaction_state.as_str()),
                 producer_id: found.producer_id.0,
                 producer_epoch: found.producer_epoch,
@@ -94,14 +133,20 @@ impl Brokers {
 
     /// The transactional ids of ongoing transactions that begin with `prefix`, with their producers, over all brokers: each
     /// knows those that it coordinates.
-    pub async fn ongoing_transactions(&self, prefix: &str) -> Result<Vec<(String, i64)>> {
+    pub async fn ongoing_transactions(&self, prefix: &str) -> Result<Ongoing> {
         self.insist(|| async {
-            let mut found = Vec::new();
+            let mut found = Ongoing::default();
             for broker in self.cluster(Some(&[])).await?.brokers.values() {
                 let request = ListTransactionsRequest::default()
                     .with_state_filters(vec![StrBytes::from_static_str("Ongoing")])
                     .with_duration_filter(-1);
-                let response = self.call(broker, &request, 0..=0).await?;
+                let response = match self.call(broker, &request, 0..=0).await {
+                    Err(e) if e.number() == NO_SUCH_REQUEST => {
+                        found.silent = Some(broker.clone());
+                        continue;
+                    }
+                    response => response?,
+                };
                 if let Some(error) = ResponseError::try_from_code(response.error_code) {
                     return Err(refused(broker, "to list transactions", error));
                 }
@@ -109,9 +154,9 @@ impl Brokers {
                     let id = t.transactional_id.0.as_str();
                     id.starts_with(prefix).then(|| (id.to_owned(), t.producer_id.0))
                 });
-                found.extend(ours);
+                found.transactions.extend(ours);
             }
-            found.sort_unstable();
+            found.transactions.sort_unstable();
             Ok(found)
         })
         .await

@@ -91,6 +91,7 @@ struct Inner {
 #[derive(Default)]
 struct State {
     faults: Faults,
+    is_old: bool,
     ids: BTreeMap<String, Transactional>,
     plain: BTreeMap<i64, i64>,
     next_producer: i64,
@@ -143,6 +144,15 @@ impl ModelBroker {
     /// What goes wrong from now on.
     pub fn set_faults(&self, faults: Faults) {
         self.0.state.lock().faults = faults;
+    }
+
+    /// Whether it knows no more than brokers before Apache Kafka 3.0.
+    pub fn set_old(&self, is_old: bool) {
+        self.0.state.lock().is_old = is_old;
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.0.state.lock().is_old
     }
 
     /// What readers of committed records see of a topic: up to the first record of a transaction that is open.
@@ -227,7 +237,7 @@ impl ModelBroker {
     }
 
     /// The one producer of an id from now on. What was open is aborted.
-    pub(super) fn init(&self, id: &str, timeout: Duration) -> (i64, i16) {
+    pub(crate) fn init(&self, id: &str, timeout: Duration) -> (i64, i16) {
         self.with(|state, _, ended| {
             ended.extend(state.end(id, By::Abort));
             state.next_producer += 1;

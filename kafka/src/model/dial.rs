@@ -42,6 +42,10 @@ const VERSIONS: [(ApiKey, i16, i16); 9] = [
     (ApiKey::OffsetFetch, 1, 7),
 ];
 
+/// What brokers before Apache Kafka 3.0 do not know, and their newest version of EndTxn.
+const UNKNOWN_TO_OLD: [ApiKey; 2] = [ApiKey::DescribeTransactions, ApiKey::ListTransactions];
+const OLD_END: i16 = 3;
+
 /// Connections to the model.
 #[derive(Clone)]
 pub struct ModelDial(ModelBroker);
@@ -90,7 +94,10 @@ fn answer(broker: &ModelBroker, mut request: Bytes) -> Result<Bytes> {
         .map_err(|e| wrong(e.to_string()))?;
     let done = match key {
         ApiKey::ApiVersions => {
-            let known = VERSIONS.iter().map(|(key, min, max)| {
+            let is_old = broker.is_old();
+            let known = VERSIONS.iter().filter(|v| !is_old || !UNKNOWN_TO_OLD.contains(&v.0)).map(|(key, min, max)| {
+                // Which versions of other requests it has makes no difference.
+                let max = if is_old && *key == ApiKey::EndTxn { &OLD_END } else { max };
                 ApiVersion::default().with_api_key(*key as i16).with_min_version(*min).with_max_version(*max)
             });
             ApiVersionsResponse::default().with_api_keys(known.collect()).encode(&mut out, version)

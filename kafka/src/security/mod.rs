@@ -7,6 +7,7 @@
 mod bearer;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
+mod properties;
 mod secret;
 
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
 //! What the version keeps of a transaction, and what its commit is to do by what the broker says of it.
 
+use kafka_protocol::ResponseError;
 use millstream_common::{Error, ErrorKind, Result};
 
-use crate::client::{Described, TransactionState};
+use crate::client::{Told, TransactionState};
 
 /// A transaction that waits for its commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,8 +15,12 @@ pub(crate) struct Transaction {
     /// Its epoch. A producer that is not of this sink may write several transactions under one.
     pub(crate) producer_epoch: i16,
     /// When its first record came, by the broker's clock: tells it from later ones of the same producer and epoch.
+    /// [`UNTOLD`]: the broker did not say.
     pub(crate) started_ms: i64,
 }
+
+/// The start of a transaction of a broker that does not describe them. Its producer has written no other one.
+pub(crate) const UNTOLD: i64 = -1;
 
 /// The form of the bytes below.
 const FORMAT: u8 = 1;
@@ -25,6 +30,8 @@ const FORMAT: u8 = 1;
 pub(crate) enum Judged {
     /// It is open: to be committed.
     Open,
+    /// Only its commit can tell: the broker does not describe transactions.
+    Untold,
     /// It is committed.
     Done,
     /// It cannot be committed any more.
@@ -69,16 +76,13 @@ impl Transaction {
     }
 
     /// What is to be done, when the broker says this of the newest transaction of the id.
-    pub(crate) fn judge(&self, now: Option<&Described>) -> Judged {
+    pub(crate) fn judge(&self, told: &Told) -> Judged {
         let lost = |why: String| Judged::Lost { why, aborted: false };
-        let Some(now) = now else {
+        let now = match told {
+            Told::Newest(now) => now,
             // One that is open is given up, which the broker remembers, long before it forgets the id.
-            return lost(
-                "the brokers have forgotten its transactional id, as they do 7 days after its last use \
-                 (transactional.id.expiration.ms, unless set): by then it was committed or given up, and which of both \
-                 nobody can tell; see whether its rows are in the topic, and have the sink skip lost transactions either way"
-                    .to_owned(),
-            );
+            Told::NoSuchId => return lost(FORGOTTEN.to_owned()),
+            Told::Nothing => return Judged::Untold,
         };
         if now.producer_id != self.producer_id {
             return lost(format!(
@@ -97,7 +101,7 @@ impl Transaction {
             let is_this = now.producer_epoch > self.producer_epoch && now.started_ms == self.started_ms;
             return Judged::Lost { why, aborted: is_aborted && is_this };
         }
-        if now.started_ms != self.started_ms {
+        if self.started_ms != UNTOLD && now.started_ms != self.started_ms {
             return lost(format!(
                 "a later transaction of the same producer has begun (at {}, it began at {})",
                 now.started_ms, self.started_ms
@@ -112,14 +116,40 @@ impl Transaction {
             },
         }
     }
+
+    /// Why it is lost, when a broker that describes nothing refuses its commit so; `None`: that does not say that it is.
+    pub(crate) fn judge_refusal(refused: ResponseError) -> Option<String> {
+        use ResponseError::{
+            InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState, ProducerFenced, TransactionalIdNotFound,
+        };
+        Some(match refused {
+            ProducerFenced | InvalidProducerEpoch => {
+                "its producer has another epoch now: the transaction took longer than its time-out, or another writer uses \
+                 the same transactional id"
+                    .to_owned()
+            }
+            InvalidProducerIdMapping | TransactionalIdNotFound => FORGOTTEN.to_owned(),
+            InvalidTxnState => "the broker has given it up".to_owned(),
+            _ => return None,
+        })
+    }
 }
+
+const FORGOTTEN: &str = "the brokers have forgotten its transactional id, as they do 7 days after its last use \
+     (transactional.id.expiration.ms, unless set): by then it was committed or given up, and which of both nobody can tell; \
+     see whether its rows are in the topic, and have the sink skip lost transactions either way";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::Described;
 
     fn transaction() -> Transaction {
         Transaction { id: "job-0-2".into(), producer_id: 7_001, producer_epoch: 3, started_ms: 1_700_000_000_123 }
+    }
+
+    fn judge(t: &Transaction, d: &Described) -> Judged {
+        t.judge(&Told::Newest(d.clone()))
     }
 
     fn described(state: TransactionState) -> Described {
@@ -139,18 +169,18 @@ mod tests {
     #[test]
     fn only_the_very_transaction_is_committed() {
         let t = transaction();
-        assert_eq!(t.judge(Some(&described(TransactionState::Ongoing))), Judged::Open);
+        assert_eq!(judge(&t, &described(TransactionState::Ongoing)), Judged::Open);
         for done in [TransactionState::PrepareCommit, TransactionState::CompleteCommit] {
-            assert_eq!(t.judge(Some(&described(done))), Judged::Done);
+            assert_eq!(judge(&t, &described(done)), Judged::Done);
         }
-        let lost = |d: Option<&Described>| matches!(t.judge(d), Judged::Lost { aborted: false, .. });
-        assert!(lost(Some(&described(TransactionState::Empty))));
+        let lost = |d: &Described| matches!(judge(&t, d), Judged::Lost { aborted: false, .. });
+        assert!(lost(&described(TransactionState::Empty)));
         for state in [TransactionState::Ongoing, TransactionState::CompleteCommit] {
             let d = described(state);
-            assert!(lost(Some(&Described { producer_id: 7_002, ..d.clone() })));
-            assert!(lost(Some(&Described { producer_epoch: 4, ..d.clone() })));
-            assert!(lost(Some(&Described { producer_epoch: 2, ..d.clone() })));
-            assert!(lost(Some(&Described { started_ms: d.started_ms + 1, ..d })));
+            assert!(lost(&Described { producer_id: 7_002, ..d.clone() }));
+            assert!(lost(&Described { producer_epoch: 4, ..d.clone() }));
+            assert!(lost(&Described { producer_epoch: 2, ..d.clone() }));
+            assert!(lost(&Described { started_ms: d.started_ms + 1, ..d }));
         }
     }
 
@@ -158,7 +188,7 @@ mod tests {
     #[test]
     fn what_was_aborted_is_told_apart_from_what_is_not_known() {
         let t = transaction();
-        let aborted = |d: &Described| matches!(t.judge(Some(d)), Judged::Lost { aborted: true, .. });
+        let aborted = |d: &Described| matches!(judge(&t, d), Judged::Lost { aborted: true, .. });
         for state in [TransactionState::PrepareAbort, TransactionState::CompleteAbort] {
             let d = described(state);
             assert!(aborted(&d) && aborted(&Described { producer_epoch: 4, ..d.clone() }));
@@ -171,13 +201,35 @@ mod tests {
     /// It may have been committed; that it was not cannot be ruled out, so it counts as lost.
     #[test]
     fn a_transaction_that_the_brokers_have_forgotten_is_lost_in_words_of_its_own() {
-        let Judged::Lost { why, aborted: false } = transaction().judge(None) else {
+        let Judged::Lost { why, aborted: false } = transaction().judge(&Told::NoSuchId) else {
             panic!("nothing says that it was committed")
         };
         for part in ["7 days", "transactional.id.expiration.ms", "committed or given up", "skip lost transactions"] {
             assert!(why.contains(part), "{part} in {why}");
         }
-        let given_up = transaction().judge(Some(&described(TransactionState::CompleteAbort)));
+        let given_up = judge(&transaction(), &described(TransactionState::CompleteAbort));
         assert!(matches!(given_up, Judged::Lost { why, .. } if !why.contains("7 days")));
+    }
+
+    /// A job may go on where brokers are newer than those that it was written to.
+    #[test]
+    fn a_start_that_was_not_told_is_not_compared() {
+        let t = Transaction { started_ms: UNTOLD, ..transaction() };
+        assert_eq!(judge(&t, &described(TransactionState::Ongoing)), Judged::Open);
+        assert_eq!(judge(&t, &described(TransactionState::CompleteCommit)), Judged::Done);
+        let later = Described { producer_epoch: 4, ..described(TransactionState::Ongoing) };
+        assert!(matches!(judge(&t, &later), Judged::Lost { aborted: false, .. }));
+    }
+
+    #[test]
+    fn where_nothing_is_told_the_refusal_of_a_commit_tells() {
+        assert_eq!(transaction().judge(&Told::Nothing), Judged::Untold);
+        let why = |code| Transaction::judge_refusal(ResponseError::try_from_code(code).unwrap());
+        for (code, part) in
+            [(90, "longer than its time-out"), (47, "another epoch"), (48, "given it up"), (49, "7 days")]
+        {
+            assert!(why(code).is_some_and(|why| why.contains(part)), "{code}");
+        }
+        assert_eq!((why(35), why(53)), (None, None));
     }
 }

@@ -27,14 +27,13 @@ impl TransactionCommitter {
     }
 
     async fn judge(&self, transaction: &Transaction) -> Result<Judged> {
-        let described = self.shared.brokers.describe_transaction(&transaction.id).await?;
-        Ok(transaction.judge(described.as_ref()))
+        Ok(transaction.judge(&self.shared.brokers.describe_transaction(&transaction.id).await?))
     }
 
     /// Ends it, if it is open: [`Judged::Done`] when it is committed, else why it is lost.
     async fn end(&self, transaction: &Transaction, commit: bool) -> Result<Judged> {
         let judged = self.judge(transaction).await?;
-        if judged != Judged::Open {
+        if !matches!(judged, Judged::Open | Judged::Untold) {
             return Ok(judged);
         }
         let producer = (transaction.producer_id, transaction.producer_epoch);
@@ -43,6 +42,11 @@ impl TransactionCommitter {
             Ok(()) => Ok(Judged::Lost { why: "it is to come behind what is written again".to_owned(), aborted: true }),
             Err(refused) => match self.judge(transaction).await? {
                 Judged::Open => Err(not_ended(transaction, refused)),
+                Judged::Untold => match Transaction::judge_refusal(refused) {
+                    // It may have been committed before.
+                    Some(why) => Ok(Judged::Lost { why, aborted: false }),
+                    None => Err(not_ended(transaction, refused)),
+                },
                 judged => Ok(judged),
             },
         }
@@ -55,7 +59,7 @@ impl TransactionCommitter {
                 Err(only_by_recovery(format!("{}: {why}", what_is_lost(committable))).at(transaction.id))
             }
             Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
-            Judged::Open | Judged::Done => Ok(()),
+            Judged::Open | Judged::Untold | Judged::Done => Ok(()),
         }
     }
 
@@ -72,7 +76,7 @@ impl TransactionCommitter {
                 Ok(())
             }
             Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
-            Judged::Open | Judged::Done => Ok(()),
+            Judged::Open | Judged::Untold | Judged::Done => Ok(()),
         }
     }
 
@@ -115,9 +119,9 @@ fn what_is_lost(committable: &Committable) -> String {
     format!("the transaction of {} cannot be committed any more", rows_of(committable))
 }
 
-/// The broker refuses, and yet has it open: a state in between.
+/// The broker refuses, and yet has it open, or does not say: a state in between.
 fn not_ended(transaction: &Transaction, refused: ResponseError) -> Error {
-    Error::unavailable(format!("the broker does not end a transaction that it has open: {refused}"))
+    Error::unavailable(format!("the broker does not end a transaction that it should have open: {refused}"))
         .code(2440)
         .at(transaction.id.clone())
 }
@@ -137,7 +141,16 @@ impl Committer for TransactionCommitter {
             // What the version lists has been committed: whatever older deployments have open is nobody's. Newer ones there
             // are when this one is over, and does not know it.
             let is_nobodys = |id: &str| ids::deployment(prefix, id).is_some_and(|of| of < (generation, execution));
-            for (id, _) in self.shared.brokers.ongoing_transactions(&ids::of_sink(prefix)).await? {
+            let ongoing = self.shared.brokers.ongoing_transactions(&ids::of_sink(prefix)).await?;
+            if let Some(broker) = ongoing.silent {
+                tracing::warn!(
+                    "broker {broker} is older than Apache Kafka 3.0 and does not list transactions: what an earlier run of the \
+                     job has left open below {prefix} ends by its time-out ({:?}), and holds back readers of committed \
+                     records until then",
+                    self.shared.options.transaction_timeout
+                );
+            }
+            for (id, _) in ongoing.transactions {
                 if is_nobodys(&id) {
                     tracing::info!("the open transaction of {id} belongs to nobody and is aborted");
                     self.shared.brokers.fence(&id, self.shared.options.transaction_timeout).await?;

@@ -12,12 +12,13 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+use rdkafka::statistics::Statistics;
 
 use super::options::{DeliveryGuarantee, KafkaSinkOptions};
 use super::produce::{Identity, Outgoing, Producer, Producers};
 use super::refused::{follows, not_begun, not_written, passes_for_new_producer};
 use super::threads::block;
-use crate::client::Brokers;
+use crate::client::{Brokers, Told};
 use crate::security::{Security, Tokens};
 
 /// What librdkafka is told when the user says nothing else.
@@ -39,6 +40,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Before another producer of an id is made because one met yet another.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// How often librdkafka tells what it knows of its producer, where brokers do not.
+const STATISTICS_MS: &str = "100";
+/// So many looks are taken for it.
+const STATISTICS_POLLS: usize = 100;
+
 /// librdkafka asks for its first token as soon as it runs; so many polls of 10 ms are made for it.
 const FIRST_TOKEN_POLLS: usize = 500;
 
@@ -50,6 +56,8 @@ pub struct Librdkafka {
     security: Security,
     transaction_timeout: Duration,
     retry_timeout: Duration,
+    /// Brokers older than Apache Kafka 3.0 were met: they do not tell of producers.
+    untold: Arc<AtomicBool>,
 }
 
 impl Librdkafka {
@@ -75,7 +83,8 @@ impl Librdkafka {
             .set("enable.idempotence", "true")
             .set("delivery.report.only.error", "true");
         let (transaction_timeout, retry_timeout) = (options.transaction_timeout, options.retry_timeout);
-        Self { env, brokers, config, security: options.security.clone(), transaction_timeout, retry_timeout }
+        let (security, untold) = (options.security.clone(), Arc::default());
+        Self { env, brokers, config, security, transaction_timeout, retry_timeout, untold }
     }
 
     /// With what connections need now: secrets are read when a producer is made.
@@ -98,32 +107,43 @@ impl Producers for Librdkafka {
 
     fn transactional(&self, id: String) -> BoxFuture<'static, Result<Box<dyn Producer>>> {
         let secured = self.secured();
-        let (env, brokers) = (self.env.clone(), self.brokers.clone());
+        let (env, brokers, untold) = (self.env.clone(), self.brokers.clone(), self.untold.clone());
         let (timeout, limit) = (self.transaction_timeout, self.retry_timeout);
         Box::pin(async move {
             let (mut config, tokens) = secured?;
             config.set("transactional.id", &id).set("transaction.timeout.ms", timeout.as_millis().max(1).to_string());
             let deadline = env.now() + limit;
-            let mut producer = loop {
-                match initialized(&env, &config, &tokens, deadline).await? {
-                    Ok(producer) => break producer,
+            loop {
+                let is_untold = untold.load(Ordering::Acquire);
+                if is_untold {
+                    config.set("statistics.interval.ms", STATISTICS_MS);
+                }
+                let mut producer = match initialized(&env, &config, &tokens, deadline).await? {
+                    Ok(producer) => producer,
                     Err(e) if passes_for_new_producer(&e) && env.now() < deadline => {
                         tracing::debug!("making a producer of {id} again: {e}");
                         env.sleep(AGAIN).await;
+                        continue;
                     }
                     Err(e) => return Err(not_begun(e, &id, timeout)),
+                };
+                // Should another writer have taken the id by now, the broker names that one, and nothing that is sent comes through.
+                producer.identity = match brokers.describe_transaction(&id).await? {
+                    Told::Newest(d) => Some(Identity { producer_id: d.producer_id, producer_epoch: d.producer_epoch }),
+                    Told::NoSuchId => None,
+                    Told::Nothing if is_untold => producer.counted(&env).await,
+                    Told::Nothing => {
+                        // librdkafka tells, when it was told to before. Nothing was written by this one.
+                        untold.store(true, Ordering::Release);
+                        continue;
+                    }
+                };
+                if producer.identity.is_some() {
+                    return Ok(Box::new(producer) as Box<dyn Producer>);
                 }
-            };
-            // librdkafka does not tell. Should another writer have taken the id by now, this names that one, and nothing that
-            // is sent comes through.
-            let described = brokers.describe_transaction(&id).await?;
-            let identity = described
-                .map(|d| Identity { producer_id: d.producer_id, producer_epoch: d.producer_epoch })
-                .ok_or_else(|| {
-                    Error::unavailable("the broker does not know a producer that it has just made").code(2442).at(id)
-                })?;
-            producer.identity = Some(identity);
-            Ok(Box::new(producer) as Box<dyn Producer>)
+                let what = "nobody knows a producer that the broker has just made";
+                return Err(Error::unavailable(what).code(2442).at(id));
+            }
         })
     }
 }
@@ -169,6 +189,8 @@ struct Context {
     tokens: Tokens,
     /// librdkafka has asked for its first token.
     asked: AtomicBool,
+    /// What the broker calls this producer, as its statistics tell.
+    counted: Mutex<Option<Identity>>,
 }
 
 impl ClientContext for Context {
@@ -181,6 +203,12 @@ impl ClientContext for Context {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         crate::log::say(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(eos) = statistics.eos.filter(|eos| eos.producer_id >= 0) else { return };
+        let identity = |epoch| Identity { producer_id: eos.producer_id, producer_epoch: epoch };
+        *self.counted.lock() = i16::try_from(eos.producer_epoch).ok().map(identity);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -209,7 +237,8 @@ struct Opened {
 fn open(config: &ClientConfig, tokens: Tokens) -> Result<Opened> {
     let deliveries = Arc::<Deliveries>::default();
     let needs_token = tokens.are_needed();
-    let context = Context { deliveries: deliveries.clone(), tokens, asked: AtomicBool::new(false) };
+    let context =
+        Context { deliveries: deliveries.clone(), tokens, asked: AtomicBool::new(false), counted: Mutex::default() };
     let base: BaseProducer<Context> = config
         .create_with_context(context)
         .map_err(|e| Error::config("librdkafka does not take these settings of a producer").code(1361).source(e))?;
@@ -231,6 +260,19 @@ struct LibrdkafkaProducer {
 }
 
 impl LibrdkafkaProducer {
+    /// What the broker calls it, by librdkafka's statistics; `None` when they do not come.
+    async fn counted(&self, env: &Env) -> Option<Identity> {
+        for _ in 0..STATISTICS_POLLS {
+            self.opened().base.poll(Duration::ZERO);
+            let counted = *self.opened().base.context().counted.lock();
+            if counted.is_some() {
+                return counted;
+            }
+            env.sleep(PAUSE).await;
+        }
+        None
+    }
+
     fn opened(&self) -> &Opened {
         self.opened.as_ref().expect("only the end takes it")
     }

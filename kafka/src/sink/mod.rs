@@ -7,7 +7,10 @@
 //! when its sender is long gone. Each transaction has a producer of its own, and so an epoch of its own: a
 //! commit that was asked for more than once, and arrives late, must not hit the transaction after it.
 //!
-//! Protocol: what a broker answers was measured on Apache Kafka 4.1.1; its source is the protocol guide.
+//! Brokers before Apache Kafka 3.0 do not describe transactions: who the producer is, librdkafka then tells, and whether a
+//! transaction was lost, the answer to its commit.
+//!
+//! Protocol: what a broker answers was measured on Apache Kafka 2.8.2 to 4.1.1; its source is the protocol guide.
 
 mod again;
 mod committable;
@@ -123,3 +126,6 @@ impl Sink for KafkaSink {
         })
     }
 }
+
+#[cfg(test)]
+mod old_brokers_tests;

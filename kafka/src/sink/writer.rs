@@ -10,14 +10,14 @@ use millstream_common::{Env, Epoch, Error, Result};
 use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkObjects, SinkWriter};
 
 use super::Shared;
-use super::committable::Transaction;
+use super::committable::{Transaction, UNTOLD};
 use super::copy::Copy;
 use super::ids::WriterIds;
 use super::options::LostTransactions;
 use super::produce::{Identity, PAUSE, Producer, flush};
 use super::records::RecordMaker;
 use super::slots::Slots;
-use crate::client::{Described, TransactionState};
+use crate::client::{Described, Told, TransactionState};
 
 /// Sends all records of a batch, and waits where there is no room; how many there are. `copy` gets them, too.
 async fn send(
@@ -173,19 +173,23 @@ impl ExactlyOnce {
     }
 }
 
-/// What the broker says of the transaction that was written: it must be open, and the one of this producer.
+/// What the broker says of the transaction that was written: it must be open, and the one of this producer. Brokers that
+/// do not say it took all of its records; should it end before its commit, the commit says so.
 async fn written(shared: Arc<Shared>, id: String, identity: Option<Identity>) -> Result<Transaction> {
     let described = shared.brokers.describe_transaction(&id).await?;
     let is_own = |d: &Described| {
         identity == Some(Identity { producer_id: d.producer_id, producer_epoch: d.producer_epoch })
             && d.state == TransactionState::Ongoing
     };
-    match described {
-        Some(d) if is_own(&d) => {
+    match (described, identity) {
+        (Told::Newest(d), _) if is_own(&d) => {
             let (producer_id, producer_epoch, started_ms) = (d.producer_id, d.producer_epoch, d.started_ms);
             Ok(Transaction { id, producer_id, producer_epoch, started_ms })
         }
-        other => Err(Error::unavailable(format!(
+        (Told::Nothing, Some(Identity { producer_id, producer_epoch })) => {
+            Ok(Transaction { id, producer_id, producer_epoch, started_ms: UNTOLD })
+        }
+        (other, _) => Err(Error::unavailable(format!(
             "the broker does not have the transaction of this epoch open: {other:?}, written by {identity:?}"
         ))
         .code(2444)

@@ -64,7 +64,9 @@ impl Job {
     /// Waits until the broker has given up the first of so many open transactions.
     async fn until_open(&self, left: usize) {
         let brokers = brokers(&self.env, &bootstrap());
-        while brokers.ongoing_transactions(&self.options.transactional_id_prefix).await.unwrap().len() > left {
+        while brokers.ongoing_transactions(&self.options.transactional_id_prefix).await.unwrap().transactions.len()
+            > left
+        {
             self.env.sleep(Duration::from_millis(100)).await;
         }
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use kafka_protocol::ResponseError;
 use millstream_common::{Env, ErrorKind};
-use millstream_kafka::client::{At, Brokers, Isolation, TransactionState};
+use millstream_kafka::client::{At, Brokers, Isolation, Told, TransactionState};
 
 use super::support::{Record, begin, bootstrap, brokers, create_topic, run, unique, write};
+use super::versions::tells_of_transactions;
 
 fn records(partition: i32, values: &[&str], first_ms: i64) -> Vec<Record> {
     let of = |(i, v): (usize, &&str)| Record {
@@ -106,16 +107,20 @@ fn a_transaction_is_ended_from_outside() {
         let brokers = brokers(&env, &bootstrap());
         let topic = unique("txn");
         create_topic(&topic, 1).await;
-        assert_eq!(brokers.describe_transaction(&unique("nobody")).await.unwrap(), None);
+        if !tells_of_transactions().await {
+            // Who wrote it is then not told; how it ends is asked in `transactions`.
+            return is_told_nothing(&brokers, &topic).await;
+        }
+        assert_eq!(brokers.describe_transaction(&unique("nobody")).await.unwrap(), Told::NoSuchId);
         let (end, all) = (At::Latest, Isolation::ReadUncommitted);
         let place = (topic.clone(), 0);
         for commit in [true, false] {
             let id = unique("id");
             let producer = begin(&topic, &records(0, &["a", "b"], 1_000_000), &id);
-            let open = brokers.describe_transaction(&id).await.unwrap().unwrap();
+            let open = brokers.describe_transaction(&id).await.unwrap().newest().unwrap();
             assert_eq!(open.state, TransactionState::Ongoing);
             assert!(open.started_ms > 1_700_000_000_000 && open.timeout_ms == 60_000, "{open:?}");
-            assert_eq!(brokers.ongoing_transactions(&id).await.unwrap(), [(id.clone(), open.producer_id)]);
+            assert_eq!(brokers.ongoing_transactions(&id).await.unwrap().transactions, [(id.clone(), open.producer_id)]);
             let before = brokers.offsets(&[(place.clone(), end)], Isolation::ReadCommitted).await.unwrap()[&place];
             drop(producer);
 
@@ -131,7 +136,7 @@ fn a_transaction_is_ended_from_outside() {
                 true => (TransactionState::CompleteCommit, TransactionState::PrepareCommit),
                 false => (TransactionState::CompleteAbort, TransactionState::PrepareAbort),
             };
-            let described = async || brokers.describe_transaction(&id).await.unwrap().unwrap();
+            let described = async || brokers.describe_transaction(&id).await.unwrap().newest().unwrap();
             let mut ended = described().await;
             // Its marker is on its way.
             while ended.state == prepared {
@@ -140,13 +145,24 @@ fn a_transaction_is_ended_from_outside() {
             }
             assert_eq!(ended.state, complete);
             assert_eq!(ended.producer_id, open.producer_id);
-            assert!(brokers.ongoing_transactions(&id).await.unwrap().is_empty());
+            assert!(brokers.ongoing_transactions(&id).await.unwrap().transactions.is_empty());
             let behind = brokers.offsets(&[(place.clone(), end)], all).await.unwrap()[&place];
             assert_eq!(behind, before + 3, "two records and the marker");
             let wrong = end_transaction(&env, &brokers, &id, (open.producer_id + 1_000, 0), true, 4).await;
             assert!(wrong.is_err(), "another producer's");
         }
     });
+}
+
+/// A broker before Apache Kafka 3.0 says nothing of a transaction that is open.
+async fn is_told_nothing(brokers: &Brokers, topic: &str) {
+    let id = unique("id");
+    let producer = begin(topic, &records(0, &["a", "b"], 1_000_000), &id);
+    assert_eq!(brokers.describe_transaction(&id).await.unwrap(), Told::Nothing);
+    let ongoing = brokers.ongoing_transactions(&id).await.unwrap();
+    assert_eq!((ongoing.transactions, ongoing.silent), (vec![], Some(bootstrap())));
+    drop(producer);
+    brokers.fence(&id, Duration::from_secs(60)).await.unwrap();
 }
 
 /// Asks until it is answered: a marker may still be on its way.

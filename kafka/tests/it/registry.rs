@@ -12,7 +12,7 @@ use millstream_formats::{DecodingFormat, EncodingFormat, Records};
 use millstream_kafka::registry::{HttpRegistry, RegistryOptions};
 
 #[allow(clippy::disallowed_methods)] // the tests' runner names the registry; no production code reads this
-fn registry(env: &Env) -> Arc<HttpRegistry> {
+pub(crate) fn registry(env: &Env) -> Arc<HttpRegistry> {
     let url = std::env::var("SCHEMA_REGISTRY_URL").expect(
         "SCHEMA_REGISTRY_URL: run `scripts/schema-registry.sh run cargo test -p millstream-kafka --features registry`",
     );

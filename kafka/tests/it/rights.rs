@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
 use kafka_protocol::messages::create_acls_request::AclCreation;
-use kafka_protocol::messages::{ApiKey, CreateAclsRequest, CreateAclsResponse, RequestHeader, ResponseHeader};
-use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use kafka_protocol::messages::{CreateAclsRequest, CreateAclsResponse};
+use kafka_protocol::protocol::StrBytes;
 use millstream_common::{Env, Epoch, Error};
 use millstream_engine::sink::Sink;
-use millstream_kafka::client::{Dial, TcpDial};
 use millstream_kafka::security::{Sasl, Security};
 use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions};
 
 use super::security::login;
 use super::sink::{options, pre_commit, rows, sink, writer};
-use super::support::{bootstrap, create_topic, read, run, secured, unique, variable};
+use super::support::{create_topic, read, run, secured, unique, variable};
+use super::versions::ask;
 
 /// Numbers of the protocol.
 const TOPIC: i8 = 2;
@@ -38,18 +37,9 @@ fn may(user: &str, operation: i8, resource: (i8, &str, i8)) -> AclCreation {
 
 /// Who has no right to what is named here has none from now on; what nobody names is everybody's. The tests' own user may all.
 async fn grant(rights: Vec<AclCreation>) {
-    let version = 3;
-    let mut request = BytesMut::new();
-    RequestHeader::default()
-        .with_request_api_key(ApiKey::CreateAcls as i16)
-        .with_request_api_version(version)
-        .encode(&mut request, ApiKey::CreateAcls.request_header_version(version))
-        .unwrap();
-    CreateAclsRequest::default().with_creations(rights).encode(&mut request, version).unwrap();
-    let mut link = TcpDial.dial(&bootstrap(), None).await.unwrap();
-    let mut answer = link.exchange(request.freeze()).await.unwrap();
-    ResponseHeader::decode(&mut answer, ApiKey::CreateAcls.response_header_version(version)).unwrap();
-    for made in CreateAclsResponse::decode(&mut answer, version).unwrap().results {
+    // The newest version that Apache Kafka 2.8 knows.
+    let made: CreateAclsResponse = ask(&CreateAclsRequest::default().with_creations(rights), 2).await;
+    for made in made.results {
         assert_eq!(made.error_code, 0, "{:?}", made.error_message);
     }
 }

@@ -144,7 +144,15 @@ fn tls_without_and_with_a_certificate_of_ours() {
         let error = fails(&env, &at, &by(client("client-encrypted.key", wrong)), 1413).await;
         assert!(error.to_string().contains("client-encrypted.key"), "{error}");
         fails(&env, &at, &by(client("client-encrypted.key", None)), 1413).await;
-        fails(&env, &at, &by(None), 1415).await;
+    });
+}
+
+/// Brokers before Apache Kafka 3.5 cannot say so: what they answer is no TLS.
+#[test]
+fn a_broker_that_wants_a_certificate_of_ours_says_so() {
+    run(|env| async move {
+        let without = Security { tls: Some(tls()), sasl: None };
+        fails(&env, &variable("KAFKA_BOOTSTRAP_MTLS"), &without, 1415).await;
     });
 }
 

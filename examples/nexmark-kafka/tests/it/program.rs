@@ -18,6 +18,13 @@ pub(crate) fn call(args: &[&str]) {
     assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
+/// Runs a command that fails, and gives what it says.
+pub(crate) fn refused(args: &[&str]) -> String {
+    let out = Command::new(env!("CARGO_BIN_EXE_nexmark-kafka")).args(args).stdin(Stdio::null()).output().unwrap();
+    assert!(!out.status.success(), "{args:?}");
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
 impl Program {
     /// `run JOB` with its state below `folder`.
     pub(crate) fn run(job: &str, folder: &Path, options: &[&str], args: &[&str]) -> Self {
