@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used)] // tests
 
 #[cfg(feature = "broker")]
+mod cluster;
+#[cfg(feature = "broker")]
+mod kills;
+#[cfg(feature = "broker")]
 mod program;
 #[cfg(feature = "broker")]
 mod queries;
