@@ -5,6 +5,8 @@
 #[cfg(feature = "broker")]
 mod cluster;
 #[cfg(feature = "broker")]
+mod cut;
+#[cfg(feature = "broker")]
 mod kills;
 #[cfg(feature = "broker")]
 mod program;
