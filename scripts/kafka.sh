@@ -18,6 +18,8 @@ The same broker is at KAFKA_BOOTSTRAP_TLS, at KAFKA_BOOTSTRAP_MTLS (wants a cert
 KAFKA_BOOTSTRAP_SASL and KAFKA_BOOTSTRAP_SASL_TLS (PLAIN, SCRAM, OAUTHBEARER with unsigned tokens; KAFKA_USER,
 KAFKA_PASSWORD). KAFKA_CA is its CA; beside that file are client.pem, client.key and client-encrypted.key (by
 KAFKA_PASSWORD). Its certificate is for 127.0.0.1, not for localhost.
+For tests that cut the network it listens at KAFKA_CUT_TARGET, too, and says there that it is at KAFKA_BOOTSTRAP_CUT: a free
+port, for a proxy of the test.
 Settings of the broker beyond those of this script: KAFKA_SETTINGS, one NAME=VALUE a line.
 KAFKA_VERSION says which Kafka: 4.1.1 unless set; 2.8 and later. A DIR stays with its version.
 The jars are kept in ${MILLSTREAM_CACHE:-$HOME/.cache/millstream}/kafka. Exit code 3: it cannot be installed here.
@@ -114,6 +116,8 @@ export KAFKA_BOOTSTRAP_TLS=127.0.0.1:$((port + 2))
 export KAFKA_BOOTSTRAP_MTLS=127.0.0.1:$((port + 3))
 export KAFKA_BOOTSTRAP_SASL=127.0.0.1:$((port + 4))
 export KAFKA_BOOTSTRAP_SASL_TLS=127.0.0.1:$((port + 5))
+export KAFKA_CUT_TARGET=127.0.0.1:$((port + 6))
+export KAFKA_BOOTSTRAP_CUT=127.0.0.1:$((port + 7))
 export KAFKA_CA=$1/tls/ca.pem
 export KAFKA_USER=$user
 export KAFKA_PASSWORD=$password
@@ -171,13 +175,14 @@ TEXT
 
 settings() { # settings DIR PORT
     local plain="PLAINTEXT://127.0.0.1:$2" secure="SSL://127.0.0.1:$(($2 + 2)),MTLS://127.0.0.1:$(($2 + 3))"
-    local protocols=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,MTLS:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL
+    local cut="CUT://127.0.0.1:$(($2 + 6))"
+    local protocols=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,CUT:PLAINTEXT,SSL:SSL,MTLS:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL
     secure+=",SASL_PLAINTEXT://127.0.0.1:$(($2 + 4)),SASL_SSL://127.0.0.1:$(($2 + 5))"
     security "$1"
     if has_zookeeper; then
         cat <<TEXT
 broker.id=1
-listeners=$plain,$secure
+listeners=$plain,$secure,$cut
 zookeeper.connect=127.0.0.1:$(($2 + 1))
 zookeeper.session.timeout.ms=6000
 authorizer.class.name=kafka.security.authorizer.AclAuthorizer
@@ -186,7 +191,7 @@ TEXT
         cat <<TEXT
 process.roles=broker,controller
 node.id=1
-listeners=$plain,CONTROLLER://127.0.0.1:$(($2 + 1)),$secure
+listeners=$plain,CONTROLLER://127.0.0.1:$(($2 + 1)),$secure,$cut
 controller.listener.names=CONTROLLER
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 TEXT
@@ -201,7 +206,7 @@ TEXT
         echo share.coordinator.state.topic.min.isr=1
     fi
     cat <<TEXT
-advertised.listeners=$plain,$secure
+advertised.listeners=$plain,$secure,CUT://127.0.0.1:$(($2 + 7))
 listener.security.protocol.map=$protocols
 log.dirs=$1/data
 offsets.topic.replication.factor=1
@@ -266,7 +271,7 @@ serve() {
     command -v openssl >/dev/null || die "openssl is not installed" 3
     log_to_stderr
     # Whoever comes back is found where it was.
-    if [ ! -e "$dir/$name.port" ]; then free_ports "$dir" 6 >/dev/null; fi
+    if [ ! -e "$dir/$name.port" ]; then free_ports "$dir" 8 >/dev/null; fi
     port=$(port_of "$dir")
     certificates "$dir"
     settings "$dir" "$port" >"$dir/server.properties"

@@ -4,6 +4,7 @@
 //! - [`key_group`]: key groups and sets of key-group ranges.
 //! - [`mod@env`]: the seam for time, randomness and spawning; all else is banned by clippy.
 //! - [`error`]: the one error type; its kind says what the caller must do next.
+//! - [`kill_points`]: places at which a test has a process kill itself.
 //! - [`latency`]: durations in fixed buckets.
 //! - [`memory`]: budgets with accounting and back-pressure.
 //! - [`mod@prefetch`]: asking for memory before it is read.
@@ -18,6 +19,7 @@ pub mod error;
 pub mod hash;
 pub mod ids;
 pub mod key_group;
+pub mod kill_points;
 pub mod latency;
 pub mod memory;
 pub mod planted;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use millstream_common::Error;
+use millstream_common::{Error, kill_points};
 use millstream_engine::dataflow::JobRegistry;
 use millstream_jobs::args::HELP_ASKED;
 
@@ -53,7 +53,9 @@ pub fn main(registry: JobRegistry) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return not_parsed(&e),
     };
-    match commands::carry_out(cli, Arc::new(registry), environment::Environment::read()) {
+    let environment = environment::Environment::read();
+    kill_points::arm(|name| environment.get(name).map(str::to_owned));
+    match commands::carry_out(cli, Arc::new(registry), environment) {
         Ok(()) => ExitCode::from(failure::DONE),
         Err(e) if e.number() == HELP_ASKED => match out::print(e.what().trim_end()) {
             Ok(()) => ExitCode::from(failure::DONE),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::{AbortOnDrop, Moment};
+use millstream_common::kill_points::kill_point;
 use millstream_common::{Env, Error, ErrorKind, Generation, Lane, Result};
 use millstream_objects::Store;
 use millstream_proto::control::{
@@ -677,7 +678,9 @@ impl Coordinator {
         let (log, events, id) = (job.log.clone(), self.events.clone(), id.to_owned());
         self.env.spawn(Lane::Io, "commit", async move {
             let number = stored.number;
+            kill_point("coordinator-has-reports");
             let result = log.commit(&stored).await;
+            kill_point("coordinator-wrote");
             let _ = events.send(Event::Committed { id, number, result }).await;
         });
     }
@@ -890,6 +893,7 @@ impl Coordinator {
                             collector.committed(record);
                         }
                         self.turn(&id, |master, t| master.on_committed(stands, t));
+                        kill_point("coordinator-told");
                     }
                     Err(e) => self.turn(&id, |master, t| master.on_commit_unknown(&e, t)),
                 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use millstream_common::env::{AbortOnDrop, Moment, Running};
+use millstream_common::kill_points::kill_point;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{
     AssignmentId, Env, Epoch, Error, ErrorKind, Execution, Generation, KeyGroupRanges, Lane, Result,
@@ -614,6 +615,7 @@ impl JobActor {
                     report.stopped_ms_ago = stood.as_millis() as u64;
                     report.counters = Some(self.context.gauges.counters());
                     self.tell(Message::Report(report));
+                    kill_point("worker-reported");
                 }
             }
         }
@@ -737,6 +739,7 @@ impl JobActor {
         }
         self.committing = true;
         let batch = std::mem::take(&mut self.to_commit);
+        kill_point("worker-told");
         self.committer.try_send(batch).map_err(|_| Error::internal("the committer has ended"))
     }
 
@@ -753,7 +756,9 @@ impl JobActor {
             })
             .collect();
         let failure = failed.as_ref().map(failure_to_proto);
+        kill_point("worker-answered");
         self.tell(Message::Confirmed(Confirmed { job: self.job(), committables, failure }));
+        kill_point("worker-confirmed");
         self.commit_next()
     }
 

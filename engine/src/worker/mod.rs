@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_common::env::AbortOnDrop;
+use millstream_common::kill_points::kill_point;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Error, Execution, Generation, Lane, Result};
 use millstream_proto::control::{
@@ -494,6 +495,7 @@ async fn recover_commits(context: &WorkerContext, order: &CommitNow) -> Result<(
             c.epoch = c.epoch.next();
         }
         committers.commit(c).await?;
+        kill_point("recovery-committed");
     }
     if order.clean_up {
         for committer in committers.all() {

@@ -1,7 +1,9 @@
 //! How frames reach a broker.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use kafka_protocol::messages::ApiKey;
 use millstream_common::env::BoxFuture;
+use millstream_common::kill_points::kill_point;
 use millstream_common::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -11,6 +13,9 @@ use crate::security::Tls;
 
 /// The largest answer that is taken, bytes. What we ask for is far smaller; a larger length is no answer of a broker.
 const ANSWER_MAX: usize = 100 << 20;
+
+/// What a request begins with that ends a transaction: its number.
+const END_TXN: [u8; 2] = (ApiKey::EndTxn as i16).to_be_bytes();
 
 /// A connection to one broker. One exchange at a time; after one that failed or was given up it is to be thrown away.
 pub trait Link: Send {
@@ -79,6 +84,9 @@ async fn exchange(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), requ
     frame.extend_from_slice(request);
     stream.write_all(&frame).await?;
     stream.flush().await?;
+    if request.starts_with(&END_TXN) {
+        kill_point("end-sent");
+    }
     let len = stream.read_u32().await? as usize;
     if len > ANSWER_MAX {
         return Err(wrong("no broker answers here: the length of the answer cannot be"));

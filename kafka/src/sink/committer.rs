@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kafka_protocol::ResponseError;
 use millstream_common::env::BoxFuture;
+use millstream_common::kill_points::kill_point;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Epoch, Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer, SinkObjects, only_by_recovery};
@@ -154,6 +155,7 @@ impl Committer for TransactionCommitter {
                 if is_nobodys(&id) {
                     tracing::info!("the open transaction of {id} belongs to nobody and is aborted");
                     self.shared.brokers.fence(&id, self.shared.options.transaction_timeout).await?;
+                    kill_point("recovery-aborted");
                 }
             }
             Ok(())

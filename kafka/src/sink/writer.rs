@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use arrow_array::RecordBatch;
 use millstream_common::env::{BoxFuture, Lane, Running};
+use millstream_common::kill_points::kill_point;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Epoch, Error, Result};
 use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkObjects, SinkWriter};
@@ -249,8 +250,10 @@ impl SinkWriter for ExactlyOnce {
             };
             let flushed = flush(&self.shared.env, &mut *open.ready.producer);
             let ((), kept) = futures::try_join!(flushed, copied)?;
+            kill_point("sink-flushed");
             let identity = open.ready.producer.identity();
             let transaction = written(self.shared.clone(), open.ready.id.clone(), identity).await?;
+            kill_point("sink-described");
             self.slots.pre_commit(open.ready.slot, epoch);
             // A planted bug: a sink that says nothing of what it wrote.
             let committable = (!bug_is_planted(19)).then(|| transaction.encode());

@@ -11,10 +11,12 @@ use millstream_connectors::conformance;
 use millstream_engine::source::{Read, Source};
 use millstream_formats::avro::{AvroDecoding, SchemaRegistry, Written};
 use millstream_formats::debezium::DebeziumDecoding;
+use millstream_kafka::security::{Sasl, Security};
 use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, Topics};
 
+use super::security::{login, tls};
 use super::source::{all, lines, lines_of, next, numbers, options, source, splits};
-use super::support::{Record, Seen, bootstrap, create_topic, create_topic_with, read, run, unique, write};
+use super::support::{Record, Seen, bootstrap, create_topic, create_topic_with, read, run, unique, variable, write};
 
 fn to_topic(read: &str, dead: &str) -> KafkaSourceOptions {
     KafkaSourceOptions { bad_records: BadRecords::DeadLetter { topic: dead.to_owned() }, ..options(read) }
@@ -212,6 +214,21 @@ fn a_record_whose_schema_is_unknown_goes_there_too() {
         let of = |name: &str| header(&found, &format!("millstream.error.{name}")).unwrap();
         assert_eq!((of("number"), of("format")), ("MS3320".into(), "avro-confluent".into()));
         assert!(of("message").contains("no schema 7"), "{}", of("message"));
+    });
+}
+
+#[test]
+fn it_is_written_as_securely_as_the_others_are_read() {
+    run(|env| async move {
+        let (topic, dead) = (unique("secured-bad"), unique("dead"));
+        create_topic(&topic, 1).await;
+        create_topic(&dead, 1).await;
+        write(&topic, &[value("{"), value("{\"n\":1}")], None);
+        let mut options = to_topic(&topic, &dead);
+        options.bootstrap = vec![variable("KAFKA_BOOTSTRAP_SASL_TLS")];
+        options.security = Security { tls: Some(tls()), sasl: Some(Sasl::ScramSha512(login())) };
+        assert_eq!(all(&source(&env, options)).await, [lines(1..2)]);
+        assert_eq!(offsets(&dead), [0].into());
     });
 }
 

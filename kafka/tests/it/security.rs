@@ -25,7 +25,7 @@ pub(crate) fn login() -> Login {
     Login { user: variable("KAFKA_USER"), password: Secret::Env("KAFKA_PASSWORD".into()) }
 }
 
-fn tls() -> Tls {
+pub(crate) fn tls() -> Tls {
     Tls { ca: vec![variable("KAFKA_CA").into()], client: None }
 }
 

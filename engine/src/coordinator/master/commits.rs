@@ -4,6 +4,7 @@
 //! lists, whoever wrote it, and clears away what older deployments left. While a job waits for slots, a worker without
 //! any commits: a place that holds what is to be committed may give it up after a while.
 
+use millstream_common::kill_points::kill_point;
 use millstream_proto::control::{CommitNow, Confirmed, StopJob, to_worker};
 use millstream_proto::version::Committable;
 
@@ -60,6 +61,7 @@ impl JobMaster {
                 && self.confirmed.insert(key)
             {
                 self.statistics.rows_out += listed.rows;
+                kill_point("coordinator-confirmed");
             }
         }
         let without_slots = self.commits_at.as_deref() == Some(worker);

@@ -3,6 +3,12 @@
 #![allow(clippy::unwrap_used)] // tests
 
 #[cfg(feature = "broker")]
+mod cluster;
+#[cfg(feature = "broker")]
+mod cut;
+#[cfg(feature = "broker")]
+mod kills;
+#[cfg(feature = "broker")]
 mod program;
 #[cfg(feature = "broker")]
 mod queries;

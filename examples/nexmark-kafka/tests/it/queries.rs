@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
@@ -14,7 +15,7 @@ const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/nexm
 const EVENTS: usize = 10_000;
 const PARTITIONS: i32 = 8;
 
-fn golden(name: &str) -> Vec<String> {
+pub(crate) fn golden(name: &str) -> Vec<String> {
     let mut text = String::new();
     let file = std::fs::File::open(format!("{GOLDEN}/{name}.ndjson.gz")).unwrap();
     GzDecoder::new(file).read_to_string(&mut text).unwrap();
@@ -35,6 +36,26 @@ fn fill(topic: &str, partitions: i32) {
     put(topic, golden("events"), |i| i as i32 % partitions);
 }
 
+/// A topic with the golden events, which all tests that only read it share.
+pub(crate) fn golden_events() -> &'static str {
+    static EVENTS: OnceLock<String> = OnceLock::new();
+    EVENTS.get_or_init(|| {
+        let events = unique("golden");
+        run(|_| async { create_topic(&events, 4).await });
+        fill(&events, 4);
+        events
+    })
+}
+
+/// A topic has each golden row of a query once, and nothing else.
+pub(crate) fn exactly(topic: &str, query: &str) {
+    let (found, mut due) = (rows(&read(topic, 2)), golden(query));
+    due.sort();
+    let missing = due.iter().filter(|row| found.binary_search(row).is_err()).count();
+    let twice = found.windows(2).filter(|two| two[0] == two[1]).count();
+    assert!(found == due, "{} rows, due are {}: {missing} are missing, {twice} there twice", found.len(), due.len());
+}
+
 /// Writes events, each into a partition by its place.
 fn put(topic: &str, events: Vec<String>, partition: impl Fn(usize) -> i32) {
     let record = |(i, line): (usize, String)| Record {
@@ -47,7 +68,7 @@ fn put(topic: &str, events: Vec<String>, partition: impl Fn(usize) -> i32) {
     records.chunks(2_000).for_each(|some| write(topic, some, None));
 }
 
-fn rows(seen: &[Seen]) -> Vec<String> {
+pub(crate) fn rows(seen: &[Seen]) -> Vec<String> {
     let mut rows: Vec<String> = seen.iter().map(|s| s.value.clone().unwrap()).collect();
     rows.sort();
     rows
