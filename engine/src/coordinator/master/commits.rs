@@ -60,6 +60,7 @@ impl JobMaster {
                 && self.confirmed.insert(key)
             {
                 self.statistics.rows_out += listed.rows;
+                self.statistics.committed(id);
             }
         }
         let without_slots = self.commits_at.as_deref() == Some(worker);
