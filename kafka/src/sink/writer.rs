@@ -7,27 +7,37 @@ use arrow_array::RecordBatch;
 use millstream_common::env::{BoxFuture, Lane, Running};
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Epoch, Error, Result};
-use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkWriter};
+use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkWriter, WriterFigures};
 
 use super::Shared;
 use super::committable::Transaction;
 use super::ids::WriterIds;
-use super::produce::{Identity, PAUSE, Producer, flush};
+use super::produce::{Identity, Outgoing, PAUSE, Producer, flush};
 use super::records::RecordMaker;
 use super::slots::Slots;
 use crate::client::{Described, TransactionState};
 
-/// Sends all records of a batch, and waits where there is no room; how many there are.
-async fn send(env: &Env, producer: &mut dyn Producer, maker: &mut RecordMaker, batch: &RecordBatch) -> Result<usize> {
+/// Sends all records of a batch, and waits where there is no room; how many there are, and their bytes.
+async fn send(
+    env: &Env,
+    producer: &mut dyn Producer,
+    maker: &mut RecordMaker,
+    batch: &RecordBatch,
+) -> Result<(usize, u64)> {
     maker.prepare().await?;
     let made = maker.make(batch)?;
-    let mut sent = 0;
+    let (mut sent, mut bytes) = (0, 0);
     loop {
-        let (next, is_full) = made.send_from(sent, |record| producer.send(record))?;
+        let send = |record: &Outgoing<'_>| {
+            let taken = producer.send(record)?;
+            bytes += if taken { record.bytes() } else { 0 };
+            Ok(taken)
+        };
+        let (next, is_full) = made.send_from(sent, send)?;
         sent = next;
         producer.poll()?;
         if !is_full {
-            return Ok(sent);
+            return Ok((sent, bytes));
         }
         env.sleep(PAUSE).await;
     }
@@ -39,11 +49,13 @@ pub(super) struct AtLeastOnce {
     maker: RecordMaker,
     producer: Option<Box<dyn Producer>>,
     rows: u64,
+    /// Of all epochs.
+    bytes: u64,
 }
 
 impl AtLeastOnce {
     pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker) -> Self {
-        Self { shared, maker, producer: None, rows: 0 }
+        Self { shared, maker, producer: None, rows: 0, bytes: 0 }
     }
 }
 
@@ -54,7 +66,7 @@ impl SinkWriter for AtLeastOnce {
                 self.producer = Some(self.shared.producers.plain().await?);
             }
             if let Some(producer) = &mut self.producer {
-                send(&self.shared.env, &mut **producer, &mut self.maker, batch).await?;
+                self.bytes += send(&self.shared.env, &mut **producer, &mut self.maker, batch).await?.1;
             }
             self.rows += batch.num_rows() as u64;
             Ok(())
@@ -68,6 +80,10 @@ impl SinkWriter for AtLeastOnce {
             }
             Ok(PreCommit { rows: std::mem::take(&mut self.rows), committable: None })
         })
+    }
+
+    fn figures(&self) -> WriterFigures {
+        WriterFigures { bytes: Some(self.bytes), open_transactions: None }
     }
 }
 
@@ -104,13 +120,15 @@ pub(super) struct ExactlyOnce {
     open: Option<Open>,
     /// The one after it: made ready beside the writing, as that takes a while.
     next: Option<Running<Result<Ready>>>,
+    /// Of all epochs.
+    bytes: u64,
 }
 
 impl ExactlyOnce {
     pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker, context: SinkContext) -> Result<Self> {
         shared.check_timeout(&context)?;
         let ids = WriterIds::new(&shared.options.transactional_id_prefix, &context);
-        Ok(Self { shared, maker, context, ids, slots: Slots::default(), open: None, next: None })
+        Ok(Self { shared, maker, context, ids, slots: Slots::default(), open: None, next: None, bytes: 0 })
     }
 
     /// Makes the producer of a free slot ready.
@@ -195,7 +213,9 @@ impl SinkWriter for ExactlyOnce {
                 Some(open) => open,
                 None => self.begin().await?,
             };
-            open.records += send(&self.shared.env, &mut *open.ready.producer, &mut self.maker, batch).await?;
+            let sent = send(&self.shared.env, &mut *open.ready.producer, &mut self.maker, batch).await?;
+            open.records += sent.0;
+            self.bytes += sent.1;
             open.rows += batch.num_rows() as u64;
             self.open = Some(open);
             Ok(())
@@ -217,5 +237,10 @@ impl SinkWriter for ExactlyOnce {
             let committable = (!bug_is_planted(19)).then(|| transaction.encode());
             Ok(PreCommit { rows: open.rows, committable })
         })
+    }
+
+    fn figures(&self) -> WriterFigures {
+        let open = self.slots.waiting() + u64::from(self.open.is_some());
+        WriterFigures { bytes: Some(self.bytes), open_transactions: Some(open) }
     }
 }

@@ -10,6 +10,8 @@
 mod bad_records;
 #[cfg(feature = "broker")]
 mod client;
+#[cfg(feature = "broker")]
+mod figures;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "broker")]
