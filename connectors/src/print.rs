@@ -7,7 +7,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use millstream_common::env::BoxFuture;
 use millstream_common::{Epoch, Error, Result};
-use millstream_engine::sink::{Committer, PreCommit, Sink, SinkContext, SinkWriter};
+use millstream_engine::sink::{Committer, PreCommit, Sink, SinkContext, SinkWriter, WriterFigures};
 use millstream_formats::json::JsonRows;
 
 use crate::blackhole::NothingToCommit;
@@ -21,7 +21,7 @@ pub struct PrintSink;
 
 impl Sink for PrintSink {
     fn writer(&self, schema: SchemaRef, _: SinkContext) -> Result<Box<dyn SinkWriter>> {
-        Ok(Box::new(PrintWriter { rows: JsonRows::new(&schema)?, text: Vec::new(), count: 0 }))
+        Ok(Box::new(PrintWriter::new(&schema)?))
     }
 
     fn committer(&self) -> Result<Box<dyn Committer>> {
@@ -32,10 +32,17 @@ impl Sink for PrintSink {
 struct PrintWriter {
     rows: JsonRows,
     text: Vec<u8>,
+    /// Rows of the epoch.
     count: u64,
+    /// Of all epochs.
+    bytes: u64,
 }
 
 impl PrintWriter {
+    fn new(schema: &SchemaRef) -> Result<Self> {
+        Ok(Self { rows: JsonRows::new(schema)?, text: Vec::new(), count: 0, bytes: 0 })
+    }
+
     fn print(&mut self, batch: &RecordBatch, out: &mut dyn Write) -> Result<()> {
         self.text.clear();
         self.rows.push(batch, &mut self.text)?;
@@ -44,6 +51,7 @@ impl PrintWriter {
             _ => Error::unavailable("cannot write to stdout").code(2411).source(e),
         })?;
         self.count += batch.num_rows() as u64;
+        self.bytes += self.text.len() as u64;
         Ok(())
     }
 }
@@ -57,6 +65,10 @@ impl SinkWriter for PrintWriter {
     fn pre_commit(&mut self, _: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
         let rows = std::mem::take(&mut self.count);
         Box::pin(std::future::ready(Ok(PreCommit { rows, ..PreCommit::default() })))
+    }
+
+    fn figures(&self) -> WriterFigures {
+        WriterFigures { bytes: Some(self.bytes), open_transactions: None }
     }
 }
 
@@ -86,15 +98,16 @@ mod tests {
     fn a_closed_pipe_is_told_from_other_failures_and_counts_nothing() {
         let column = Arc::new(Int64Array::from(vec![1, 2])) as _;
         let batch = RecordBatch::try_from_iter([("n", column)]).unwrap();
-        let mut writer = PrintWriter { rows: JsonRows::new(&batch.schema()).unwrap(), text: Vec::new(), count: 0 };
+        let mut writer = PrintWriter::new(&batch.schema()).unwrap();
         let closed = writer.print(&batch, &mut Refusing(ErrorKind::BrokenPipe)).unwrap_err();
         assert_eq!((closed.kind(), closed.number()), (Kind::Canceled, STDOUT_CLOSED));
         let full = writer.print(&batch, &mut Refusing(ErrorKind::StorageFull)).unwrap_err();
         assert_eq!(full.kind(), Kind::Unavailable);
-        assert_eq!(writer.count, 0);
+        assert_eq!((writer.count, writer.figures().bytes), (0, Some(0)));
         let mut out = Vec::new();
         writer.print(&batch, &mut out).unwrap();
         assert_eq!((out.as_slice(), writer.count), (&b"{\"n\":1}\n{\"n\":2}\n"[..], 2));
+        assert_eq!(writer.figures().bytes, Some(16));
     }
 
     #[tokio::test]

@@ -64,6 +64,19 @@ pub struct ReadFigures {
     pub report: ReadReport,
 }
 
+/// What was written to a sink. Addable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkFigures {
+    /// Rows that its writers were given, those of failed epochs included.
+    pub rows: u64,
+    /// Bytes of them; `None`: the sink does not tell.
+    pub bytes: Option<u64>,
+    /// Transactions that were begun, or wait until it is known that they were committed; `None`: the sink has none.
+    pub open_transactions: Option<u64>,
+    /// How long commits took, from the moment when a worker heard that their version is durable.
+    pub commits: Latencies,
+}
+
 /// What a job did on a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobFigures {
@@ -128,6 +141,16 @@ impl AddAssign for ReadFigures {
         self.named += other.named;
         self.asked += other.asked;
         self.report += other.report;
+    }
+}
+
+impl AddAssign<&SinkFigures> for SinkFigures {
+    fn add_assign(&mut self, other: &SinkFigures) {
+        let sum = |a: Option<u64>, b: Option<u64>| a.map_or(b, |a| Some(a + b.unwrap_or(0)));
+        self.rows += other.rows;
+        self.bytes = sum(self.bytes, other.bytes);
+        self.open_transactions = sum(self.open_transactions, other.open_transactions);
+        self.commits += &other.commits;
     }
 }
 

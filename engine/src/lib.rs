@@ -6,6 +6,7 @@ pub mod dataflow;
 pub mod element;
 pub mod figures;
 pub mod graph;
+pub mod lateness;
 pub mod memory_plan;
 pub mod operator;
 pub mod operators;

@@ -117,6 +117,19 @@ pub trait SinkWriter: Send {
     fn write<'a>(&'a mut self, batch: &'a RecordBatch) -> BoxFuture<'a, Result<()>>;
     /// Ends the epoch: what was written is durable when this returns, but not visible.
     fn pre_commit(&mut self, epoch: Epoch) -> BoxFuture<'_, Result<PreCommit>>;
+    /// What this writer has counted. Asked whenever its subtask is about to wait: no more than a look at numbers.
+    fn figures(&self) -> WriterFigures {
+        WriterFigures::default()
+    }
+}
+
+/// What is known of a writer besides its rows. `None`: the sink does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriterFigures {
+    /// Bytes that were written, since the writer was made.
+    pub bytes: Option<u64>,
+    /// Transactions that were begun, or wait until it is known that they were committed.
+    pub open_transactions: Option<u64>,
 }
 
 /// Makes committables visible.

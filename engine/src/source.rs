@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, TimestampMillisecondArray};
 use arrow_schema::SchemaRef;
-use millstream_common::{Result, env::BoxFuture};
+use millstream_common::{Error, Result, env::BoxFuture};
 
 use crate::element::TimestampMs;
 
@@ -80,10 +80,54 @@ pub trait SplitReader: Send {
     fn position(&self) -> Position;
     /// A version with this position is durable: nothing before it is read again.
     fn on_durable(&mut self, _position: &Position) {}
+    /// Who says at any moment what this reader has counted; `None`: nobody does.
+    fn gauges(&self) -> Option<Arc<dyn SplitGauges>> {
+        None
+    }
 }
 
-/// The greatest event time of a batch, in milliseconds; `None` when no row has one.
-pub type EventTimeFn = Arc<dyn Fn(&RecordBatch) -> Result<Option<TimestampMs>> + Send + Sync>;
+/// What a reader counts, for those who watch it. Asked about once a second, from other threads, also while the reader's subtask
+/// waits for its receivers, and after the reader is gone: so it holds nothing open, and asks nobody.
+pub trait SplitGauges: Send + Sync {
+    /// As it is now.
+    fn figures(&self) -> SplitFigures;
+}
+
+/// What is known of a split besides its rows and their times. Counters begin with the reader; `None`: the source does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SplitFigures {
+    /// Bytes that were read.
+    pub bytes: Option<u64>,
+    /// Records that could not be read and were passed over.
+    pub dropped: Option<u64>,
+    /// Records that could not be read and were written elsewhere.
+    pub dead_letters: Option<u64>,
+    /// Time of turning what was read into rows.
+    pub decode: Option<Duration>,
+    /// Records between the position and the end of the split, as far as the reader has heard of it. `None` also before it has.
+    pub lag_records: Option<u64>,
+    /// How long ago, by its own time stamp and the wall clock, the last record was written that was read; zero when there is no
+    /// other one. `None` also before the first.
+    pub lag: Option<Duration>,
+}
+
+/// The event times of a batch, one a row; null: the row has none. Empty: no row has one.
+pub type EventTimeFn = Arc<dyn Fn(&RecordBatch) -> Result<TimestampMillisecondArray> + Send + Sync>;
+
+/// The event times that are in a column of milliseconds already, which is not copied.
+#[must_use]
+pub fn event_time_column(name: &'static str) -> EventTimeFn {
+    Arc::new(move |batch| {
+        let column = batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref::<TimestampMillisecondArray>());
+        column.cloned().ok_or_else(|| Error::internal(format!("a batch without a column '{name}' of milliseconds")))
+    })
+}
+
+/// For rows that say nothing about time.
+#[must_use]
+pub fn no_event_time() -> EventTimeFn {
+    Arc::new(|_| Ok(TimestampMillisecondArray::new_null(0)))
+}
 
 /// How watermarks come from rows, per split.
 #[derive(Clone)]

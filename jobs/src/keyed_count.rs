@@ -11,7 +11,7 @@ use arrow_array::types::Int64Type;
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, cast::AsArray};
 use arrow_schema::{DataType, Field as Column, Schema, SchemaRef};
 use millstream_common::{Error, Result};
-use millstream_connectors::keyed_count::{max_event_time, value_bytes};
+use millstream_connectors::keyed_count::{event_times, value_bytes};
 use millstream_engine::dataflow::{Dataflow, JobContext, JobDefinition};
 use millstream_engine::element::{TimestampMs, WATERMARK_MAX};
 use millstream_engine::graph::JobGraph;
@@ -49,7 +49,7 @@ fn build(args: &KeyedCountArgs) -> Result<JobGraph> {
     let flow = Dataflow::new();
     let events = flow
         .source("events", Arc::new(args.source()))
-        .watermarks(WatermarkStrategy::monotonous(Arc::new(max_event_time)))
+        .watermarks(WatermarkStrategy::monotonous(event_times()))
         .rate(args.rate);
     let totals = events.map("rows per batch", key_and("rows"), |batch| {
         let columns: Vec<ArrayRef> =

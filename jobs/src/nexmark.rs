@@ -13,9 +13,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use millstream_common::{Error, Result};
-use millstream_connectors::nexmark::{
-    auction_schema, auctions, bid_schema, bids, max_event_time, person_schema, persons,
-};
+use millstream_connectors::nexmark::{auction_schema, auctions, bid_schema, bids, event_times, person_schema, persons};
 use millstream_engine::dataflow::{
     Assigned, Dataflow, JobContext, JobDefinition, JoinColumns, Session, Sliding, SourceStream, Stream, Tumbling, avg,
     count, max, min, sum,
@@ -77,7 +75,7 @@ fn build(args: &NexmarkArgs, plan: Query) -> Result<JobGraph> {
 }
 
 fn events(flow: &Dataflow, args: &NexmarkArgs) -> SourceStream {
-    let watermarks = WatermarkStrategy::bounded_out_of_orderness(Arc::new(max_event_time), args.watermark_delay_ms());
+    let watermarks = WatermarkStrategy::bounded_out_of_orderness(Arc::new(event_times), args.watermark_delay_ms());
     flow.source("events", args.source()).watermarks(watermarks.with_idle_timeout(args.idle_timeout.0)).rate(args.rate)
 }
 

@@ -38,6 +38,7 @@ pub fn status(doc: &Value) -> String {
         count(&doc["late_rows"]),
         time(&doc["watermark_ms"])
     ));
+    lines.extend(lag(doc));
     let (checkpoints, store, cache) = (&doc["checkpoints"], &doc["object_store"], &doc["cache"]);
     lines.push(format!(
         "checkpoints: {} completed, {} failed, {} ms (p50), {} ms (max), last {} in {} PUTs",
@@ -97,6 +98,18 @@ pub fn status(doc: &Value) -> String {
     lines.push(String::new());
     lines.push(operators(doc));
     lines.join("\n")
+}
+
+/// How far sources are behind that know it, and what became of records that they cannot read.
+fn lag(doc: &Value) -> Option<String> {
+    let of = |field: &'static str| items(&doc["splits"]).filter_map(move |s| s[field].as_u64());
+    let longest = of("lag_ms").max()?;
+    let seconds = longest as f64 / 1e3;
+    let sum = |field| count(&of(field).sum::<u64>().into());
+    let (records, dropped, letters) = (sum("lag_records"), sum("dropped"), sum("dead_letters"));
+    Some(format!(
+        "behind by {records} records, {seconds:.1} s; {dropped} bad records dropped, {letters} written elsewhere"
+    ))
 }
 
 /// What a store that throttles is sent at most.
@@ -273,6 +286,8 @@ mod tests {
             "job": "nexmark-q5", "id": "j1", "state": "running", "parallelism": 2, "restarts": 0, "version": 17,
             "epoch": 17, "generation": 1, "state_bytes": 1_500_000, "state_objects": 12, "events_in": 4_000_000,
             "rows_out": 29, "late_rows": 0, "watermark_ms": 1_767_225_604_330_i64,
+            "splits": [{"lag_records": 1_000, "lag_ms": 1_500, "dropped": 2, "dead_letters": 0}, {"lag_records": null},
+                {"lag_records": 500, "lag_ms": 0, "dropped": 1, "dead_letters": null}],
             "operators": [{"name": "window", "parallelism": 2, "rows_in": 1000, "rows_out": 1, "busy": 0.4, "state_wait": null}],
         });
         let shown = status(&doc);
@@ -282,6 +297,10 @@ mod tests {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
         }
         assert!(shown.contains("- GET"), "{shown}");
+        assert!(
+            shown.contains("behind by 1,500 records, 1.5 s; 3 bad records dropped, 0 written elsewhere"),
+            "{shown}"
+        );
         assert!(!shown.contains("error[") && !shown.contains("null"), "{shown}");
     }
 

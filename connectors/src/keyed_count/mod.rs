@@ -6,7 +6,7 @@ mod permutation;
 mod source;
 mod zipf;
 
-pub use source::{Distribution, KeyedCountSource, keyed_count_schema, max_event_time};
+pub use source::{Distribution, KeyedCountSource, event_times, keyed_count_schema};
 
 use crate::random::{Draws, mix};
 

@@ -3,11 +3,13 @@
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use arrow_array::{Int64Array, RecordBatch, TimestampMillisecondArray, cast::AsArray, types::TimestampMillisecondType};
+use arrow_array::{Int64Array, RecordBatch, TimestampMillisecondArray};
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use millstream_common::{Error, Result};
-use millstream_engine::source::{Position, Read, Source, Split, SplitEnumerator, SplitReader};
+use millstream_engine::source::{
+    EventTimeFn, Position, Read, Source, Split, SplitEnumerator, SplitReader, event_time_column,
+};
 
 use super::permutation::Permutation;
 use super::zipf::Zipf;
@@ -27,11 +29,10 @@ pub fn keyed_count_schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
-/// The greatest event time of a batch of [`keyed_count_schema`]; `None` without rows.
-pub fn max_event_time(batch: &RecordBatch) -> Result<Option<i64>> {
-    let times = batch.columns().get(1).and_then(|c| c.as_primitive_opt::<TimestampMillisecondType>());
-    let times = times.ok_or_else(|| Error::internal("a batch of keyed-count without its time"))?;
-    Ok(times.values().iter().copied().max())
+/// The event times of batches of [`keyed_count_schema`].
+#[must_use]
+pub fn event_times() -> EventTimeFn {
+    event_time_column("time")
 }
 
 /// How often which key comes.
@@ -202,6 +203,7 @@ impl SplitReader for KeyReader {
 
 #[cfg(test)]
 mod tests {
+    use arrow_array::cast::AsArray;
     use arrow_array::types::Int64Type;
 
     use super::*;
@@ -286,7 +288,7 @@ mod tests {
         let mut reader = source.reader(&split, None).unwrap();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let Poll::Ready(Ok(Read::Batch(batch))) = reader.poll_next(&mut cx, 3) else { panic!("three rows") };
-        assert_eq!(max_event_time(&batch).unwrap(), Some(3 + 2 * 16));
+        assert_eq!(event_times()(&batch).unwrap().values()[..], [3, 3 + 16, 3 + 2 * 16]);
         assert_eq!(batch.column(0).as_primitive::<Int64Type>().len(), 3);
         for bad in [
             KeyedCountSource::new(0, 1, Distribution::Uniform),

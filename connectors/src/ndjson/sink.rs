@@ -13,7 +13,7 @@ use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use millstream_common::env::BoxFuture;
 use millstream_common::{Epoch, Error, Execution, Generation, Result};
-use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter};
+use millstream_engine::sink::{Committable, Committer, PreCommit, Sink, SinkContext, SinkWriter, WriterFigures};
 use millstream_formats::json::JsonRows;
 
 use super::commit::{Pending, deployment_of, epoch_of, final_name, io_failed, is_final, name_in_progress, sync_folder};
@@ -100,6 +100,7 @@ impl Sink for FilesSink {
             text: Vec::new(),
             current: None,
             files: 0,
+            bytes: 0,
         }))
     }
 
@@ -118,6 +119,8 @@ struct FilesWriter {
     current: Option<InProgress>,
     /// Files begun so far.
     files: u64,
+    /// What was written to all of them.
+    bytes: u64,
 }
 
 /// The file of the present epoch.
@@ -159,6 +162,7 @@ impl FilesWriter {
             let written = current.file.write_all(&self.text);
             written.map_err(|e| io_failed("cannot write a file", &self.dir.join(&current.name), e))?;
             current.bytes += self.text.len() as u64;
+            self.bytes += self.text.len() as u64;
             current.checksum = crc32c::crc32c_append(current.checksum, &self.text);
             self.text.clear();
         }
@@ -202,6 +206,10 @@ impl SinkWriter for FilesWriter {
 
     fn pre_commit(&mut self, epoch: Epoch) -> BoxFuture<'_, Result<PreCommit>> {
         Box::pin(async move { self.close(epoch) })
+    }
+
+    fn figures(&self) -> WriterFigures {
+        WriterFigures { bytes: Some(self.bytes + self.text.len() as u64), open_transactions: None }
     }
 }
 

@@ -1,11 +1,14 @@
 //! Files of JSON lines as a source.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use arrow_schema::SchemaRef;
 use millstream_common::{Error, ErrorKind, Result};
-use millstream_engine::source::{Position, Read, Source, Split, SplitEnumerator, SplitReader};
+use millstream_engine::source::{
+    Position, Read, Source, Split, SplitEnumerator, SplitFigures, SplitGauges, SplitReader,
+};
 use millstream_formats::{Decoder, DecodingFormat};
 
 use super::files::OpenFiles;
@@ -60,6 +63,7 @@ impl Source for NdjsonSource {
             lines: None,
             decoder: self.format.decoder()?,
             files: self.files.clone(),
+            gauges: Arc::default(),
         }))
     }
 }
@@ -72,6 +76,17 @@ struct FileReader {
     lines: Option<Lines>,
     decoder: Box<dyn Decoder>,
     files: Arc<OpenFiles>,
+    gauges: Arc<FileGauges>,
+}
+
+/// Bytes of the lines that were read, as the file holds them uncompressed.
+#[derive(Default)]
+struct FileGauges(AtomicU64);
+
+impl SplitGauges for FileGauges {
+    fn figures(&self) -> SplitFigures {
+        SplitFigures { bytes: Some(self.0.load(Ordering::Relaxed)), ..SplitFigures::default() }
+    }
 }
 
 impl FileReader {
@@ -113,6 +128,9 @@ impl FileReader {
 impl SplitReader for FileReader {
     fn poll_next(&mut self, _: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>> {
         let read = self.next(max_rows.max(1));
+        if let Some(lines) = &self.lines {
+            self.gauges.0.store(lines.offset() - self.start.0, Ordering::Relaxed);
+        }
         if self.files.crowded()
             && let Some(lines) = &mut self.lines
         {
@@ -124,6 +142,10 @@ impl SplitReader for FileReader {
     fn position(&self) -> Position {
         let (offset, line) = self.lines.as_ref().map_or(self.start, |l| (l.offset(), l.line()));
         Position { offset, detail: line.to_le_bytes().to_vec() }
+    }
+
+    fn gauges(&self) -> Option<Arc<dyn SplitGauges>> {
+        Some(self.gauges.clone())
     }
 }
 

@@ -24,18 +24,20 @@ pub fn persons(events: &RecordBatch) -> Result<RecordBatch> {
     member(events, PERSON, person_schema())
 }
 
-/// The greatest `dateTime` of a batch of events, in milliseconds since 1970; `None` without rows.
-pub fn max_event_time(events: &RecordBatch) -> Result<Option<i64>> {
-    let mut greatest = None;
-    for id in [PERSON, AUCTION, BID] {
-        let rows = rows_of(events, id)?;
-        let times = rows
-            .column_by_name("dateTime")
-            .and_then(|c| c.as_any().downcast_ref::<TimestampMillisecondArray>())
-            .ok_or_else(|| Error::internal("an event without a dateTime in milliseconds"))?;
-        greatest = greatest.max(times.values().iter().copied().max());
-    }
-    Ok(greatest)
+/// The `dateTime` of each event of a batch, in their order.
+pub fn event_times(events: &RecordBatch) -> Result<TimestampMillisecondArray> {
+    let union = union_of(events)?;
+    let missing = || Error::internal("an event without a dateTime in milliseconds");
+    let times_of = |id| {
+        let column = union.child(id).as_struct_opt().and_then(|rows| rows.column_by_name("dateTime"));
+        let times = column.and_then(|c| c.as_any().downcast_ref::<TimestampMillisecondArray>());
+        times.map(|t| t.values().clone()).ok_or_else(missing)
+    };
+    let members = [times_of(PERSON)?, times_of(AUCTION)?, times_of(BID)?];
+    let offsets = union.offsets().map(|o| &o[..]).unwrap_or_default();
+    let time = |(member, at): (&i8, &i32)| members.get(*member as usize)?.get(*at as usize).copied();
+    let times: Option<Vec<i64>> = union.type_ids().iter().zip(offsets).map(time).collect();
+    times.map(TimestampMillisecondArray::from).ok_or_else(missing)
 }
 
 fn member(events: &RecordBatch, id: i8, schema: SchemaRef) -> Result<RecordBatch> {
@@ -44,14 +46,16 @@ fn member(events: &RecordBatch, id: i8, schema: SchemaRef) -> Result<RecordBatch
     RecordBatch::try_new(schema, columns).map_err(|e| Error::internal("the columns of an event differ").source(e))
 }
 
+fn union_of(events: &RecordBatch) -> Result<&UnionArray> {
+    let union = events.columns().first().and_then(|c| c.as_any().downcast_ref::<UnionArray>());
+    union
+        .filter(|u| u.is_dense() && u.fields().len() == 3)
+        .ok_or_else(|| Error::internal("a batch whose first column is not the union of events"))
+}
+
 /// The rows of one member that the (perhaps sliced) union refers to.
 fn rows_of(events: &RecordBatch, id: i8) -> Result<StructArray> {
-    let union = events
-        .columns()
-        .first()
-        .and_then(|c| c.as_any().downcast_ref::<UnionArray>())
-        .filter(|u| u.is_dense() && u.fields().len() == 3)
-        .ok_or_else(|| Error::internal("a batch whose first column is not the union of events"))?;
+    let union = union_of(events)?;
     let child = union.child(id);
     let count = union.type_ids().iter().filter(|t| **t == id).count();
     let rows: ArrayRef = if count == child.len() {

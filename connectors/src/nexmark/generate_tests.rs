@@ -3,7 +3,7 @@ use arrow_array::types::{Int64Type, TimestampMillisecondType};
 use arrow_array::{Array, RecordBatch};
 
 use super::*;
-use crate::nexmark::{auctions, bids, max_event_time, persons};
+use crate::nexmark::{auctions, bids, event_times, persons};
 
 const SETTINGS: EventSettings = EventSettings { event_rate: 200, base_time_ms: 1_767_225_600_000 };
 
@@ -43,7 +43,8 @@ fn time_stamps_and_proportions_are_exact() {
     for rate in [1, 3, 200, 10_000, 10_000_000, 7_000_003] {
         let settings = EventSettings { event_rate: rate, ..SETTINGS };
         let batch = settings.generate(5, 16, 3_000).unwrap();
-        assert_eq!(max_event_time(&batch).unwrap(), Some(settings.time_ms(5 + 16 * 2_999)));
+        let all = event_times(&batch).unwrap();
+        assert_eq!((all.len(), all.value(2_999)), (3_000, settings.time_ms(5 + 16 * 2_999)));
         let times = ints(&bids(&batch).unwrap(), "dateTime");
         let numbers = (0..3_000).map(|i| 5 + 16 * i).filter(|n| n % 50 > 3);
         let expected: Vec<i64> = numbers.map(|n| 1_767_225_600_000 + (n * 1_000 / rate) as i64).collect();
@@ -123,8 +124,9 @@ fn slices_and_shuffles_of_a_batch_show_their_own_rows() {
     assert_eq!(ints(&persons(&part).unwrap(), "id"), [1_001]);
     assert_eq!(ints(&auctions(&part).unwrap(), "id"), [1_003, 1_004, 1_005]);
     assert_eq!(bids(&part).unwrap().num_rows(), 3);
-    assert_eq!(max_event_time(&part).unwrap(), Some(SETTINGS.time_ms(55)));
-    assert_eq!(max_event_time(&batch.slice(3, 0)).unwrap(), None);
+    let expected: Vec<i64> = (49..56).map(|n| SETTINGS.time_ms(n)).collect();
+    assert_eq!(event_times(&part).unwrap().values()[..], expected);
+    assert!(event_times(&batch.slice(3, 0)).unwrap().is_empty());
     let whole = bids(&batch).unwrap();
     assert!(std::ptr::eq(
         whole.column(6).to_data().buffers()[1].as_ptr(),

@@ -10,7 +10,7 @@ mod schema;
 mod source;
 mod vocabulary;
 
-pub use batch::{auctions, bids, max_event_time, persons};
+pub use batch::{auctions, bids, event_times, persons};
 pub(crate) use columns::EventColumns;
 pub use generate::EventSettings;
 pub use schema::{auction_schema, bid_schema, events_schema, person_schema};

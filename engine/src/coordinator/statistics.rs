@@ -6,11 +6,11 @@ use std::time::Duration;
 use millstream_common::Error;
 use millstream_common::env::Moment;
 use millstream_common::latency::Latencies;
-use millstream_proto::control::{JobCounters, SubtaskCounters};
+use millstream_proto::control::{CommittableId, JobCounters, SinkCounters, SubtaskCounters};
 use millstream_state_store::Run;
 
 use crate::element::TimestampMs;
-use crate::figures::{OperatorFigures, StoreFigures, reads_from_proto, store_from_proto};
+use crate::figures::{OperatorFigures, SinkFigures, StoreFigures, reads_from_proto, store_from_proto};
 use crate::worker::Role;
 
 /// Durations that the percentile is taken over.
@@ -77,6 +77,7 @@ struct Folded {
     /// By task: rows in and out, and what reads cost.
     operators: BTreeMap<String, OperatorFigures>,
     store: StoreFigures,
+    sinks: BTreeMap<String, SinkFigures>,
 }
 
 impl Statistics {
@@ -104,6 +105,7 @@ impl Statistics {
         self.folded.late_rows = self.late_rows();
         self.folded.cache = self.cache();
         self.folded.store = self.store().over();
+        self.folded.sinks = self.sinks(0);
         let tasks: BTreeSet<String> = self.current.keys().map(|k| k.1.clone()).collect();
         for task in tasks {
             let figures = self.operator_figures(&task);
@@ -135,6 +137,13 @@ impl Statistics {
         }
     }
 
+    /// A commit is confirmed.
+    pub(crate) fn committed(&mut self, id: &CommittableId) {
+        if let Some(took_us) = id.took_us {
+            entry(&mut self.folded.sinks, &id.sink_uid).commits.note(Duration::from_micros(took_us));
+        }
+    }
+
     pub(crate) fn restarted(&mut self, error: &Error) {
         self.restarts += 1;
         self.last_failure = Some((error.number(), error.to_string()));
@@ -159,6 +168,21 @@ impl Statistics {
         let mut sum = self.folded.store.clone();
         for store in self.requests.values().filter_map(|c| c.store.as_ref()) {
             sum += &store_from_proto(store);
+        }
+        sum
+    }
+
+    /// What was written to each sink, over all deployments; transactions that are open: those of the subtasks below `parallelism`.
+    pub(crate) fn sinks(&self, parallelism: u32) -> BTreeMap<String, SinkFigures> {
+        let mut sum = self.folded.sinks.clone();
+        for s in self.current.values().flat_map(|s| &s.sinks) {
+            let written = SinkFigures { rows: s.rows, bytes: s.bytes, ..SinkFigures::default() };
+            *entry(&mut sum, &s.sink_uid) += &written;
+        }
+        let present = self.subtasks().into_iter().filter(|((_, index), _)| *index < parallelism);
+        for s in present.flat_map(|(_, (_, counters))| counters.sinks) {
+            let SinkCounters { sink_uid, open_transactions, .. } = s;
+            *entry(&mut sum, &sink_uid) += &SinkFigures { open_transactions, ..SinkFigures::default() };
         }
         sum
     }
@@ -213,6 +237,10 @@ impl Statistics {
     }
 }
 
+fn entry<'a>(sinks: &'a mut BTreeMap<String, SinkFigures>, uid: &str) -> &'a mut SinkFigures {
+    sinks.entry(uid.to_owned()).or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use millstream_proto::control::{OperatorStore, ReadCounters, RequestTally, StoreCounters};
@@ -254,5 +282,38 @@ mod tests {
         s.fold_worker("b");
         s.update("b", JobCounters { subtasks: Vec::new(), ..counters(1, None) });
         assert_eq!((s.store().total().get, s.store().written().flushed_bytes), (13, 28));
+    }
+
+    /// What a worker says of a sink: rows (and bytes) and open transactions, by subtask.
+    fn written(of: &[(u32, u64, u64)]) -> JobCounters {
+        let subtask = |&(subtask, rows, open): &(u32, u64, u64)| {
+            let open_transactions = Some(open);
+            let sink = SinkCounters { sink_uid: "out".into(), rows, bytes: Some(rows * 10), open_transactions };
+            SubtaskCounters { task_uid: "count".into(), subtask, sinks: vec![sink], ..Default::default() }
+        };
+        JobCounters { subtasks: of.iter().map(subtask).collect(), ..JobCounters::default() }
+    }
+
+    #[test]
+    fn what_is_written_adds_up_and_transactions_are_those_of_the_present_subtasks() {
+        let mut s = Statistics::default();
+        let sum = |s: &Statistics, parallelism| {
+            let out = s.sinks(parallelism)["out"].clone();
+            (out.rows, out.bytes, out.open_transactions)
+        };
+        s.update("a", written(&[(0, 1, 1), (1, 2, 2)]));
+        s.update("b", written(&[(2, 4, 4)]));
+        assert_eq!(sum(&s, 3), (7, Some(70), Some(7)));
+        assert_eq!(sum(&s, 2), (7, Some(70), Some(3)), "a scale-in took the third one away");
+        let commit = |took_us| CommittableId { sink_uid: "out".into(), took_us, ..CommittableId::default() };
+        s.committed(&commit(Some(30_000)));
+        s.committed(&commit(None));
+        s.fold();
+        assert_eq!(sum(&s, 3), (7, Some(70), None));
+        s.update("a", written(&[(0, 8, 1)]));
+        assert_eq!(sum(&s, 3), (15, Some(150), Some(1)));
+        s.committed(&commit(Some(40_000)));
+        let commits = s.sinks(3)["out"].commits;
+        assert_eq!((commits.count(), commits.sum_us()), (2, 70_000), "those of a recovery tell no time");
     }
 }

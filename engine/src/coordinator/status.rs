@@ -6,7 +6,7 @@ use millstream_common::KeyGroupRange;
 use millstream_common::env::Moment;
 use millstream_common::latency::{BOUNDS_MS, Latencies};
 use millstream_objects::{Metered, Tally};
-use millstream_proto::control::{ProcessUsage, SubtaskCounters};
+use millstream_proto::control::{ProcessUsage, SplitCounters, SubtaskCounters};
 use millstream_proto::version::VersionRecord;
 use millstream_state_store::tree::ranges_at_once_max;
 use millstream_state_store::{ReadReport, TaskWrites};
@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use super::master::JobMaster;
 use crate::element::{WATERMARK_MAX, WATERMARK_MIN};
 use crate::figures::{ReadFigures, SHARED, StoreFigures};
-use crate::graph::JobGraph;
+use crate::graph::{JobGraph, SinkPlan};
+use crate::lateness;
 use crate::worker::Role;
 
 /// What the status of a job is made from, besides its master.
@@ -90,6 +91,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "objects_copied": r.objects_copied, "bytes_written": r.bytes_written, "moved": r.moved,
         })).collect::<Vec<_>>(),
         "splits": splits(master, subtasks.values().map(|s| &s.1)),
+        "sinks": sinks(master, facts.graph),
         "operators": operators(master, facts, &store, &subtasks),
         "error": master.error.as_ref().map(|e| json!({
             "code": format!("MS{:04}", e.number()), "kind": e.kind_number(), "what": e.to_string(),
@@ -238,17 +240,47 @@ fn watermark<'a>(master: &JobMaster, subtasks: impl Iterator<Item = &'a SubtaskC
     }
 }
 
+/// Of the present deployment; what only a worker knows is null where none reads the split.
 fn splits<'a>(master: &JobMaster, subtasks: impl Iterator<Item = &'a SubtaskCounters>) -> Vec<Value> {
     let mut out: BTreeMap<(String, String), Value> = BTreeMap::new();
     for s in &master.record.splits {
-        let shown = json!({"split": s.split_id, "position": s.offset, "watermark_ms": s.watermark_ms, "idle": false, "finished": s.finished});
-        out.insert((s.source_uid.clone(), s.split_id.clone()), shown);
+        let (source_uid, split) = (s.source_uid.clone(), s.split_id.clone());
+        let (position, watermark_ms, finished) = (s.offset, s.watermark_ms, s.finished);
+        let known = SplitCounters { source_uid, split, position, watermark_ms, finished, ..SplitCounters::default() };
+        out.insert((s.source_uid.clone(), s.split_id.clone()), split_shown(&known, false));
     }
     for s in subtasks.flat_map(|s| &s.splits) {
-        let shown = json!({"split": s.split, "position": s.position, "watermark_ms": s.watermark_ms, "idle": s.idle, "finished": s.finished});
-        out.insert((s.source_uid.clone(), s.split.clone()), shown);
+        out.insert((s.source_uid.clone(), s.split.clone()), split_shown(s, true));
     }
     out.into_values().collect()
+}
+
+/// `is_read`: by a subtask, which counts.
+fn split_shown(s: &SplitCounters, is_read: bool) -> Value {
+    let late = s.lateness.as_ref();
+    let decode_ms = s.decode_us.map(|us| us as f64 / 1e3);
+    json!({
+        "source": s.source_uid, "split": s.split, "position": s.position, "watermark_ms": s.watermark_ms,
+        "idle": s.idle, "finished": s.finished,
+        "rows": is_read.then_some(s.rows), "bytes": s.bytes, "decode_ms": decode_ms,
+        "lag_records": s.lag_records, "lag_ms": s.lag_ms, "dropped": s.dropped, "dead_letters": s.dead_letters,
+        "late_behind_watermark": late.map(|l| l.behind),
+        "delay_ms_p99": late.and_then(|l| l.delay_ms_990), "delay_ms_p999": late.and_then(|l| l.delay_ms_999),
+        "lateness": late.map(|l| json!({"le_ms": lateness::BOUNDS_MS, "counts": l.counts, "sum_ms": l.sum_ms})),
+    })
+}
+
+/// What was written to each sink of the plan and how its commits went. Rows of failed epochs are in it, unlike in `rows_out`.
+fn sinks(master: &JobMaster, graph: &JobGraph) -> Vec<Value> {
+    let written = master.statistics.sinks(master.assignment.parallelism());
+    let shown = |sink: &SinkPlan| {
+        let s = written.get(&sink.uid).cloned().unwrap_or_default();
+        json!({
+            "sink": sink.uid, "rows": s.rows, "bytes": s.bytes, "open_transactions": s.open_transactions,
+            "commits": latencies(&s.commits),
+        })
+    };
+    graph.tasks.iter().flat_map(|task| &task.sinks).map(shown).collect()
 }
 
 fn operators(

@@ -4,13 +4,12 @@
 //! task of its input; exchanges become edges; each operator is made once, so that one that cannot be fails here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use millstream_common::{Error, Result};
 
 use super::plan::{Body, Node, Plan, SourceBody, code, place};
 use crate::graph::{EdgePlan, Head, JobGraph, NodePlan, SinkPlan, SourcePlan, Target, TaskPlan};
-use crate::source::WatermarkStrategy;
+use crate::source::{WatermarkStrategy, no_event_time};
 
 /// Where a logical node came to stand.
 #[derive(Clone, Copy)]
@@ -150,7 +149,7 @@ impl Builder {
 
     fn place_source(&mut self, node: &Node, source: &SourceBody, uid: String) -> Stand {
         // Without a strategy no row says anything about time: it stands still until the input ends.
-        let timeless = || WatermarkStrategy::monotonous(Arc::new(|_| Ok(None)));
+        let timeless = || WatermarkStrategy::monotonous(no_event_time());
         let head = SourcePlan {
             uid: uid.clone(),
             name: node.name.clone(),

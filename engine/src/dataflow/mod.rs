@@ -75,7 +75,7 @@
 //!
 //! # fn main() -> Result<()> {
 //! # let (orders, out) = (Arc::new(Orders), Arc::new(Out));
-//! # let times: EventTimeFn = Arc::new(|_| Ok(None));
+//! # let times: EventTimeFn = source::event_time_column("time");
 //! let graph = busiest_shops(orders, times, out)?;
 //! assert_eq!(graph.tasks.len(), 3);
 //! println!("{graph}");

@@ -3,9 +3,10 @@
 use arrow_array::RecordBatch;
 use millstream_common::{Env, Epoch, Result};
 use millstream_state_store::key::KeyBuffer;
+use parking_lot::Mutex;
 
-use super::VersionView;
 use super::output::{EdgeOutput, TimeSignal};
+use super::{SinkMetrics, VersionView};
 use crate::element::Barrier;
 use crate::graph::Target;
 use crate::operator::{Collector, KeyedBatch, Operator, SubtaskTime};
@@ -200,6 +201,22 @@ impl Chain {
     pub(crate) fn set_subtask_time(&mut self, time: &SubtaskTime) {
         for node in &mut self.nodes {
             node.collector.set_time(time.clone());
+        }
+    }
+
+    /// Shows what was written.
+    pub(crate) fn publish_sinks(&self, to: &Mutex<Vec<SinkMetrics>>) {
+        if self.sinks.is_empty() {
+            return;
+        }
+        let mut shown = to.lock();
+        if shown.len() != self.sinks.len() {
+            let metrics =
+                |s: &SinkOutput| SinkMetrics { sink_uid: s.uid.clone(), rows: 0, figures: Default::default() };
+            *shown = self.sinks.iter().map(metrics).collect();
+        }
+        for (shown, sink) in shown.iter_mut().zip(&self.sinks) {
+            (shown.rows, shown.figures) = (sink.rows, sink.writer.figures());
         }
     }
 

@@ -580,6 +580,8 @@ impl KeyedTask {
         // Rows that stood before the barrier were processed while it waited.
         let start = self.waiting_since.unwrap_or_else(|| self.env.now()).max(self.last_rows);
         let pre = self.chain.pre_commit(barrier.epoch).await?;
+        // The worker's report of this epoch has its rows.
+        self.publish();
         let closed = EpochClosed {
             subtask: self.id,
             epoch: barrier.epoch,
@@ -865,6 +867,7 @@ impl KeyedTask {
     fn publish(&self) {
         self.metrics.late_rows.store(self.chain.late_rows(), Ordering::Relaxed);
         self.metrics.rows_out.store(self.chain.rows_out, Ordering::Relaxed);
+        self.chain.publish_sinks(&self.metrics.sinks);
     }
 }
 

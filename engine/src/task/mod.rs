@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::element::{Assignment, BarrierKind, StreamElement, TimestampMs, WATERMARK_MIN};
-use crate::sink::Committable;
+use crate::lateness::SplitProgress;
+use crate::sink::{Committable, WriterFigures};
+use crate::source::SplitGauges;
 
 pub(crate) mod chain;
 pub mod gate;
@@ -238,6 +240,8 @@ pub struct TaskMetrics {
     pub is_source: AtomicBool,
     /// Its splits as `status` shows them.
     pub splits: Mutex<Vec<SplitMetrics>>,
+    /// Its sinks.
+    pub sinks: Mutex<Vec<SinkMetrics>>,
 }
 
 impl Default for TaskMetrics {
@@ -259,6 +263,7 @@ impl Default for TaskMetrics {
             reads: Mutex::default(),
             is_source: AtomicBool::new(false),
             splits: Mutex::new(Vec::new()),
+            sinks: Mutex::new(Vec::new()),
         }
     }
 }
@@ -270,7 +275,7 @@ impl TaskMetrics {
 }
 
 /// One split as `status` shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SplitMetrics {
     /// Stable id of the source.
     pub source_uid: String,
@@ -284,4 +289,28 @@ pub struct SplitMetrics {
     pub idle: bool,
     /// It has ended.
     pub finished: bool,
+    /// Its rows, and how late they were. Held by the subtask for a moment each batch.
+    pub progress: Arc<Mutex<SplitProgress>>,
+    /// What its reader counts.
+    pub gauges: Option<Arc<dyn SplitGauges>>,
+}
+
+impl std::fmt::Debug for SplitMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SplitMetrics")
+            .field("split", &self.split)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a subtask has written to one of its sinks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkMetrics {
+    /// Stable id of the sink.
+    pub sink_uid: String,
+    /// Rows that its writer was given.
+    pub rows: u64,
+    /// What the writer counts.
+    pub figures: WriterFigures,
 }

@@ -16,6 +16,7 @@ use millstream_common::env::Moment;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{AssignmentId, Env, Error, Result};
 use millstream_proto::version::SplitState;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::chain::Chain;
@@ -28,7 +29,8 @@ use super::{
 };
 use crate::element::{Barrier, BarrierKind, TimestampMs, WATERMARK_MAX};
 use crate::graph::SourcePlan;
-use crate::source::{Position, Read, SplitReader};
+use crate::lateness::SplitProgress;
+use crate::source::{Position, Read, SplitGauges, SplitReader};
 
 /// How often a paced split hands out rows, at least.
 const PACE: Duration = Duration::from_millis(10);
@@ -63,6 +65,9 @@ struct SplitRun {
     paced_from: Moment,
     paced_rows: u64,
     index: u32,
+    progress: Arc<Mutex<SplitProgress>>,
+    /// Its reader's, also when that has come to the end.
+    gauges: Option<Arc<dyn SplitGauges>>,
 }
 
 pub(crate) struct SourceTask {
@@ -286,8 +291,11 @@ impl SourceTask {
     async fn take_batch(&mut self, i: usize, batch: RecordBatch) -> Result<()> {
         let start = self.env.now();
         let rows = batch.num_rows() as u64;
-        let latest = (self.plan.watermarks.event_time)(&batch)?;
+        let times = (self.plan.watermarks.event_time)(&batch)?;
+        let delay_ms = self.plan.watermarks.delay_ms;
         let split = &mut self.splits[i];
+        let latest = split.progress.lock().note(rows, &times, delay_ms);
+        drop(times);
         split.position = split.reader.as_ref().map(|r| r.position());
         split.paced_rows += rows;
         split.last_row = start;
@@ -299,7 +307,7 @@ impl SourceTask {
         self.plan.targets = targets;
         pushed?;
         if let Some(latest) = latest {
-            let watermark = latest.saturating_sub(self.plan.watermarks.delay_ms);
+            let watermark = latest.saturating_sub(delay_ms);
             let split = &mut self.splits[i];
             split.watermark = Some(split.watermark.map_or(watermark, |w| w.max(watermark)));
             self.align();
@@ -436,6 +444,8 @@ impl SourceTask {
         let start = self.env.now();
         self.chain.flush().await?;
         let pre = self.chain.pre_commit(barrier.epoch).await?;
+        // The worker's report of this epoch has its rows.
+        self.publish();
         let closed = EpochClosed {
             subtask: self.id,
             epoch: barrier.epoch,
@@ -534,11 +544,14 @@ impl SourceTask {
         let now = self.env.now();
         // A planted bug: whoever takes a split up reads its last row again.
         let again = u64::from(bug_is_planted(17));
+        let watermark = stored.and_then(|s| s.watermark_ms);
+        // What it had shown before.
+        let greatest = watermark.map(|w| w.saturating_add(self.plan.watermarks.delay_ms));
         self.splits.push(SplitRun {
             split: owned.split,
             reader: None,
             position: stored.map(|s| Position { offset: s.offset.saturating_sub(again), detail: s.detail.clone() }),
-            watermark: stored.and_then(|s| s.watermark_ms),
+            watermark,
             idle: false,
             ahead: false,
             finished: stored.is_some_and(|s| s.finished),
@@ -546,6 +559,8 @@ impl SourceTask {
             paced_from: now,
             paced_rows: 0,
             index: owned.index,
+            progress: Arc::new(Mutex::new(SplitProgress::new(greatest))),
+            gauges: None,
         });
     }
 
@@ -563,7 +578,9 @@ impl SourceTask {
 
     fn open_readers(&mut self) -> Result<()> {
         for s in self.splits.iter_mut().filter(|s| s.reader.is_none() && !s.finished) {
-            s.reader = Some(self.plan.source.reader(&s.split, s.position.as_ref())?);
+            let reader = self.plan.source.reader(&s.split, s.position.as_ref())?;
+            s.gauges = reader.gauges();
+            s.reader = Some(reader);
         }
         Ok(())
     }
@@ -596,6 +613,7 @@ impl SourceTask {
     fn publish(&self) {
         self.metrics.rows_out.store(self.chain.rows_out, Ordering::Relaxed);
         self.metrics.late_rows.store(self.chain.late_rows(), Ordering::Relaxed);
+        self.chain.publish_sinks(&self.metrics.sinks);
         *self.metrics.splits.lock() = self
             .splits
             .iter()
@@ -606,6 +624,8 @@ impl SourceTask {
                 watermark: s.watermark,
                 idle: s.idle,
                 finished: s.finished,
+                progress: s.progress.clone(),
+                gauges: s.gauges.clone(),
             })
             .collect();
     }

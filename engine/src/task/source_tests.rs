@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::task::Context;
 
-use arrow_array::Int64Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::Int64Type;
+use arrow_array::{Int64Array, TimestampMillisecondArray};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use millstream_common::{Epoch, KeyGroupRanges};
 
 use super::*;
 use crate::element::{Assignment, StreamElement};
 use crate::graph::Target;
-use crate::source::{Source, Split, SplitEnumerator, WatermarkStrategy};
+use crate::source::{
+    EventTimeFn, Source, Split, SplitEnumerator, SplitFigures, SplitGauges, WatermarkStrategy, no_event_time,
+};
 use crate::task::TASK_QUEUE;
 use crate::task::output::EdgeOutput;
 use crate::transport::DATA_QUEUE;
@@ -52,8 +54,24 @@ impl SplitReader for Endless {
 fn begin(
     env: &Env,
     source: Arc<dyn Source>,
+    strategy: (WatermarkStrategy, usize),
+    splits: &[&str],
+) -> (
+    impl Future<Output = ()> + use<>,
+    mpsc::Receiver<StreamElement>,
+    mpsc::Sender<TaskControl>,
+    mpsc::Receiver<TaskEvent>,
+) {
+    begin_at(env, source, strategy, splits, (BTreeMap::new(), Arc::default()))
+}
+
+/// The same from positions that a version has, with counters that somebody watches.
+fn begin_at(
+    env: &Env,
+    source: Arc<dyn Source>,
     (watermarks, batch_rows): (WatermarkStrategy, usize),
     splits: &[&str],
+    (stored, metrics): (BTreeMap<(String, String), SplitState>, Arc<TaskMetrics>),
 ) -> (
     impl Future<Output = ()> + use<>,
     mpsc::Receiver<StreamElement>,
@@ -72,7 +90,7 @@ fn begin(
         runs: Vec::new(),
         layouts: millstream_state_store::Layouts::default(),
         fired: Vec::new(),
-        splits: BTreeMap::new(),
+        splits: stored,
         task_ids: Vec::new(),
         committables: BTreeMap::new(),
     };
@@ -98,7 +116,7 @@ fn begin(
         splits,
         control,
         events: events_tx,
-        metrics: Arc::default(),
+        metrics,
         start: Start::From(Arc::new(version)),
     });
     (subtask, rows, orders, events)
@@ -118,7 +136,7 @@ async fn beside<T>(subtask: impl Future<Output = ()>, receiver: impl Future<Outp
 async fn rows_before_a_barrier(rate: u32) -> usize {
     const WHEN: Duration = Duration::from_secs(60);
     let env = Env::test(1);
-    let watermarks = WatermarkStrategy::monotonous(Arc::new(|_| Ok(None)));
+    let watermarks = WatermarkStrategy::monotonous(no_event_time());
     let (subtask, mut rows, orders, _events) = begin(&env, Arc::new(Endless(0)), (watermarks, 8_192), &["0"]);
     let receiver = async {
         let mut before = None;
@@ -196,9 +214,125 @@ fn note(times: &mut Times, batch: &RecordBatch) {
 }
 
 fn aligned() -> WatermarkStrategy {
-    let latest = |batch: &RecordBatch| Ok(batch.column(1).as_primitive::<Int64Type>().values().iter().max().copied());
     let drift = Duration::from_millis(DRIFT as u64);
-    WatermarkStrategy::bounded_out_of_orderness(Arc::new(latest), 0).with_alignment("all", drift)
+    WatermarkStrategy::bounded_out_of_orderness(time_in(1), 0).with_alignment("all", drift)
+}
+
+/// Event times from a column of numbers.
+fn time_in(column: usize) -> EventTimeFn {
+    Arc::new(move |batch| {
+        let times = batch.column(column).as_primitive::<Int64Type>();
+        Ok(TimestampMillisecondArray::new(times.values().clone(), None))
+    })
+}
+
+/// Splits, by their names, with the times of their rows; they never end.
+struct Given(BTreeMap<&'static str, Vec<i64>>);
+
+struct GivenRows {
+    times: Vec<i64>,
+    next: usize,
+}
+
+/// Says how many rows there are.
+struct Rows(u64);
+
+impl SplitGauges for Rows {
+    fn figures(&self) -> SplitFigures {
+        SplitFigures { bytes: Some(self.0), ..SplitFigures::default() }
+    }
+}
+
+impl Source for Given {
+    fn schema(&self) -> SchemaRef {
+        Endless(0).schema()
+    }
+
+    fn enumerator(&self) -> Result<Box<dyn SplitEnumerator>> {
+        Err(Error::internal("its splits are known"))
+    }
+
+    fn reader(&self, split: &Split, position: Option<&Position>) -> Result<Box<dyn SplitReader>> {
+        let next = position.map_or(0, |p| p.offset as usize);
+        Ok(Box::new(GivenRows { times: self.0[split.id.as_str()].clone(), next }))
+    }
+}
+
+impl SplitReader for GivenRows {
+    fn poll_next(&mut self, _: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>> {
+        let times: Vec<i64> = self.times[self.next..].iter().take(max_rows).copied().collect();
+        if times.is_empty() {
+            return Poll::Pending;
+        }
+        self.next += times.len();
+        let batch = RecordBatch::try_new(Endless(0).schema(), vec![Arc::new(Int64Array::from(times))]);
+        Poll::Ready(batch.map(Read::Batch).map_err(|e| Error::internal("a batch").source(e)))
+    }
+
+    fn position(&self) -> Position {
+        Position { offset: self.next as u64, detail: Vec::new() }
+    }
+
+    fn gauges(&self) -> Option<Arc<dyn SplitGauges>> {
+        Some(Arc::new(Rows(self.times.len() as u64)))
+    }
+}
+
+/// Two splits, of which one begins behind rows that a version has. 100 ms pass from row to row; of 1,000 rows one is late by an
+/// hour, nine by 10 s.
+#[tokio::test(start_paused = true)]
+async fn how_late_rows_are_is_counted_by_split() {
+    const DELAY: i64 = 4_000;
+    let env = Env::test(1);
+    let late_by = |n: i64| match n % 1_000 {
+        550 => 3_600_000,
+        n if n % 100 == 99 && n != 599 => 10_000,
+        _ => 0,
+    };
+    let time = |n: i64| 10_000_000 + n * 100 - late_by(n);
+    let all: Vec<i64> = (0..2_000).map(time).collect();
+    // The row before its first one is the greatest of it; the first itself is late, too.
+    let stored = SplitState {
+        source_uid: "source".into(),
+        split_id: "b".into(),
+        offset: 1_000,
+        watermark_ms: Some(time(999 + 90) - DELAY),
+        ..SplitState::default()
+    };
+    let stored = BTreeMap::from([(("source".to_owned(), "b".to_owned()), stored)]);
+    let metrics = Arc::<TaskMetrics>::default();
+    let watermarks = WatermarkStrategy::bounded_out_of_orderness(time_in(0), DELAY);
+    let source = Given(BTreeMap::from([("a", all.clone()), ("b", all)]));
+    let begun = begin_at(&env, Arc::new(source), (watermarks, 64), &["a", "b"], (stored, metrics.clone()));
+    let (subtask, mut rows, _orders, _events) = begun;
+    let receiver = async {
+        let mut count = 0;
+        while count < 3_000 {
+            if let Some(StreamElement::Batch(batch)) = rows.recv().await {
+                count += batch.num_rows();
+            }
+        }
+        // It publishes before it waits.
+        env.sleep(Duration::from_secs(1)).await;
+    };
+    beside(subtask, receiver).await;
+    let splits = metrics.splits.lock().clone();
+    let of = |split: &str| splits.iter().find(|s| s.split == split).unwrap();
+    let a = of("a").progress.lock().clone();
+    assert_eq!((a.rows(), a.behind(), a.lateness().count()), (2_000, 20, 2_000));
+    assert_eq!(a.lateness().delay_ms(990), Some(1), "99 of 100 rows are in order");
+    let held = |split: &SplitProgress, of_1000, exact: u64| {
+        let told = split.lateness().delay_ms(of_1000).unwrap();
+        assert!((exact..=exact + exact / 8).contains(&told), "{told} for {exact}");
+    };
+    // The row before a late one is its greatest: 100 ms more.
+    held(&a, 999, 9_901);
+    held(&a, 1_000, 3_599_901);
+    let b = of("b").progress.lock().clone();
+    // Ninety rows catch up with what was shown before, the first fifty of them are behind the watermark.
+    assert_eq!((b.rows(), b.behind(), b.lateness().count()), (1_000, 10 + 50, 1_000));
+    held(&b, 990, 8_901);
+    assert_eq!((of("a").gauges.as_ref().unwrap().figures().bytes, of("b").position), (Some(2_000), 2_000));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use millstream_common::env::Moment;
 use millstream_common::{Env, Error, Result};
 use tokio::sync::mpsc;
 
@@ -59,19 +60,25 @@ impl Committers {
     }
 }
 
+/// A committable that a version lists, and since when the worker knows that it is durable.
+pub(crate) type Durable = (Committable, Moment);
+/// One that was committed, and how long after that.
+pub(crate) type Committed = (Committable, Duration);
+
 /// Commits what comes, and reports each batch with the error that ended it.
 pub(crate) async fn run(
     mut committers: Committers,
-    mut orders: mpsc::Receiver<Vec<Committable>>,
-    done: mpsc::Sender<(Vec<Committable>, Option<Error>)>,
+    mut orders: mpsc::Receiver<Vec<Durable>>,
+    done: mpsc::Sender<(Vec<Committed>, Option<Error>)>,
 ) {
+    let env = committers.env.clone();
     while let Some(mut batch) = orders.recv().await {
-        batch.sort_by_key(|c| (c.epoch, c.subtask, c.sequence));
+        batch.sort_by_key(|(c, _)| (c.epoch, c.subtask, c.sequence));
         let mut committed = Vec::new();
         let mut failed = None;
-        for c in batch {
+        for (c, since) in batch {
             match committers.commit(&c).await {
-                Ok(()) => committed.push(c),
+                Ok(()) => committed.push((c, env.now().since(since))),
                 Err(e) => {
                     failed = Some(e);
                     break;

@@ -9,14 +9,17 @@ use millstream_common::Env;
 use millstream_common::TaskId;
 use millstream_common::env::Moment;
 use millstream_objects::Store;
-use millstream_proto::control::{JobCounters, JobRef, SplitCounters, SubtaskCounters, VersionInUse};
+use millstream_proto::control::{
+    JobCounters, JobRef, SinkCounters, SplitCounters, SplitLateness, SubtaskCounters, VersionInUse,
+};
 use millstream_state_store::{Run, StateStore, Tree};
 use parking_lot::Mutex;
 
 use super::in_use::InUse;
 use crate::element::WATERMARK_MIN;
 use crate::figures::{self, JobFigures, OperatorFigures, ReadFigures, SHARED, StoreFigures};
-use crate::task::{SubtaskId, TaskMetrics, VersionView};
+use crate::lateness::SplitProgress;
+use crate::task::{SinkMetrics, SplitMetrics, SubtaskId, TaskMetrics, VersionView};
 
 /// The counters of one job on this worker.
 pub(crate) struct JobGauges {
@@ -153,6 +156,7 @@ impl JobGauges {
             is_source: m.is_source.load(Ordering::Relaxed),
             memory_bytes: m.memory_bytes.load(Ordering::Relaxed),
             reads: Some(figures::reads_to_proto(&read_figures(m))),
+            sinks: m.sinks.lock().iter().map(sink_counters).collect(),
         }
     }
 }
@@ -182,7 +186,9 @@ fn read_figures(m: &TaskMetrics) -> ReadFigures {
     }
 }
 
-fn split_counters(s: &crate::task::SplitMetrics) -> SplitCounters {
+fn split_counters(s: &SplitMetrics) -> SplitCounters {
+    let figures = s.gauges.as_ref().map(|g| g.figures()).unwrap_or_default();
+    let progress = s.progress.lock();
     SplitCounters {
         split: s.split.clone(),
         position: s.position,
@@ -190,5 +196,33 @@ fn split_counters(s: &crate::task::SplitMetrics) -> SplitCounters {
         idle: s.idle,
         finished: s.finished,
         source_uid: s.source_uid.clone(),
+        rows: progress.rows(),
+        bytes: figures.bytes,
+        dropped: figures.dropped,
+        dead_letters: figures.dead_letters,
+        decode_us: figures.decode.map(|d| d.as_micros() as u64),
+        lag_records: figures.lag_records,
+        lag_ms: figures.lag.map(|l| l.as_millis() as u64),
+        lateness: split_lateness(&progress),
+    }
+}
+
+fn split_lateness(progress: &SplitProgress) -> Option<SplitLateness> {
+    let lateness = progress.lateness();
+    (lateness.count() > 0).then(|| SplitLateness {
+        behind: progress.behind(),
+        counts: lateness.coarse().to_vec(),
+        sum_ms: lateness.sum_ms(),
+        delay_ms_990: lateness.delay_ms(990),
+        delay_ms_999: lateness.delay_ms(999),
+    })
+}
+
+fn sink_counters(s: &SinkMetrics) -> SinkCounters {
+    SinkCounters {
+        sink_uid: s.sink_uid.clone(),
+        rows: s.rows,
+        bytes: s.figures.bytes,
+        open_transactions: s.figures.open_transactions,
     }
 }

@@ -25,7 +25,7 @@ use millstream_state_store::{Run, StateStore, WriterName};
 use tokio::sync::mpsc;
 
 use super::WorkerContext;
-use super::committer::{self, Committers};
+use super::committer::{self, Committed, Committers, Durable};
 use super::deploy::{self, Deployment};
 use super::gauges::JobGauges;
 use super::ledger::WorkerLedger;
@@ -154,12 +154,12 @@ struct JobActor {
     written: mpsc::Receiver<Written>,
     /// How many splits of each source live, until all have heard of it.
     live_splits: Vec<(String, u64)>,
-    committer: mpsc::Sender<Vec<Committable>>,
+    committer: mpsc::Sender<Vec<Durable>>,
     /// A batch is being committed.
     committing: bool,
     /// Listed by a version; the next batch.
-    to_commit: Vec<Committable>,
-    committed: mpsc::Receiver<(Vec<Committable>, Option<Error>)>,
+    to_commit: Vec<Durable>,
+    committed: mpsc::Receiver<(Vec<Committed>, Option<Error>)>,
     compacting: Vec<Compacting>,
     /// What compactions wrote here: kept here until a version lists it or it is known that none will.
     outputs: Vec<Outputs>,
@@ -635,7 +635,10 @@ impl JobActor {
         self.uncommitted = later;
         // A planted bug: who takes subtasks away takes along what they have left to commit.
         let stays = |c: &Committable| c.subtask.0 < version.assignment.parallelism() || !bug_is_planted(30);
-        self.to_commit.extend(mine.into_iter().filter(stays));
+        if !mine.is_empty() {
+            let since = self.context.env.now();
+            self.to_commit.extend(mine.into_iter().filter(stays).map(|c| (c, since)));
+        }
         self.commit_next()?;
         let reassigned = version.assignment.id != self.assignment.id;
         if reassigned {
@@ -743,16 +746,17 @@ impl JobActor {
         self.committer.try_send(batch).map_err(|_| Error::internal("the committer has ended"))
     }
 
-    fn on_committed(&mut self, done: Vec<Committable>, failed: Option<Error>) -> Result<()> {
+    fn on_committed(&mut self, done: Vec<Committed>, failed: Option<Error>) -> Result<()> {
         // Nothing behind a commit that can never be is committed: the job ends.
         self.committing = failed.is_some();
         let committables = done
             .iter()
-            .map(|c| CommittableId {
+            .map(|(c, took)| CommittableId {
                 sink_uid: c.sink_uid.clone(),
                 epoch: c.epoch.0,
                 subtask: c.subtask.0,
                 sequence: c.sequence,
+                took_us: Some(took.as_micros() as u64),
             })
             .collect();
         let failure = failed.as_ref().map(failure_to_proto);

@@ -476,7 +476,8 @@ impl Worker {
 }
 
 fn id_of(c: &millstream_proto::version::Committable) -> CommittableId {
-    CommittableId { sink_uid: c.sink_uid.clone(), epoch: c.epoch, subtask: c.subtask, sequence: c.sequence }
+    let (epoch, subtask, sequence) = (c.epoch, c.subtask, c.sequence);
+    CommittableId { sink_uid: c.sink_uid.clone(), epoch, subtask, sequence, took_us: None }
 }
 
 async fn recover_commits(context: &WorkerContext, order: &CommitNow) -> Result<()> {

@@ -7,7 +7,7 @@ use arrow_array::{ArrayRef, Int32Array, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use arrow_select::take::take;
 use millstream_common::{Error, Result};
-use millstream_connectors::nexmark::{auction_schema, bid_schema, max_event_time, person_schema};
+use millstream_connectors::nexmark::{auction_schema, bid_schema, event_times, person_schema};
 use millstream_engine::dataflow::{Dataflow, JobContext, JobDefinition, JobRegistry};
 use millstream_engine::graph::JobGraph;
 use millstream_engine::source::WatermarkStrategy;
@@ -32,7 +32,7 @@ pub fn registry() -> JobRegistry {
 
 fn fill(args: &FillArgs, context: &JobContext) -> Result<JobGraph> {
     let flow = Dataflow::new();
-    let event_time = WatermarkStrategy::monotonous(Arc::new(max_event_time));
+    let event_time = WatermarkStrategy::monotonous(Arc::new(event_times));
     let events = flow.source("events", args.source()).watermarks(event_time).rate(args.rate);
     let lines = events.map("members", members_schema(), members);
     lines.sink("out", args.to.sink(&args.events, &[], context)?);
@@ -42,7 +42,7 @@ fn fill(args: &FillArgs, context: &JobContext) -> Result<JobGraph> {
 fn build(name: &str, key: &[&str], args: &QueryArgs, context: &JobContext) -> Result<JobGraph> {
     let flow = Dataflow::new();
     let delay = i64::try_from(args.watermark_delay.as_millis()).unwrap_or(i64::MAX);
-    let event_time = WatermarkStrategy::bounded_out_of_orderness(Arc::new(max_event_time), delay);
+    let event_time = WatermarkStrategy::bounded_out_of_orderness(Arc::new(event_times), delay);
     let idle = (!args.idle_timeout.is_zero()).then_some(args.idle_timeout);
     let mut event_time = event_time.with_idle_timeout(idle);
     if !args.max_drift.is_zero() {

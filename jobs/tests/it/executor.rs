@@ -112,7 +112,8 @@ impl<'a> Executor<'a> {
                         }
                         Read::Batch(batch) => {
                             assert!((1..=batch_rows).contains(&batch.num_rows()));
-                            let time = (source.watermarks.event_time)(&batch).unwrap();
+                            let times = (source.watermarks.event_time)(&batch).unwrap();
+                            let time = times.iter().flatten().max();
                             self.deliver(task, subtask, &source.targets, batch);
                             let watermark = time.map_or(WATERMARK_MIN, |t| t - source.watermarks.delay_ms);
                             watermarks[split] = watermarks[split].max(watermark);

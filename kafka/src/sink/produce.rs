@@ -22,6 +22,13 @@ pub struct Outgoing<'a> {
     pub headers: &'a [(&'a str, Option<&'a [u8]>)],
 }
 
+impl Outgoing<'_> {
+    /// Bytes of key and value.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len)) as u64
+    }
+}
+
 /// The producer id and epoch under which a broker knows a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {

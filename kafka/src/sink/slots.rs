@@ -28,8 +28,7 @@ pub(super) struct Slots(Vec<Slot>);
 impl Slots {
     /// The first free one, which is taken now.
     pub(super) fn take(&mut self) -> Result<u32> {
-        let waiting = self.0.iter().filter(|s| matches!(s, Slot::PreCommitted(_))).count();
-        if waiting as u32 >= SLOTS_MAX {
+        if self.waiting() >= u64::from(SLOTS_MAX) {
             let what = format!("{SLOTS_MAX} transactions of a subtask wait for their commits");
             return Err(Error::unavailable(what)
                 .code(2441)
@@ -41,6 +40,11 @@ impl Slots {
         }
         self.0[free] = Slot::Taken;
         Ok(free as u32)
+    }
+
+    /// Transactions of which no durable version says that they were committed.
+    pub(super) fn waiting(&self) -> u64 {
+        self.0.iter().filter(|s| matches!(s, Slot::PreCommitted(_))).count() as u64
     }
 
     /// The transaction of a taken slot waits for its commit with this epoch.

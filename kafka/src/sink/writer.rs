@@ -8,38 +8,43 @@ use millstream_common::env::{BoxFuture, Lane, Running};
 use millstream_common::kill_points::kill_point;
 use millstream_common::planted::bug_is_planted;
 use millstream_common::{Env, Epoch, Error, Result};
-use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkObjects, SinkWriter};
+use millstream_engine::sink::{DurableVersion, PreCommit, SinkContext, SinkObjects, SinkWriter, WriterFigures};
 
 use super::Shared;
 use super::committable::{Transaction, UNTOLD};
 use super::copy::Copy;
 use super::ids::WriterIds;
 use super::options::LostTransactions;
-use super::produce::{Identity, PAUSE, Producer, flush};
+use super::produce::{Identity, Outgoing, PAUSE, Producer, flush};
 use super::records::RecordMaker;
 use super::slots::Slots;
 use crate::client::{Described, Told, TransactionState};
 
-/// Sends all records of a batch, and waits where there is no room; how many there are. `copy` gets them, too.
+/// Sends all records of a batch, and waits where there is no room; how many there are, and their bytes. `copy` gets them, too.
 async fn send(
     env: &Env,
     producer: &mut dyn Producer,
     maker: &mut RecordMaker,
     batch: &RecordBatch,
     copy: Option<&mut Copy>,
-) -> Result<usize> {
+) -> Result<(usize, u64)> {
     maker.prepare().await?;
     let made = maker.make(batch)?;
     if let Some(copy) = copy {
         copy.add(&made)?;
     }
-    let mut sent = 0;
+    let (mut sent, mut bytes) = (0, 0);
     loop {
-        let (next, is_full) = made.send_from(sent, |record| producer.send(record))?;
+        let send = |record: &Outgoing<'_>| {
+            let taken = producer.send(record)?;
+            bytes += if taken { record.bytes() } else { 0 };
+            Ok(taken)
+        };
+        let (next, is_full) = made.send_from(sent, send)?;
         sent = next;
         producer.poll()?;
         if !is_full {
-            return Ok(sent);
+            return Ok((sent, bytes));
         }
         env.sleep(PAUSE).await;
     }
@@ -51,11 +56,13 @@ pub(super) struct AtLeastOnce {
     maker: RecordMaker,
     producer: Option<Box<dyn Producer>>,
     rows: u64,
+    /// Of all epochs.
+    bytes: u64,
 }
 
 impl AtLeastOnce {
     pub(super) fn new(shared: Arc<Shared>, maker: RecordMaker) -> Self {
-        Self { shared, maker, producer: None, rows: 0 }
+        Self { shared, maker, producer: None, rows: 0, bytes: 0 }
     }
 }
 
@@ -66,7 +73,7 @@ impl SinkWriter for AtLeastOnce {
                 self.producer = Some(self.shared.producers.plain().await?);
             }
             if let Some(producer) = &mut self.producer {
-                send(&self.shared.env, &mut **producer, &mut self.maker, batch, None).await?;
+                self.bytes += send(&self.shared.env, &mut **producer, &mut self.maker, batch, None).await?.1;
             }
             self.rows += batch.num_rows() as u64;
             Ok(())
@@ -80,6 +87,10 @@ impl SinkWriter for AtLeastOnce {
             }
             Ok(PreCommit { rows: std::mem::take(&mut self.rows), ..PreCommit::default() })
         })
+    }
+
+    fn figures(&self) -> WriterFigures {
+        WriterFigures { bytes: Some(self.bytes), open_transactions: None }
     }
 }
 
@@ -120,6 +131,8 @@ pub(super) struct ExactlyOnce {
     open: Option<Open>,
     /// The one after it: made ready beside the writing, as that takes a while.
     next: Option<Running<Result<Ready>>>,
+    /// Of all epochs.
+    bytes: u64,
 }
 
 impl ExactlyOnce {
@@ -133,7 +146,8 @@ impl ExactlyOnce {
             (LostTransactions::WriteAgain, objects) => objects.clone(),
             (LostTransactions::Fail | LostTransactions::Skip, _) => None,
         };
-        Ok(Self { shared, maker, context, ids, slots: Slots::default(), copies, open: None, next: None })
+        let slots = Slots::default();
+        Ok(Self { shared, maker, context, ids, slots, copies, open: None, next: None, bytes: 0 })
     }
 
     /// Makes the producer of a free slot ready.
@@ -224,7 +238,9 @@ impl SinkWriter for ExactlyOnce {
                 None => self.begin().await?,
             };
             let (producer, copy) = (&mut *open.ready.producer, open.copy.as_mut());
-            open.records += send(&self.shared.env, producer, &mut self.maker, batch, copy).await?;
+            let sent = send(&self.shared.env, producer, &mut self.maker, batch, copy).await?;
+            open.records += sent.0;
+            self.bytes += sent.1;
             open.rows += batch.num_rows() as u64;
             if let Some(copy) = &mut open.copy {
                 copy.write_full().await?;
@@ -259,5 +275,10 @@ impl SinkWriter for ExactlyOnce {
             let committable = (!bug_is_planted(19)).then(|| transaction.encode());
             Ok(PreCommit { rows: open.rows, committable, kept })
         })
+    }
+
+    fn figures(&self) -> WriterFigures {
+        let open = self.slots.waiting() + u64::from(self.open.is_some());
+        WriterFigures { bytes: Some(self.bytes), open_transactions: Some(open) }
     }
 }

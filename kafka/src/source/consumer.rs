@@ -1,6 +1,7 @@
 //! The consumer that the readers of a process share.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,12 +10,14 @@ use futures::task::AtomicWaker;
 use millstream_common::env::{BoxFuture, Lane, Moment};
 use millstream_common::{Env, Error, ErrorKind, Result};
 use parking_lot::{Mutex, MutexGuard};
+use rdkafka::bindings::rd_kafka_get_watermark_offsets;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::options::KafkaSourceOptions;
@@ -145,7 +148,8 @@ impl Consumer {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            .set("enable.partition.eof", if options.stop.is_some() { "true" } else { "false" })
+            // Also what is read without end: whoever has come to the end is behind by nothing.
+            .set("enable.partition.eof", "true")
             .set(
                 "isolation.level",
                 match options.isolation {
@@ -238,6 +242,22 @@ impl Consumer {
 
     fn base(&self) -> &Arc<BaseConsumer<Context>> {
         self.base.as_ref().expect("only the end takes it")
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Where a partition that is fetched ends, by what came with its last records: nobody is asked. `None`: none came yet.
+    pub(super) fn end(&self, topic: &CStr, partition: i32) -> Option<i64> {
+        let (mut first, mut end) = (0, 0);
+        // SAFETY: the client lives as long as `base`, which this borrows; the name ends with a zero byte; both numbers are there
+        // until this returns. librdkafka locks what it looks at by itself.
+        let answer = unsafe {
+            let client = self.base().client().native_ptr();
+            rd_kafka_get_watermark_offsets(client, topic.as_ptr(), partition, &raw mut first, &raw mut end)
+        };
+        (answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && end >= 0).then_some(end)
     }
 
     fn unassign(&self, topic: &str, partition: i32) {

@@ -7,6 +7,7 @@
 mod bad;
 mod consumer;
 mod dead_letters;
+mod gauges;
 mod metadata;
 mod options;
 mod reader;

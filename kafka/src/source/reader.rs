@@ -10,7 +10,7 @@ use arrow_schema::SchemaRef;
 use futures::task::AtomicWaker;
 use millstream_common::env::{BoxFuture, Running};
 use millstream_common::{Error, ErrorKind, Result};
-use millstream_engine::source::{Position, Read, SplitReader};
+use millstream_engine::source::{Position, Read, SplitGauges, SplitReader};
 use millstream_formats::Decoder;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
@@ -18,6 +18,7 @@ use rdkafka::message::{Message, OwnedMessage};
 use super::bad::OnBad;
 use super::consumer::{Consumer, Opened};
 use super::dead_letters::Letter;
+use super::gauges::PartitionGauges;
 use super::metadata::Columns;
 use super::splits::PartitionSplit;
 
@@ -47,15 +48,18 @@ pub(super) struct PartitionReader {
     records: Vec<(i64, usize)>,
     /// Rows from record `next` on which found no room in the batch before, and the offset of the last record that was taken.
     left: Option<(RecordBatch, i64)>,
-    /// Bad records on their way to their topic, and the offset of the last record that was taken with them.
-    letters: Option<(Running<Result<()>>, i64)>,
+    /// Bad records on their way to their topic, how many, and the offset of the last record that was taken with them.
+    letters: Option<(Running<Result<()>>, u64, i64)>,
     /// A record behind what was handed out that cannot be read.
     bad: Option<Error>,
     /// A record that cannot be read before this is done.
     waiting: Option<(OwnedMessage, BoxFuture<'static, Result<()>>)>,
     /// While no broker answers.
     timer: Option<BoxFuture<'static, Result<()>>>,
+    /// Where the partition's end was when nothing more was there to be taken; `None` while there may be.
+    reached: Option<i64>,
     ended: bool,
+    gauges: Arc<PartitionGauges>,
 }
 
 /// What one call has taken.
@@ -64,6 +68,8 @@ struct Taken {
     bytes: usize,
     /// The offset of the last record.
     last: Option<i64>,
+    /// Its time stamp.
+    written_ms: Option<i64>,
     /// Bad records for their topic, and how many bytes they are.
     letters: Vec<Letter>,
     letter_bytes: usize,
@@ -88,6 +94,7 @@ impl PartitionReader {
             })?,
         };
         let ended = split.stop.is_some_and(|stop| next.0 >= stop);
+        let gauges = Arc::new(PartitionGauges::new(&consumer, &split, next.0, ended)?);
         Ok(Self {
             consumer,
             split,
@@ -104,7 +111,9 @@ impl PartitionReader {
             bad: None,
             waiting: None,
             timer: None,
+            reached: None,
             ended,
+            gauges,
         })
     }
 
@@ -137,13 +146,19 @@ impl PartitionReader {
             let message = match opened.queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => message,
-                // What was there when the job was to stop has been read: the end that is told lies behind it.
                 Some(Err(KafkaError::PartitionEOF(_))) => {
+                    self.reached = self.gauges.end();
+                    // What was there when the job was to stop has been read: the end that is told lies behind it.
                     self.ended |= self.split.stop.is_some();
-                    break;
+                    if self.ended {
+                        break;
+                    }
+                    // There may be more already, and nobody is told of what comes to a queue that is not empty.
+                    continue;
                 }
                 Some(Err(e)) => return Err(failed(e, &self.split, self.next.0)),
             };
+            self.reached = None;
             let offset = message.offset();
             if self.split.stop.is_some_and(|stop| offset >= stop) {
                 self.ended = true;
@@ -186,6 +201,7 @@ impl PartitionReader {
         }
         self.columns.push(message, rows);
         taken.last = Some(offset);
+        taken.written_ms = message.timestamp().to_millis();
         if rows > 0 {
             if !matches!(self.on_bad, OnBad::Write(_)) {
                 self.records.clear();
@@ -202,7 +218,10 @@ impl PartitionReader {
     /// Takes one that cannot be read.
     fn take_bad<M: Message>(&mut self, message: &M, error: Error, taken: &mut Taken) -> Result<()> {
         match &self.on_bad {
-            OnBad::Drop(counts) => counts.drop_one(|| bad(error, &self.split, message.offset()).to_string()),
+            OnBad::Drop(counts) => {
+                self.gauges.dropped_one();
+                counts.drop_one(|| bad(error, &self.split, message.offset()).to_string());
+            }
             OnBad::Write(_) => {
                 let letter = Letter::new(message, &error);
                 taken.letter_bytes += letter.bytes();
@@ -234,7 +253,9 @@ impl PartitionReader {
     /// What was taken up to record `last`; nothing yet when that gives no rows.
     fn give(&mut self, cx: &mut Context<'_>, last: i64, max_rows: usize) -> Result<Poll<Read>> {
         if self.decoder.rows() > 0 {
+            let begun = self.consumer.env().now();
             let batch = self.batch()?;
+            self.gauges.decoded(self.consumer.env().now().since(begun));
             if batch.num_rows() > 0 {
                 return Ok(Poll::Ready(Read::Batch(self.hand_out(batch, last, max_rows))));
             }
@@ -272,11 +293,12 @@ impl PartitionReader {
         if let Some((left, last)) = self.left.take() {
             return Ok(Poll::Ready(Read::Batch(self.hand_out(left, last, max_rows))));
         }
-        if let Some((written, last)) = &mut self.letters {
-            let last = *last;
+        if let Some((written, count, last)) = &mut self.letters {
+            let (count, last) = (*count, *last);
             let Poll::Ready(written) = Pin::new(written).poll(cx) else { return Ok(Poll::Pending) };
             self.letters = None;
             written??;
+            self.gauges.wrote_letters(count);
             return self.give(cx, last, max_rows);
         }
         if self.ended {
@@ -304,6 +326,7 @@ impl PartitionReader {
                 Poll::Pending => return Ok(Poll::Pending),
             }
         }
+        let begun = self.consumer.env().now();
         let taken = self.fill(max_rows)?;
         let Some(last) = taken.last else {
             if self.waiting.is_some() {
@@ -314,10 +337,13 @@ impl PartitionReader {
             }
             return self.bad.take().map_or(Ok(Poll::Pending), Err);
         };
+        self.gauges.took(taken.bytes, taken.written_ms);
+        self.gauges.decoded(self.consumer.env().now().since(begun));
         self.consumer.is_up();
         match &self.on_bad {
             OnBad::Write(topic) if !taken.letters.is_empty() => {
-                self.letters = Some((topic.deliver(&self.split, taken.letters), last));
+                let count = taken.letters.len() as u64;
+                self.letters = Some((topic.deliver(&self.split, taken.letters), count, last));
                 cx.waker().wake_by_ref();
                 Ok(Poll::Pending)
             }
@@ -328,7 +354,12 @@ impl PartitionReader {
 
 impl SplitReader for PartitionReader {
     fn poll_next(&mut self, cx: &mut Context<'_>, max_rows: usize) -> Poll<Result<Read>> {
-        match self.poll(cx, max_rows.max(1)) {
+        let polled = self.poll(cx, max_rows.max(1));
+        // What is in hand is not handed out.
+        let in_hand = self.left.is_some() || self.letters.is_some() || self.waiting.is_some();
+        let ended = matches!(polled, Ok(Poll::Ready(Read::End)));
+        self.gauges.stands(self.next.0, self.reached.filter(|_| !in_hand), (self.opened.is_some(), ended));
+        match polled {
             Ok(Poll::Ready(read)) => Poll::Ready(Ok(read)),
             Ok(Poll::Pending) => Poll::Pending,
             Err(e) => Poll::Ready(Err(e)),
@@ -346,10 +377,15 @@ impl SplitReader for PartitionReader {
             self.consumer.is_durable(&self.split.topic, self.split.partition, offset);
         }
     }
+
+    fn gauges(&self) -> Option<Arc<dyn SplitGauges>> {
+        Some(self.gauges.clone())
+    }
 }
 
 impl Drop for PartitionReader {
     fn drop(&mut self) {
+        self.gauges.closed();
         if let Some(opened) = self.opened.take() {
             self.consumer.close(&self.split.topic, self.split.partition, &opened);
         }

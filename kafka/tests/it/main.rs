@@ -13,6 +13,8 @@ mod again;
 mod bad_records;
 #[cfg(feature = "broker")]
 mod client;
+#[cfg(feature = "broker")]
+mod figures;
 #[cfg(feature = "registry")]
 mod registry;
 #[cfg(feature = "broker")]

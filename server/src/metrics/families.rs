@@ -14,6 +14,22 @@ use super::list::{Kind, METRICS, MetricDef};
 enum Sample {
     Number(f64),
     Durations(Latencies),
+    Buckets(Buckets),
+}
+
+/// Durations by buckets of their own, as a document has them: upper bounds, how many lay in each and above, and their sum.
+#[derive(Clone, Debug, PartialEq)]
+struct Buckets {
+    le_ms: Vec<u64>,
+    counts: Vec<u64>,
+    sum_ms: f64,
+}
+
+impl Buckets {
+    fn of(doc: &Value) -> Option<Self> {
+        let numbers = |field: &str| -> Option<Vec<u64>> { doc[field].as_array()?.iter().map(Value::as_u64).collect() };
+        Some(Self { le_ms: numbers("le_ms")?, counts: numbers("counts")?, sum_ms: doc["sum_ms"].as_f64()? })
+    }
 }
 
 /// Samples by metric. A metric that is not in the list is not served.
@@ -51,6 +67,13 @@ impl Families {
             Sample::Durations(there) => *there += value,
             there => *there = Sample::Durations(*value),
         }
+    }
+
+    /// Adds durations as a document has them; null is left out.
+    pub(super) fn buckets(&mut self, name: &str, labels: &[&str], doc: &Value) {
+        let Some(buckets) = Buckets::of(doc) else { return };
+        let Some((_, samples)) = self.of(name, labels) else { return };
+        samples.insert(labels.iter().map(|l| (*l).to_owned()).collect(), Sample::Buckets(buckets));
     }
 
     fn of(&mut self, name: &str, labels: &[&str]) -> Option<(Kind, &mut BTreeMap<Vec<String>, Sample>)> {
@@ -92,7 +115,10 @@ fn metric(def: &MetricDef, labels: Vec<String>, sample: &Sample) -> Metric {
     };
     let mut metric = Metric::from_label(std::iter::zip(def.labels, labels).map(pair).collect());
     match (sample, def.kind) {
-        (Sample::Durations(durations), _) => metric.set_histogram(histogram(durations)),
+        (Sample::Durations(l), _) => {
+            metric.set_histogram(histogram(&BOUNDS_MS, l.counts(), l.sum_us() as f64 / 1e6));
+        }
+        (Sample::Buckets(b), _) => metric.set_histogram(histogram(&b.le_ms, &b.counts, b.sum_ms / 1e3)),
         (Sample::Number(value), Kind::Counter) => {
             let mut counter = Counter::default();
             counter.set_value(*value);
@@ -107,7 +133,8 @@ fn metric(def: &MetricDef, labels: Vec<String>, sample: &Sample) -> Metric {
     metric
 }
 
-fn histogram(durations: &Latencies) -> Histogram {
+/// `counts`: one for each bound, and one above.
+fn histogram(bounds_ms: &[u64], counts: &[u64], sum_s: f64) -> Histogram {
     let mut out = Histogram::default();
     let mut below = 0;
     let bucket = |(bound_ms, count): (&u64, &u64)| {
@@ -117,8 +144,8 @@ fn histogram(durations: &Latencies) -> Histogram {
         bucket.set_cumulative_count(below);
         bucket
     };
-    out.set_bucket(std::iter::zip(&BOUNDS_MS, durations.counts()).map(bucket).collect());
-    out.set_sample_count(durations.count());
-    out.set_sample_sum(durations.sum_us() as f64 / 1e6);
+    out.set_bucket(std::iter::zip(bounds_ms, counts).map(bucket).collect());
+    out.set_sample_count(counts.iter().sum());
+    out.set_sample_sum(sum_s);
     out
 }

@@ -74,6 +74,30 @@ const OF_READS: [(&str, &str); 3] = [
     ("millstream_operator_read_gets_total", "gets"),
 ];
 
+const OF_SPLIT: [(&str, &str); 11] = [
+    ("millstream_split_position", "position"),
+    ("millstream_split_watermark_ms", "watermark_ms"),
+    ("millstream_split_idle", "idle"),
+    ("millstream_split_rows_total", "rows"),
+    ("millstream_split_bytes_total", "bytes"),
+    ("millstream_split_lag_records", "lag_records"),
+    ("millstream_split_dropped_total", "dropped"),
+    ("millstream_split_dead_letters_total", "dead_letters"),
+    ("millstream_split_behind_watermark_total", "late_behind_watermark"),
+    ("millstream_split_delay_ms_p99", "delay_ms_p99"),
+    ("millstream_split_delay_ms_p999", "delay_ms_p999"),
+];
+
+/// Milliseconds there, seconds here.
+const SECONDS_OF_SPLIT: [(&str, &str); 2] =
+    [("millstream_split_lag_seconds", "lag_ms"), ("millstream_split_decode_seconds_total", "decode_ms")];
+
+const OF_SINK: [(&str, &str); 3] = [
+    ("millstream_sink_rows_total", "rows"),
+    ("millstream_sink_bytes_total", "bytes"),
+    ("millstream_sink_open_transactions", "open_transactions"),
+];
+
 /// Where a block was: the label, and the field.
 const SOURCES: [(&str, &str); 4] =
     [("memory", "memory_hits"), ("ssd", "disk_hits"), ("shared", "shared"), ("object-store", "misses")];
@@ -104,11 +128,23 @@ pub(super) fn add(families: &mut Families, doc: &Value) {
         add_operator(families, labels, op);
     }
     for split in items(&doc["splits"]) {
-        let labels = with(split["split"].as_str().unwrap_or(""));
-        families.json("millstream_split_position", &labels, &split["position"]);
-        families.json("millstream_split_watermark_ms", &labels, &split["watermark_ms"]);
-        families.json("millstream_split_idle", &labels, &split["idle"]);
+        add_split(families, &with(split["split"].as_str().unwrap_or("")), split);
     }
+    for sink in items(&doc["sinks"]) {
+        let labels = with(sink["sink"].as_str().unwrap_or(""));
+        fields(families, &OF_SINK, &labels, sink);
+        families.buckets("millstream_sink_commit_duration_seconds", &labels, &sink["commits"]);
+    }
+}
+
+fn add_split(families: &mut Families, labels: &[&str], split: &Value) {
+    fields(families, &OF_SPLIT, labels, split);
+    for (name, field) in SECONDS_OF_SPLIT {
+        if let Some(ms) = split[field].as_f64() {
+            families.add(name, labels, ms / 1e3);
+        }
+    }
+    families.buckets("millstream_split_lateness_seconds", labels, &split["lateness"]);
 }
 
 fn fields(families: &mut Families, fields: &[(&str, &str)], labels: &[&str], of: &Value) {

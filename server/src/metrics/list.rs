@@ -51,6 +51,8 @@ const OPERATOR: &[&str] = &["job", "id", "operator"];
 const SOURCE: &[&str] = &["job", "id", "operator", "source"];
 const TIER: &[&str] = &["tier"];
 const PART: &[&str] = &["part"];
+const SPLIT: &[&str] = &["job", "id", "split"];
+const SINK: &[&str] = &["job", "id", "sink"];
 const REQUEST: &[&str] = &["job", "id", "operator", "purpose", "operation"];
 const PURPOSE: &[&str] = &["job", "id", "operator", "purpose"];
 
@@ -193,9 +195,26 @@ pub const METRICS: &[MetricDef] = &[
     def(Job, Counter, "millstream_operator_compaction_out_bytes_total", OPERATOR, "As millstream_process_compaction_out_bytes_total, over all processes."),
     def(Job, Gauge, "millstream_operator_runs_per_key_group_max", OPERATOR, "How many runs a read of a key looks into at most, as the newest version has them."),
     def(Job, Counter, "millstream_subtask_rows_in_total", &["job", "id", "operator", "subtask"], "Rows that came into a subtask, since it was deployed."),
-    def(Job, Gauge, "millstream_split_position", &["job", "id", "split"], "Where the reader of a split stands."),
-    def(Job, Gauge, "millstream_split_watermark_ms", &["job", "id", "split"], "Watermark of a split, milliseconds since 1970."),
-    def(Job, Gauge, "millstream_split_idle", &["job", "id", "split"], "1 while a split does not hold the watermark."),
+
+    def(Job, Gauge, "millstream_split_position", SPLIT, "Where the reader of a split stands."),
+    def(Job, Gauge, "millstream_split_watermark_ms", SPLIT, "Watermark of a split, milliseconds since 1970."),
+    def(Job, Gauge, "millstream_split_idle", SPLIT, "1 while a split does not hold the watermark."),
+    def(Job, Counter, "millstream_split_rows_total", SPLIT, "Rows read from a split, since its subtask took it up; so are all counters of splits."),
+    def(Job, Counter, "millstream_split_bytes_total", SPLIT, "Bytes read from a split. Kafka: of keys and values, uncompressed; files: of lines."),
+    def(Job, Gauge, "millstream_split_lag_records", SPLIT, "Records between the position of a split and its end, as the source has heard of it last. Kafka: up to the high watermark, as kafka-consumer-groups counts; 0 for whoever has read all that he may."),
+    def(Job, Gauge, "millstream_split_lag_seconds", SPLIT, "How long ago, by its time stamp and the worker's clock, the last record was written that was read, seconds; 0 when there is no other one."),
+    def(Job, Counter, "millstream_split_decode_seconds_total", SPLIT, "Time of taking records out of the client's queue and making rows of them, seconds."),
+    def(Job, Counter, "millstream_split_dropped_total", SPLIT, "Records that could not be read and were passed over."),
+    def(Job, Counter, "millstream_split_dead_letters_total", SPLIT, "Records that could not be read and are in the topic for them."),
+    def(Job, Histogram, "millstream_split_lateness_seconds", SPLIT, "How far rows lay behind the greatest event time that their split had shown before them, seconds; 0: in order. Rows without an event time are not in it."),
+    def(Job, Counter, "millstream_split_behind_watermark_total", SPLIT, "Rows that lay behind it by the delay of the watermark, or more. Operators that have fired past them count them as late rows."),
+    def(Job, Gauge, "millstream_split_delay_ms_p99", SPLIT, "The watermark delay that would have held 99 % of the rows, milliseconds: an upper bound, less than an eighth too large. Absent above 24 days."),
+    def(Job, Gauge, "millstream_split_delay_ms_p999", SPLIT, "The same for 99.9 %."),
+
+    def(Job, Counter, "millstream_sink_rows_total", SINK, "Rows given to the writers of a sink, those of failed epochs included. What was committed: millstream_rows_out_total."),
+    def(Job, Counter, "millstream_sink_bytes_total", SINK, "Bytes that they wrote. Kafka: keys and values, uncompressed; files and print: text."),
+    def(Job, Gauge, "millstream_sink_open_transactions", SINK, "Transactions that were begun, or wait until a version says that they were committed."),
+    def(Job, Histogram, "millstream_sink_commit_duration_seconds", SINK, "From the moment when a worker heard that a version is durable until what the sink had left in it was committed, each subtask and epoch by itself, seconds. Commits of a recovery are not in it."),
 ];
 
 /// The page docs/metrics.md.
@@ -231,7 +250,7 @@ only the coordinator (and `run`) serves them. So nothing is counted twice when a
 that died, its own counters go with it; those of the job keep what it had told with its last heart-beat.
 
 **Labels.** `job` is the job that the binary contains, `id` its id, `operator` the uid of a task as `status` shows it,
-`purpose` what a request was for (state, compaction, version, leader, job, check, output), `operation` get, put, list, head,
+`split` a split as `status` shows it, `sink` the uid of a sink, `purpose` what a request was for (state, compaction, version, leader, job, check, output), `operation` get, put, list, head,
 delete or copy. What is not known is absent, never 0.
 
 **By operator.** Every run of sorted entries belongs to one operator, so each GET of its index or blocks, and every request of
@@ -243,10 +262,13 @@ Warm-ups read one operator's runs at a time and count as its `state` GETs.
 **Dollars** are requests times S3 Standard's prices (PUT, LIST and COPY 5 $ a million, GET and HEAD 0.40 $, DELETE 0), whatever
 the store really asks.
 
+**Splits and sinks.** A job with many partitions has many series: 33 for a partition of Kafka. What a source or sink cannot tell is absent:
+generators have no bytes and no lag, files no lag. All of it is in `status --json`, too (`splits`, `sinks`).
+
 **What a request is.** An attempt counts when it is sent. So a second GET that is called off before it has left counts,
 too, though the store may never see it (`tests/tests/it/s3.rs` compares with a proxy before the store). The probe at the start of a coordinator (one or two PUTs, docs/object-stores.md) is in no account.
 
-**Cost of measuring.** Counters move once for a batch, a request, a bundle or a compaction, never for a row. `millstream
+**Cost of measuring.** Counters move once for a batch, a request, a bundle or a compaction, never for a row; only how late it is is looked at for each row. `millstream
 metrics` lists all metrics.
 
     # how many dollars a day each operator's reads cost
@@ -255,6 +277,11 @@ metrics` lists all metrics.
     1 - sum(rate(millstream_process_keys_asked_total[5m])) / sum(rate(millstream_process_keys_named_total[5m]))
     # write amplification
     1 + sum(rate(millstream_process_compaction_out_bytes_total[1h])) / sum(rate(millstream_process_flushed_bytes_total[1h]))
+    # rows and bytes a second, and lag, of each source
+    sum by (id) (rate(millstream_split_rows_total[1m])), sum by (id) (rate(millstream_split_bytes_total[1m]))
+    max by (id) (millstream_split_lag_records), max by (id) (millstream_split_lag_seconds)
+    # p99 of commits of each sink
+    histogram_quantile(0.99, sum by (id, sink, le) (rate(millstream_sink_commit_duration_seconds_bucket[5m])))
     # p95 of GETs that somebody may wait for
     histogram_quantile(0.95, sum by (le) (rate(millstream_process_get_duration_seconds_bucket{purpose=\"state\"}[5m])))
 ";

@@ -15,7 +15,7 @@ use super::*;
 
 fn document() -> Value {
     let by = |operator: Value, purpose: &str, operation: &str, requests: u64| json!({"operator": operator, "purpose": purpose, "operation": operation, "requests": requests, "bytes": 7, "usd": 0.5});
-    json!({
+    let mut doc = json!({
         "job": "nexmark-q5", "id": "j\"1", "state": "running", "events_in": 4_000_000, "late_rows": null,
         "parallelism": 2, "version": 3, "epoch": 3, "generation": 1, "restarts": 0, "rows_out": 1, "cpu_s": 1.0,
         "peak_rss_bytes": 1, "watermark_ms": 5, "state_bytes": 1, "state_objects": 1,
@@ -26,7 +26,6 @@ fn document() -> Value {
             "by": [by("w".into(), "state", "get", 3), by(Value::Null, "state", "put", 14)],
             "coordinator": [by(Value::Null, "state", "put", 5)]},
         "cache": {"memory_hits": 3, "disk_hits": 1, "misses": 1},
-        "splits": [{"split": "a", "position": 7, "watermark_ms": 1, "idle": true}],
         "compaction": {"debt_bytes": 1, "running": 0},
         "versions": {"checkpoints": 1, "records": 2, "objects": 3, "bytes": 4},
         "garbage": {"collections": 1, "failed": 0, "objects_deleted": 2, "bytes_deleted": 3, "records_deleted": 4,
@@ -35,7 +34,25 @@ fn document() -> Value {
             "reads": {"keys_named": 9, "keys_asked": 2, "memory_hits": 1, "disk_hits": 1, "shared": 1, "misses": 1, "gets": 1},
             "writes": {"flushed_bytes": 8, "compactions": 1, "compaction_bytes_in": 2, "compaction_bytes_out": 3},
             "runs_per_key_group_max": 4, "subtasks": [{"index": 1, "rows_in": 4}]}],
-    })
+    });
+    (doc["splits"], doc["sinks"]) = (splits(), sinks());
+    doc
+}
+
+/// One of which all is known, and one of which nothing is but that it is there.
+fn splits() -> Value {
+    json!([
+        {"split": "a", "position": 7, "watermark_ms": 1, "idle": true, "rows": 20, "bytes": 300, "decode_ms": 2.5,
+            "lag_records": 4, "lag_ms": 1500, "dropped": 1, "dead_letters": 2, "late_behind_watermark": 3, "delay_ms_p99": 9,
+            "delay_ms_p999": 17, "lateness": {"le_ms": [0, 1, 4], "counts": [10, 0, 5, 5], "sum_ms": 12_000}},
+        {"split": "b", "position": 7, "watermark_ms": null, "idle": false, "rows": 0, "bytes": null, "decode_ms": null,
+            "lag_records": null, "lag_ms": null, "delay_ms_p99": null, "lateness": null},
+    ])
+}
+
+fn sinks() -> Value {
+    let commits = json!({"le_ms": [1, 2], "counts": [1, 2, 1], "sum_ms": 40.5});
+    json!([{"sink": "out", "rows": 5, "bytes": 50, "open_transactions": 2, "commits": commits}])
 }
 
 fn figures() -> ProcessFigures {
@@ -100,6 +117,18 @@ fn documents_and_figures_become_samples() {
         "millstream_checkpoint_duration_seconds_bucket{JOB,le=\"0.002\"} 3",
         "millstream_checkpoint_duration_seconds_count{JOB} 3",
         "millstream_split_idle{JOB,split=\"a\"} 1",
+        "millstream_split_rows_total{JOB,split=\"a\"} 20",
+        "millstream_split_lag_records{JOB,split=\"a\"} 4",
+        "millstream_split_lag_seconds{JOB,split=\"a\"} 1.5",
+        "millstream_split_decode_seconds_total{JOB,split=\"a\"} 0.0025",
+        "millstream_split_lateness_seconds_bucket{JOB,split=\"a\",le=\"0\"} 10",
+        "millstream_split_lateness_seconds_bucket{JOB,split=\"a\",le=\"0.004\"} 15",
+        "millstream_split_lateness_seconds_bucket{JOB,split=\"a\",le=\"+Inf\"} 20",
+        "millstream_split_lateness_seconds_sum{JOB,split=\"a\"} 12",
+        "millstream_split_rows_total{JOB,split=\"b\"} 0",
+        "millstream_sink_open_transactions{JOB,sink=\"out\"} 2",
+        "millstream_sink_commit_duration_seconds_bucket{JOB,sink=\"out\",le=\"0.002\"} 3",
+        "millstream_sink_commit_duration_seconds_count{JOB,sink=\"out\"} 4",
         "millstream_operator_busy_ratio{JOB,operator=\"w\"} 0.25",
         "millstream_operator_blocks_total{JOB,operator=\"w\",source=\"object-store\"} 1",
         "millstream_subtask_rows_in_total{JOB,operator=\"w\",subtask=\"1\"} 4",
@@ -121,6 +150,8 @@ fn documents_and_figures_become_samples() {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
     assert_eq!(text.matches("# TYPE millstream_events_in_total counter").count(), 1);
+    let of_b = text.lines().filter(|l| l.contains("split=\"b\"")).count();
+    assert_eq!(of_b, 3, "position, idle and rows: all else is not known");
     assert!(
         !text.contains("millstream_late_rows_total{") && !text.contains("class=\"write\"} null"),
         "unknown is left out"

@@ -180,6 +180,16 @@ fn what_worker_and_coordinator_serve_adds_up_to_what_status_says() {
         assert_eq!(blocks, number(&status["cache"][field]), "{source}");
         assert_eq!(coordinator.sum("millstream_operator_blocks_total", &labels), blocks, "{source}");
     }
+    // Splits, and the sink, which keeps nothing.
+    let read = number(&status["events_in"]);
+    for metric in ["millstream_split_rows_total", "millstream_split_lateness_seconds_count"] {
+        assert_eq!(coordinator.sum(metric, &of), read, "{metric}");
+    }
+    let is_delay = |s: &&String| s.starts_with("millstream_split_delay_ms_p99{") && s.contains(&id);
+    let delays: Vec<f64> = coordinator.0.iter().filter(|(s, _)| is_delay(s)).map(|(_, delay)| *delay).collect();
+    assert!(!delays.is_empty() && delays.iter().all(|delay| *delay == 1.0), "splits in order: {delays:?}");
+    assert_eq!(coordinator.sum("millstream_sink_rows_total", &of), number(&status["sinks"][0]["rows"]));
+    assert_eq!(status["sinks"][0]["bytes"], Value::Null);
     let rows = |s: &Samples, metric| s.sum(metric, &[of[0], ("operator", uid)]);
     assert_eq!(rows(&worker, "millstream_process_rows_in_total"), number(&operator["rows_in"]));
     assert_eq!(rows(&coordinator, "millstream_operator_rows_in_total"), number(&operator["rows_in"]));

@@ -51,6 +51,19 @@ fn a_job_runs_to_its_end_and_says_what_it_did() {
         assert!(!summary[field].is_null(), "{field} is missing");
     }
     assert!(summary["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+
+    let splits = summary["splits"].as_array().unwrap();
+    assert_eq!(splits.iter().map(|s| s["rows"].as_u64().unwrap()).sum::<u64>(), 10_000);
+    for split in splits {
+        // The generator's events are in order, and it knows no bytes.
+        let (behind, delay) = (&split["late_behind_watermark"], &split["delay_ms_p999"]);
+        assert_eq!((behind, delay, &split["bytes"]), (&0.into(), &1.into(), &serde_json::Value::Null), "{split}");
+    }
+    let sink = &summary["sinks"][0];
+    let text: usize = lines(&folder.path().join("out")).iter().map(|l| l.len() + 1).sum();
+    assert_eq!((&sink["rows"], &sink["bytes"]), (&9_200.into(), &text.into()), "{sink}");
+    let commits: u64 = sink["commits"]["counts"].as_array().unwrap().iter().map(|c| c.as_u64().unwrap()).sum();
+    assert!(commits >= 2, "a file of each subtask at least: {sink}");
 }
 
 #[test]

@@ -4,15 +4,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use arrow_array::RecordBatch;
-use arrow_array::cast::AsArray;
-use arrow_array::types::TimestampMillisecondType;
 use arrow_schema::SchemaRef;
 use millstream_common::env::{BoxFuture, Moment};
 use millstream_common::{Env, Error, Result};
-use millstream_engine::element::TimestampMs;
 use millstream_engine::source::{
-    Discovery, Position, Read, Source, Split, SplitEnumerator, SplitReader, WatermarkStrategy,
+    Discovery, Position, Read, Source, Split, SplitEnumerator, SplitReader, WatermarkStrategy, event_time_column,
 };
 
 use super::data::{self, Dataset};
@@ -35,13 +31,9 @@ impl SimSource {
     /// Its watermarks: the dataset says how far rows are out of order.
     #[must_use]
     pub fn watermarks(&self) -> WatermarkStrategy {
-        let latest = |batch: &RecordBatch| -> Result<Option<TimestampMs>> {
-            let times = batch.column_by_name("time").ok_or_else(|| Error::internal("a batch without time"))?;
-            Ok(times.as_primitive::<TimestampMillisecondType>().values().iter().max().copied())
-        };
         // A row may be as old as the watermark that its own batch makes: 1 ms more keeps it from being late.
         let delay_ms = if self.data.late { self.data.delay_ms / 8 } else { self.data.delay_ms + 1 };
-        let strategy = WatermarkStrategy::bounded_out_of_orderness(Arc::new(latest), delay_ms)
+        let strategy = WatermarkStrategy::bounded_out_of_orderness(event_time_column("time"), delay_ms)
             .with_idle_timeout(self.data.idle_ms.map(Duration::from_millis));
         match self.data.max_drift_ms {
             None => strategy,

@@ -61,6 +61,7 @@ impl JobMaster {
                 && self.confirmed.insert(key)
             {
                 self.statistics.rows_out += listed.rows;
+                self.statistics.committed(id);
                 kill_point("coordinator-confirmed");
             }
         }

@@ -169,6 +169,7 @@ impl Cluster {
                     epoch: c.epoch,
                     subtask: c.subtask,
                     sequence: c.sequence,
+                    took_us: None,
                 };
                 Up::Confirmed(Confirmed { job, committables: c.committables.iter().map(id).collect(), failure: None })
             }
@@ -185,7 +186,8 @@ impl Cluster {
                     let subtask = self.master.placement.iter().position(|w| w == name).unwrap() as u32;
                     let made =
                         Committable { sink_uid: "out".into(), epoch: b.epoch, subtask, ..Committable::default() };
-                    let id = CommittableId { sink_uid: "out".into(), epoch: b.epoch, subtask, sequence: 0 };
+                    let (sink_uid, epoch) = ("out".into(), b.epoch);
+                    let id = CommittableId { sink_uid, epoch, subtask, ..CommittableId::default() };
                     self.owed.entry(name.to_owned()).or_default().push(id);
                     report.committables.push(made);
                 }

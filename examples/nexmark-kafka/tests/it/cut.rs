@@ -163,7 +163,7 @@ fn wait_for_open(job: &str, at_most: usize) {
     run(|env| async move {
         let brokers = brokers(&env, &bootstrap());
         for _ in 0..600 {
-            if brokers.ongoing_transactions(&prefix).await.unwrap().len() <= at_most {
+            if brokers.ongoing_transactions(&prefix).await.unwrap().transactions.len() <= at_most {
                 return;
             }
             env.sleep(Duration::from_millis(100)).await;
