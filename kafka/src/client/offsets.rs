@@ -158,33 +158,35 @@ impl Brokers {
 
     /// Commits offsets for a group without members: for those who watch its lag.
     pub async fn commit(&self, group: &str, offsets: &BTreeMap<TopicPartition, i64>) -> Result<()> {
-        self.insist(|| async {
-            let partitions = offsets.iter().map(|((topic, partition), offset)| {
-                let p = OffsetCommitRequestPartition::default()
-                    .with_partition_index(*partition)
-                    .with_committed_offset(*offset)
-                    .with_committed_leader_epoch(-1);
-                (topic, p)
-            });
-            let topics = by_topic(partitions)
-                .into_iter()
-                .map(|(name, ps)| OffsetCommitRequestTopic::default().with_name(topic_name(name)).with_partitions(ps));
-            let request = OffsetCommitRequest::default()
-                .with_group_id(group_id(group))
-                .with_generation_id_or_member_epoch(-1)
-                .with_topics(topics.collect());
-            let code = |r: &OffsetCommitResponse| {
-                let codes = r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
-                codes.into_iter().find(|code| *code != 0).unwrap_or(0)
-            };
-            let of = (Coordinates::Group, group);
-            let (broker, response) = self.call_coordinator(of, &request, 8..=8, code).await?;
-            match ResponseError::try_from_code(code(&response)) {
-                Some(error) => Err(refused(&broker, &format!("offsets of group '{group}'"), error)),
-                None => Ok(()),
-            }
-        })
-        .await
+        self.insist(|| self.commit_once(group, offsets)).await
+    }
+
+    /// The same, without another try.
+    pub async fn commit_once(&self, group: &str, offsets: &BTreeMap<TopicPartition, i64>) -> Result<()> {
+        let partitions = offsets.iter().map(|((topic, partition), offset)| {
+            let p = OffsetCommitRequestPartition::default()
+                .with_partition_index(*partition)
+                .with_committed_offset(*offset)
+                .with_committed_leader_epoch(-1);
+            (topic, p)
+        });
+        let topics = by_topic(partitions)
+            .into_iter()
+            .map(|(name, ps)| OffsetCommitRequestTopic::default().with_name(topic_name(name)).with_partitions(ps));
+        let request = OffsetCommitRequest::default()
+            .with_group_id(group_id(group))
+            .with_generation_id_or_member_epoch(-1)
+            .with_topics(topics.collect());
+        let code = |r: &OffsetCommitResponse| {
+            let codes = r.topics.iter().flat_map(|t| &t.partitions).map(|p| p.error_code);
+            codes.into_iter().find(|code| *code != 0).unwrap_or(0)
+        };
+        let of = (Coordinates::Group, group);
+        let (broker, response) = self.call_coordinator(of, &request, 8..=8, code).await?;
+        match ResponseError::try_from_code(code(&response)) {
+            Some(error) => Err(refused(&broker, &format!("offsets of group '{group}'"), error)),
+            None => Ok(()),
+        }
     }
 }
 

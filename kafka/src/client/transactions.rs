@@ -187,19 +187,21 @@ impl Brokers {
         }
     }
 
-    /// Has the open transaction of a producer commit an offset of a group, together with its records.
+    /// Has the open transaction of a producer commit an offset of a group, together with its records: the broker's answer. An
+    /// `Err` says that nobody answered in time, or that we may not do that.
     pub async fn add_offset(
         &self,
         (id, producer): (&str, (i64, i16)),
         group: &str,
         (topic, partition): &TopicPartition,
         offset: i64,
-    ) -> Result<()> {
+    ) -> Result<std::result::Result<(), ResponseError>> {
         let (producer_id, epoch) = (ProducerId(producer.0), producer.1);
         let what = format!("an offset of group '{group}' in a transaction of '{id}'");
-        let done = |broker: &str, code: i16| match ResponseError::try_from_code(code) {
-            None => Ok(()),
-            Some(error) => Err(refused(broker, &what, error)),
+        let answer = |broker: &str, code: i16| match ResponseError::try_from_code(code) {
+            None => Ok(Ok(())),
+            Some(error) if passes(error) || to_grant(error).is_some() => Err(refused(broker, &what, error)),
+            Some(error) => Ok(Err(error)),
         };
         self.insist(|| async {
             let request = AddOffsetsToTxnRequest::default()
@@ -209,7 +211,9 @@ impl Brokers {
                 .with_group_id(group_id(group));
             let of = (Coordinates::Transaction, id);
             let (broker, response) = self.call_coordinator(of, &request, 2..=3, |r| r.error_code).await?;
-            done(&broker, response.error_code)?;
+            if let Err(refused) = answer(&broker, response.error_code)? {
+                return Ok(Err(refused));
+            }
             let partition = TxnOffsetCommitRequestPartition::default()
                 .with_partition_index(*partition)
                 .with_committed_offset(offset)
@@ -228,7 +232,7 @@ impl Brokers {
                 codes.into_iter().find(|code| *code != 0).unwrap_or(0)
             };
             let (broker, response) = self.call_coordinator((Coordinates::Group, group), &request, 2..=3, code).await?;
-            done(&broker, code(&response))
+            answer(&broker, code(&response))
         })
         .await
     }

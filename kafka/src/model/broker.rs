@@ -329,6 +329,25 @@ impl ModelBroker {
         })
     }
 
+    /// A group in a transaction of a producer, which begins with that.
+    pub(super) fn add_group(&self, id: &str, producer: (i64, i16)) -> std::result::Result<(), ResponseError> {
+        self.with(|state, now, _| {
+            let begun = state.begun;
+            let Some(t) = state.ids.get_mut(id).filter(|t| t.producer_id == producer.0) else {
+                return Err(ResponseError::InvalidProducerIdMapping);
+            };
+            if t.epoch != producer.1 {
+                return Err(ResponseError::ProducerFenced);
+            }
+            let open = *t.open.get_or_insert_with(|| {
+                (t.state, t.started_ms, t.records) = (TransactionState::Ongoing, now, 0);
+                begun + 1
+            });
+            state.begun = begun.max(open);
+            Ok(())
+        })
+    }
+
     /// An offset that the open transaction of a producer commits for a group.
     pub(super) fn add_offset(
         &self,

@@ -11,10 +11,11 @@ use kafka_protocol::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{
-    AddOffsetsToTxnResponse, ApiKey, ApiVersionsResponse, BrokerId, DescribeTransactionsRequest,
-    DescribeTransactionsResponse, EndTxnRequest, EndTxnResponse, FindCoordinatorResponse, InitProducerIdRequest,
-    InitProducerIdResponse, ListTransactionsResponse, MetadataResponse, OffsetFetchRequest, OffsetFetchResponse,
-    ProducerId, RequestHeader, ResponseHeader, TransactionalId, TxnOffsetCommitRequest, TxnOffsetCommitResponse,
+    AddOffsetsToTxnRequest, AddOffsetsToTxnResponse, ApiKey, ApiVersionsResponse, BrokerId,
+    DescribeTransactionsRequest, DescribeTransactionsResponse, EndTxnRequest, EndTxnResponse, FindCoordinatorResponse,
+    InitProducerIdRequest, InitProducerIdResponse, ListTransactionsResponse, MetadataResponse, OffsetFetchRequest,
+    OffsetFetchResponse, ProducerId, RequestHeader, ResponseHeader, TransactionalId, TxnOffsetCommitRequest,
+    TxnOffsetCommitResponse,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use millstream_common::env::BoxFuture;
@@ -142,8 +143,11 @@ fn answer(broker: &ModelBroker, mut request: Bytes) -> Result<Bytes> {
             });
             ListTransactionsResponse::default().with_transaction_states(open.collect()).encode(&mut out, version)
         }
-        // A transaction that has begun has its groups, too.
-        ApiKey::AddOffsetsToTxn => AddOffsetsToTxnResponse::default().encode(&mut out, version),
+        ApiKey::AddOffsetsToTxn => {
+            let r = AddOffsetsToTxnRequest::decode(&mut request, version).map_err(|e| wrong(e.to_string()))?;
+            let added = broker.add_group(r.transactional_id.0.as_str(), (r.producer_id.0, r.producer_epoch));
+            AddOffsetsToTxnResponse::default().with_error_code(code(added)).encode(&mut out, version)
+        }
         ApiKey::TxnOffsetCommit => {
             let r = TxnOffsetCommitRequest::decode(&mut request, version).map_err(|e| wrong(e.to_string()))?;
             TxnOffsetCommitResponse::default().with_topics(offsets_added(broker, &r)).encode(&mut out, version)

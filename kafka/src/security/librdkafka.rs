@@ -19,6 +19,8 @@ impl Security {
     /// Sets the properties of a client of librdkafka; secrets are read now. For [`Sasl::OAuthBearer`] its context asks
     /// [`Tokens`] besides.
     pub fn to_librdkafka(&self, config: &mut ClientConfig) -> Result<()> {
+        // Before librdkafka does it: else OpenSSL frees what its threads still use, when the process ends.
+        openssl::init();
         let protocol = match (&self.tls, &self.sasl) {
             (None, None) => "plaintext",
             (Some(_), None) => "ssl",

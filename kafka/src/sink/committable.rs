@@ -32,6 +32,8 @@ pub(crate) enum Judged {
     Open,
     /// Only its commit can tell: the broker does not describe transactions.
     Untold,
+    /// The broker is giving it up, and has not written that down yet.
+    Ending,
     /// It is committed.
     Done,
     /// It cannot be committed any more.
@@ -99,6 +101,9 @@ impl Transaction {
                 now.producer_epoch, self.producer_epoch
             );
             let is_this = now.producer_epoch > self.producer_epoch && now.started_ms == self.started_ms;
+            if is_this && now.state == TransactionState::Ongoing {
+                return Judged::Ending;
+            }
             return Judged::Lost { why, aborted: is_aborted && is_this };
         }
         if self.started_ms != UNTOLD && now.started_ms != self.started_ms {
@@ -178,7 +183,7 @@ mod tests {
         for state in [TransactionState::Ongoing, TransactionState::CompleteCommit] {
             let d = described(state);
             assert!(lost(&Described { producer_id: 7_002, ..d.clone() }));
-            assert!(lost(&Described { producer_epoch: 4, ..d.clone() }));
+            assert!(lost(&Described { producer_epoch: 4, started_ms: d.started_ms + 1, ..d.clone() }));
             assert!(lost(&Described { producer_epoch: 2, ..d.clone() }));
             assert!(lost(&Described { started_ms: d.started_ms + 1, ..d }));
         }
@@ -193,6 +198,8 @@ mod tests {
             let d = described(state);
             assert!(aborted(&d) && aborted(&Described { producer_epoch: 4, ..d.clone() }));
             assert!(!aborted(&Described { producer_epoch: 2, ..d.clone() }));
+            let ending = Described { producer_epoch: 4, ..described(TransactionState::Ongoing) };
+            assert_eq!(judge(&t, &ending), Judged::Ending, "nor is it committed any more");
             assert!(!aborted(&Described { producer_id: 7_002, ..d.clone() }));
             assert!(!aborted(&Described { started_ms: d.started_ms + 1, producer_epoch: 4, ..d }));
         }
@@ -217,7 +224,7 @@ mod tests {
         let t = Transaction { started_ms: UNTOLD, ..transaction() };
         assert_eq!(judge(&t, &described(TransactionState::Ongoing)), Judged::Open);
         assert_eq!(judge(&t, &described(TransactionState::CompleteCommit)), Judged::Done);
-        let later = Described { producer_epoch: 4, ..described(TransactionState::Ongoing) };
+        let later = Described { producer_epoch: 4, ..described(TransactionState::CompleteAbort) };
         assert!(matches!(judge(&t, &later), Judged::Lost { aborted: false, .. }));
     }
 

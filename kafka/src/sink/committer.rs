@@ -1,8 +1,8 @@
 //! Commits transactions, whoever wrote them, and ends those that nobody will commit.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kafka_protocol::ResponseError;
 use millstream_common::env::BoxFuture;
 use millstream_common::kill_points::kill_point;
 use millstream_common::planted::bug_is_planted;
@@ -10,8 +10,11 @@ use millstream_common::{Epoch, Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer, SinkObjects, only_by_recovery};
 
 use super::committable::{Judged, Transaction};
-use super::options::LostTransactions;
+use super::options::{LostTransactions, ToTopic};
 use super::{Shared, ids};
+
+/// The error of a broker that wants a right.
+const NO_RIGHT: u16 = 1347;
 
 /// Newer versions of the request take a commit that is repeated after one by an older version for an error.
 pub(super) const COMMIT_VERSION: i16 = 4;
@@ -33,16 +36,17 @@ impl TransactionCommitter {
 
     /// Ends it, if it is open: [`Judged::Done`] when it is committed, else why it is lost.
     async fn end(&self, transaction: &Transaction, commit: bool) -> Result<Judged> {
-        let judged = self.judge(transaction).await?;
-        if !matches!(judged, Judged::Open | Judged::Untold) {
-            return Ok(judged);
+        match self.judge(transaction).await? {
+            Judged::Open | Judged::Untold => {}
+            Judged::Ending => return Err(not_ended(transaction, "it is given up just now")),
+            judged => return Ok(judged),
         }
         let producer = (transaction.producer_id, transaction.producer_epoch);
         match self.shared.brokers.end_transaction(&transaction.id, producer, commit, COMMIT_VERSION).await? {
             Ok(()) if commit => Ok(Judged::Done),
             Ok(()) => Ok(Judged::Lost { why: "it is to come behind what is written again".to_owned(), aborted: true }),
             Err(refused) => match self.judge(transaction).await? {
-                Judged::Open => Err(not_ended(transaction, refused)),
+                Judged::Open | Judged::Ending => Err(not_ended(transaction, refused)),
                 Judged::Untold => match Transaction::judge_refusal(refused) {
                     // It may have been committed before.
                     Some(why) => Ok(Judged::Lost { why, aborted: false }),
@@ -60,14 +64,14 @@ impl TransactionCommitter {
                 Err(only_by_recovery(format!("{}: {why}", what_is_lost(committable))).at(transaction.id))
             }
             Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
-            Judged::Open | Judged::Untold | Judged::Done => Ok(()),
+            Judged::Open | Judged::Ending | Judged::Untold | Judged::Done => Ok(()),
         }
     }
 
     /// The same, while nobody writes: what was lost is written again. So is all that follows it: its records lie before those.
     async fn recover(&mut self, committable: &Committable, objects: &SinkObjects) -> Result<()> {
         let transaction = Transaction::decode(&committable.payload)?;
-        let follows = self.again_from.is_some_and(|first| first < committable.epoch);
+        let follows = self.again_from.is_some_and(|first| first < committable.epoch) && self.has_copy(committable);
         match self.end(&transaction, !follows).await? {
             Judged::Lost { why, aborted } if self.is_written_again(committable, aborted) => {
                 let what = what_is_lost(committable);
@@ -77,14 +81,46 @@ impl TransactionCommitter {
                 Ok(())
             }
             Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
-            Judged::Open | Judged::Untold | Judged::Done => Ok(()),
+            Judged::Done if follows => {
+                let rows = rows_of(committable);
+                tracing::warn!(
+                    "{rows} were visible before rows of an earlier epoch, which are written again behind them"
+                );
+                Ok(())
+            }
+            Judged::Open | Judged::Ending | Judged::Untold | Judged::Done => Ok(()),
         }
     }
 
     /// Whether a transaction that was not committed can be, and is to be, written again.
     fn is_written_again(&self, committable: &Committable, aborted: bool) -> bool {
-        let wanted = self.shared.options.lost_transactions == LostTransactions::WriteAgain;
-        aborted && wanted && !committable.kept.is_empty()
+        aborted && self.has_copy(committable)
+    }
+
+    fn has_copy(&self, committable: &Committable) -> bool {
+        self.shared.options.lost_transactions == LostTransactions::WriteAgain && !committable.kept.is_empty()
+    }
+
+    /// The rights that are needed when something is lost are asked for at the start.
+    async fn may_write_again(&self) -> Result<()> {
+        let options = &self.shared.options;
+        let (LostTransactions::WriteAgain, ToTopic::Named(topic)) = (options.lost_transactions, &options.topic) else {
+            return Ok(());
+        };
+        let group = format!("{}-rights", options.transactional_id_prefix);
+        let offsets = BTreeMap::from([((topic.clone(), 0), 0)]);
+        match self.shared.brokers.commit_once(&group, &offsets).await {
+            Err(e) if e.number() == NO_RIGHT => Err(e.next(
+                "to write lost transactions again, grant the user Read on the topics that the sink writes to, and on groups that \
+                 begin with its prefix of transactional ids",
+            )),
+            // The topic may come into being with its first record.
+            Err(e) => {
+                tracing::debug!("whether lost transactions may be written again is not known: {e}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn lost(&self, committable: &Committable, transaction: &Transaction, why: &str) -> Result<()> {
@@ -96,9 +132,11 @@ impl TransactionCommitter {
         let next = if committable.kept.is_empty() {
             "have the sink skip lost transactions and submit the job again: it goes on without these rows; or go back to a \
              version before that epoch (--from), which writes them and all later ones again"
+        } else if self.has_copy(committable) {
+            "nobody can tell whether they were committed, so their copy is not written: see whether they are in the topic, and \
+             have the sink skip lost transactions and submit the job again, or go back to a version before that epoch (--from)"
         } else {
-            "a copy of these rows was kept: have the sink write lost transactions again and submit the job again; where nobody \
-             can tell whether they were committed, see whether they are in the topic, and have it skip lost ones"
+            "a copy of these rows was kept: have the sink write lost transactions again, and submit the job again"
         };
         match self.shared.options.lost_transactions {
             LostTransactions::Skip => {
@@ -121,7 +159,7 @@ fn what_is_lost(committable: &Committable) -> String {
 }
 
 /// The broker refuses, and yet has it open, or does not say: a state in between.
-fn not_ended(transaction: &Transaction, refused: ResponseError) -> Error {
+fn not_ended(transaction: &Transaction, refused: impl std::fmt::Display) -> Error {
     Error::unavailable(format!("the broker does not end a transaction that it should have open: {refused}"))
         .code(2440)
         .at(transaction.id.clone())
@@ -138,6 +176,7 @@ impl Committer for TransactionCommitter {
 
     fn clean_up(&mut self, generation: Generation, execution: Execution) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
+            self.may_write_again().await?;
             let prefix = &self.shared.options.transactional_id_prefix;
             // What the version lists has been committed: whatever older deployments have open is nobody's. Newer ones there
             // are when this one is over, and does not know it.

@@ -38,10 +38,11 @@ pub enum LostTransactions {
     Fail,
     /// They are named in the log, and the job goes on without them.
     Skip,
-    /// The sink keeps a copy of each epoch's records in the job's object store until their commit is confirmed, and writes a
-    /// transaction that was given up, and all that follow it, again from there: no row is lost or doubled, and no key's rows
-    /// change places. The job restarts for that. Costs one PUT a subtask and epoch, or one every 4 MiB of records, and the
-    /// right to read the consumer groups whose names begin with the prefix of the transactional ids.
+    /// The sink keeps a copy of each epoch's records in the job's object store, as long as a version is kept that lists them as
+    /// not committed, and writes a transaction that was given up, and all that follow it, again from there: no row is lost or
+    /// doubled, and no key's rows change places. The job restarts for that. Costs one PUT a subtask and epoch, or one every
+    /// 4 MiB of records, and Read on the topics and on groups whose names begin with the prefix of the transactional ids.
+    /// Brokers before Apache Kafka 3.0 do not say whether a transaction was given up: there it is as `Fail`.
     WriteAgain,
 }
 

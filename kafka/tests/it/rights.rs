@@ -5,10 +5,10 @@ use std::time::Duration;
 use kafka_protocol::messages::create_acls_request::AclCreation;
 use kafka_protocol::messages::{CreateAclsRequest, CreateAclsResponse};
 use kafka_protocol::protocol::StrBytes;
-use millstream_common::{Env, Epoch, Error};
+use millstream_common::{Env, Epoch, Error, Execution, Generation};
 use millstream_engine::sink::Sink;
 use millstream_kafka::security::{Sasl, Security};
-use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions};
+use millstream_kafka::sink::{DeliveryGuarantee, KafkaSink, KafkaSinkOptions, LostTransactions};
 
 use super::security::login;
 use super::sink::{options, pre_commit, rows, sink, writer};
@@ -17,9 +17,11 @@ use super::versions::ask;
 
 /// Numbers of the protocol.
 const TOPIC: i8 = 2;
+const GROUP: i8 = 3;
 const TRANSACTIONAL_ID: i8 = 5;
 const LITERAL: i8 = 3;
 const PREFIXED: i8 = 4;
+const READ: i8 = 3;
 const WRITE: i8 = 4;
 const DESCRIBE: i8 = 8;
 const ALLOW: i8 = 3;
@@ -119,5 +121,23 @@ fn a_topic_that_may_not_be_written_to_is_final_and_named() {
             assert!(error.place().contains(&topic), "{error}");
             assert!(error.advice().contains("Write on those that it writes to"), "{error}");
         }
+    });
+}
+
+/// What is only needed when something is lost is asked for at the start.
+#[test]
+fn without_the_rights_to_write_again_nothing_begins() {
+    run(|env| async move {
+        let (topic, marker, prefix) = (unique("again"), unique("marker"), unique("again"));
+        create_topic(&topic, 1).await;
+        let sink =
+            |lost_transactions| sink(&env, KafkaSinkOptions { lost_transactions, ..of_user(options(&topic, &prefix)) });
+        let begin = async |lost| sink(lost).committer().unwrap().clean_up(Generation(1), Execution(1)).await;
+        begin(LostTransactions::WriteAgain).await.unwrap();
+        may_only_describe(&env, &marker, vec![may("somebody", READ, (GROUP, &prefix, PREFIXED))]).await;
+        let error = begin(LostTransactions::WriteAgain).await.unwrap_err();
+        assert!(error.is_final() && error.number() == 1347, "{error}");
+        assert!(error.advice().contains("Read on the topics that the sink writes to, and on groups"), "{error}");
+        begin(LostTransactions::Fail).await.unwrap();
     });
 }

@@ -145,14 +145,15 @@ fn thread(run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::spawn(run)
 }
 
-/// q20 through the proxy; the name of the job, which is that of the topic of its results.
-fn submit(cluster: &Cluster, parallelism: &str, checkpoint_timeout: &str, transaction_timeout: &str) -> String {
+/// q20 through the proxy, with these arguments; the name of the job, which is that of the topic of its results.
+fn submit(cluster: &Cluster, parallelism: &str, checkpoint_timeout: &str, more: &[&str]) -> String {
     let (events, results, through) = (golden_events(), unique("cut"), variable("KAFKA_BOOTSTRAP_CUT"));
     run(|_| async { create_topic(&results, 2).await });
     let timeout = format!("checkpoint.timeout={checkpoint_timeout}");
     let options = ["-p", parallelism, "--checkpoint-interval", "200ms", "-D", &timeout];
-    let more = ["--stop", "latest", "--rate", "1500", "--transaction-timeout", transaction_timeout];
-    let args = [&["--brokers", &through, "--events", events, "--results", &results][..], &more].concat();
+    let common =
+        ["--brokers", &through, "--events", events, "--results", &results, "--stop", "latest", "--rate", "1500"];
+    let args = [&common[..], more].concat();
     cluster.submit("q20", &results, &options, &args);
     results
 }
@@ -177,7 +178,7 @@ fn wait_for_open(job: &str, at_most: usize) {
 fn a_job_that_is_cut_off_again_and_again_gives_each_row_once() {
     let proxy = Proxy::start();
     let mut cluster = Cluster::start(2, 1, &[]);
-    let job = submit(&cluster, "2", "1s", "1m");
+    let job = submit(&cluster, "2", "1s", &["--transaction-timeout", "1m"]);
     let completed = |s: &serde_json::Value| s["checkpoints"]["completed"].as_u64().unwrap_or(0);
     let failed = |s: &serde_json::Value| s["checkpoints"]["failed"].as_u64().unwrap_or(0);
     let mut before = 0;
@@ -201,10 +202,19 @@ fn a_job_that_is_cut_off_again_and_again_gives_each_row_once() {
 /// One worker and one subtask, which stays at `at` until the network is cut, and is cut off for as long as it takes the broker
 /// to give up its transactions.
 fn cut_off_at(at: &'static str, before_cut: impl Fn(&str)) -> (Proxy, Cluster, String) {
+    cut_off((at, before_cut), &[], "fail")
+}
+
+/// The same, with further variables, and what becomes of lost transactions.
+fn cut_off(
+    (at, before_cut): (&'static str, impl Fn(&str)),
+    armed: &[Armed],
+    lost_transactions: &str,
+) -> (Proxy, Cluster, String) {
     let proxy = Proxy::start();
-    let armed: [Armed; 1] = [(Role::Worker, "MILLSTREAM_STAY_AT", at)];
+    let armed = [&[(Role::Worker, "MILLSTREAM_STAY_AT", at)], armed].concat();
     let cluster = Cluster::start(1, 1, &armed);
-    let job = submit(&cluster, "1", "2s", "6s");
+    let job = submit(&cluster, "1", "2s", &["--transaction-timeout", "6s", "--lost-transactions", lost_transactions]);
     let stays = cluster.point(&format!("stays-{}", at.split(':').next().unwrap()));
     wait("it stays", || stays.exists());
     before_cut(&job);
@@ -241,4 +251,27 @@ fn a_transaction_that_the_broker_gives_up_behind_its_version_ends_the_job_with_w
     assert!(found.windows(2).all(|two| two[0] < two[1]), "a row is there twice");
     assert!(found.iter().all(|row| due.binary_search(row).is_ok()), "a row is none of the golden ones");
     assert!(!found.is_empty() && found.len() < due.len(), "{} rows", found.len());
+}
+
+/// The same cut, and a copy is kept: whoever writes it again is killed when the records are there, or committed already, and the
+/// next one neither loses nor doubles them.
+fn is_written_again_though_killed_at(at: &'static str) {
+    let armed = [(Role::Worker, "MILLSTREAM_KILL_AT", at)];
+    let (_proxy, mut cluster, job) = cut_off(("worker-told:3", |_: &str| {}), &armed, "write-again");
+    let end = cluster.finish(&job);
+    assert!(end["restarts"].as_u64() > Some(0), "{}", end["restarts"]);
+    let deaths: Vec<_> = cluster.deaths.iter().map(|d| (d.role, d.signal)).collect();
+    assert_eq!(deaths, [(Role::Worker, Some(9))]);
+    assert!(cluster.deaths[0].log.contains(&format!("killed at {at}\n")), "{}", cluster.deaths[0].log);
+    exactly(&job, "q20");
+}
+
+#[test]
+fn what_is_lost_is_written_again_by_the_next_one_when_the_first_has_written_it() {
+    is_written_again_though_killed_at("again-written");
+}
+
+#[test]
+fn what_is_lost_is_there_once_when_who_committed_it_again_is_killed() {
+    is_written_again_though_killed_at("again-committed");
 }

@@ -15,7 +15,7 @@ pub(crate) struct Program {
 /// Runs a command to its end.
 pub(crate) fn call(args: &[&str]) {
     let out = Command::new(env!("CARGO_BIN_EXE_nexmark-kafka")).args(args).stdin(Stdio::null()).output().unwrap();
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{args:?}: {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
 }
 
 /// Runs a command that fails, and gives what it says.
