@@ -11,10 +11,11 @@ use std::time::Duration;
 use millstream_common::env::{AbortOnDrop, Lane, Running};
 use millstream_common::{Env, Error, ErrorKind, Result};
 use millstream_formats::json::JsonEncoding;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::Message;
 use tokio::sync::Mutex;
 
 use super::bad::Counts;
+use super::headers::{Native, headers};
 use super::options::KafkaSourceOptions;
 use super::splits::PartitionSplit;
 use crate::client::{Brokers, BrokersOptions, TcpDial};
@@ -54,15 +55,16 @@ pub(super) struct Letter {
 }
 
 impl Letter {
-    pub(super) fn new<M: Message>(message: &M, error: &Error) -> Self {
-        let headers = message.headers().into_iter().flat_map(Headers::iter);
+    pub(super) fn new<M: Message<Headers: Native>>(message: &M, error: &Error) -> Self {
+        // Where they cannot be read, that is the cause.
+        let headers = headers(message).unwrap_or_default().into_iter();
         let mut text = error.to_string();
         text.truncate((0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0));
         Self {
             offset: message.offset(),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
-            headers: headers.map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect(),
+            headers: headers.map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
             timestamp: message.timestamp().to_millis(),
             number: error.number(),
             text,

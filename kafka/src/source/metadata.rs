@@ -8,8 +8,10 @@ use arrow_array::builder::{
     TimestampMillisecondBuilder,
 };
 use arrow_schema::{DataType, Field, TimeUnit};
-use rdkafka::message::{Headers, Message};
+use millstream_common::Result;
+use rdkafka::message::Message;
 
+use super::headers::{Headers, Native, headers};
 use super::options::Metadata;
 
 pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
@@ -54,8 +56,14 @@ impl Columns {
         Self(wanted.iter().map(|(_, what)| column(what)).collect())
     }
 
+    /// The headers of a record, if somebody wants them.
+    pub(super) fn headers<'a, M: Message<Headers: Native>>(&self, message: &'a M) -> Result<Headers<'a>> {
+        let wanted = self.0.iter().any(|column| matches!(column, Column::Headers(_)));
+        if wanted { headers(message) } else { Ok(Vec::new()) }
+    }
+
     /// Adds those of a record, for as many rows as it has.
-    pub(super) fn push<M: Message>(&mut self, message: &M, rows: usize) {
+    pub(super) fn push<M: Message>(&mut self, message: &M, headers: &Headers<'_>, rows: usize) {
         for column in &mut self.0 {
             for _ in 0..rows {
                 match column {
@@ -65,9 +73,9 @@ impl Columns {
                     Column::Timestamp(b) => b.append_option(message.timestamp().to_millis()),
                     Column::Key(b) => b.append_option(message.key()),
                     Column::Headers(b) => {
-                        for header in message.headers().into_iter().flat_map(Headers::iter) {
-                            b.keys().append_value(header.key);
-                            b.values().append_option(header.value);
+                        for (name, value) in headers {
+                            b.keys().append_value(name);
+                            b.values().append_option(*value);
                         }
                         // Keys and values are of one length: both were just given one each.
                         let _ = b.append(true);

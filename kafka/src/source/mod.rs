@@ -8,6 +8,7 @@ mod bad;
 mod consumer;
 mod dead_letters;
 mod gauges;
+mod headers;
 mod metadata;
 mod options;
 mod reader;

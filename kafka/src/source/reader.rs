@@ -19,6 +19,7 @@ use super::bad::OnBad;
 use super::consumer::{Consumer, Opened};
 use super::dead_letters::Letter;
 use super::gauges::PartitionGauges;
+use super::headers::Native;
 use super::metadata::Columns;
 use super::splits::PartitionSplit;
 
@@ -148,8 +149,8 @@ impl PartitionReader {
                 Some(Ok(message)) => message,
                 Some(Err(KafkaError::PartitionEOF(_))) => {
                     self.reached = self.gauges.end();
-                    // What was there when the job was to stop has been read: the end that is told lies behind it.
-                    self.ended |= self.split.stop.is_some();
+                    // What was there when the job was to stop has been read, unless this is a leader that lacks some of it.
+                    self.ended |= self.split.stop.is_some_and(|stop| self.reached.is_none_or(|end| end >= stop));
                     if self.ended {
                         break;
                     }
@@ -178,7 +179,7 @@ impl PartitionReader {
     }
 
     /// Takes one record.
-    fn take<M: Message>(&mut self, message: &M, taken: &mut Taken) -> Result<()> {
+    fn take<M: Message<Headers: Native>>(&mut self, message: &M, taken: &mut Taken) -> Result<()> {
         let offset = message.offset();
         if taken.last.is_none() && offset != self.next.0 {
             // The record that was half handed out is gone.
@@ -186,20 +187,25 @@ impl PartitionReader {
         }
         taken.bytes += message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
         let before = self.decoder.rows();
-        if let Some(payload) = message.payload()
-            && let Err(e) = self.decoder.push(payload)
-        {
-            self.take_bad(message, e, taken)?;
-            if self.bad.is_some() {
-                return Ok(());
+        let read = self.columns.headers(message).and_then(|headers| {
+            message.payload().map_or(Ok(()), |payload| self.decoder.push(payload)).map(|()| headers)
+        });
+        let headers = match read {
+            Ok(headers) => headers,
+            Err(e) => {
+                self.take_bad(message, e, taken)?;
+                if self.bad.is_some() {
+                    return Ok(());
+                }
+                Vec::new()
             }
-        }
+        };
         let rows = self.decoder.rows() - before;
         if taken.last.is_none() {
             // It may be bad by now.
             self.next.1 = self.next.1.min(rows as u32);
         }
-        self.columns.push(message, rows);
+        self.columns.push(message, &headers, rows);
         taken.last = Some(offset);
         taken.written_ms = message.timestamp().to_millis();
         if rows > 0 {
@@ -216,7 +222,7 @@ impl PartitionReader {
     }
 
     /// Takes one that cannot be read.
-    fn take_bad<M: Message>(&mut self, message: &M, error: Error, taken: &mut Taken) -> Result<()> {
+    fn take_bad<M: Message<Headers: Native>>(&mut self, message: &M, error: Error, taken: &mut Taken) -> Result<()> {
         match &self.on_bad {
             OnBad::Drop(counts) => {
                 self.gauges.dropped_one();

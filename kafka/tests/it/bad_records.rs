@@ -12,7 +12,7 @@ use millstream_engine::source::{Read, Source};
 use millstream_formats::avro::{AvroDecoding, SchemaRegistry, Written};
 use millstream_formats::debezium::DebeziumDecoding;
 use millstream_kafka::security::{Sasl, Security};
-use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, Topics};
+use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, Metadata, Topics};
 
 use super::security::{login, tls};
 use super::source::{all, lines, lines_of, next, numbers, options, source, splits};
@@ -256,5 +256,29 @@ fn a_topic_for_bad_records_is_none_of_those_that_are_read() {
         assert_eq!((of(named(), "b"), of(named(), ""), of(named(), "c")), (Some(1344), Some(1344), None));
         let matching = || Topics::Matching("a.*".into());
         assert_eq!((of(matching(), "a-bad"), of(matching(), "bad-a")), (Some(1344), None));
+    });
+}
+
+/// As a client in another language may write it. Who does not ask for headers is not told.
+#[test]
+fn a_header_whose_name_is_no_text_is_a_bad_record() {
+    run(|env| async move {
+        let (topic, dead) = (unique("names"), unique("dead"));
+        create_topic(&topic, 1).await;
+        create_topic(&dead, 1).await;
+        // SAFETY: it is handed to librdkafka as bytes, and read by nobody else.
+        let name: &'static str = unsafe { std::str::from_utf8_unchecked(b"\xff\xfe") };
+        let strange = Record { headers: vec![("h", Some(b"1")), (name, None)], ..value("{\"n\":1}") };
+        write(&topic, &[value("{\"n\":0}"), strange, value("{\"n\":2}")], None);
+        let mut options = to_topic(&topic, &dead);
+        assert_eq!(all(&source(&env, options.clone())).await, [lines(0..3)]);
+
+        options.metadata = vec![("headers".to_owned(), Metadata::Headers)];
+        let with_headers = |n: i64| format!("{{\"n\":{n},\"headers\":{{}}}}");
+        assert_eq!(all(&source(&env, options)).await, [[with_headers(0), with_headers(2)]]);
+        let found = read(&dead, 1);
+        assert_eq!((found.len(), found[0].value.as_deref()), (1, Some("{\"n\":1}")));
+        assert_eq!(header(&found[0], "millstream.error.number").as_deref(), Some("MS3313"));
+        assert_eq!(header(&found[0], "h"), None, "none of its own is there");
     });
 }
