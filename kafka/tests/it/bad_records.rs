@@ -266,8 +266,8 @@ fn a_header_whose_name_is_no_text_is_a_bad_record() {
         let (topic, dead) = (unique("names"), unique("dead"));
         create_topic(&topic, 1).await;
         create_topic(&dead, 1).await;
-        // SAFETY: it is handed to librdkafka as bytes, and read by nobody else.
-        let name: &'static str = unsafe { std::str::from_utf8_unchecked(b"\xff\xfe") };
+        // SAFETY: it is handed to librdkafka as bytes, and read as text by nobody.
+        let name: &'static str = unsafe { String::from_utf8_unchecked(vec![0xff, 0xfe]) }.leak();
         let strange = Record { headers: vec![("h", Some(b"1")), (name, None)], ..value("{\"n\":1}") };
         write(&topic, &[value("{\"n\":0}"), strange, value("{\"n\":2}")], None);
         let mut options = to_topic(&topic, &dead);
