@@ -274,20 +274,12 @@ impl ModelBroker {
     ) -> std::result::Result<(), ResponseError> {
         self.with(|state, now, _| {
             let begun = state.begun;
-            let Some(t) = state.ids.get_mut(id).filter(|t| t.producer_id == producer.0) else {
-                return Err(ResponseError::InvalidProducerIdMapping);
-            };
-            if t.epoch != producer.1 {
-                return Err(ResponseError::InvalidProducerEpoch);
-            }
+            let t = state.of(id, producer, ResponseError::InvalidProducerEpoch)?;
             if sequence < t.next_sequence {
                 return Ok(());
             }
             t.next_sequence = sequence + 1;
-            let open = *t.open.get_or_insert_with(|| {
-                (t.state, t.started_ms, t.records) = (TransactionState::Ongoing, now, 0);
-                begun + 1
-            });
+            let open = t.begin(begun + 1, now);
             t.records += 1;
             state.begun = begun.max(open);
             let entry = Entry { record, of: Some(open), committed: None };
@@ -333,16 +325,7 @@ impl ModelBroker {
     pub(super) fn add_group(&self, id: &str, producer: (i64, i16)) -> std::result::Result<(), ResponseError> {
         self.with(|state, now, _| {
             let begun = state.begun;
-            let Some(t) = state.ids.get_mut(id).filter(|t| t.producer_id == producer.0) else {
-                return Err(ResponseError::InvalidProducerIdMapping);
-            };
-            if t.epoch != producer.1 {
-                return Err(ResponseError::ProducerFenced);
-            }
-            let open = *t.open.get_or_insert_with(|| {
-                (t.state, t.started_ms, t.records) = (TransactionState::Ongoing, now, 0);
-                begun + 1
-            });
+            let open = state.of(id, producer, ResponseError::ProducerFenced)?.begin(begun + 1, now);
             state.begun = begun.max(open);
             Ok(())
         })
@@ -357,12 +340,7 @@ impl ModelBroker {
         offset: i64,
     ) -> std::result::Result<(), ResponseError> {
         self.with(|state, _, _| {
-            let Some(t) = state.ids.get_mut(id).filter(|t| t.producer_id == producer.0) else {
-                return Err(ResponseError::InvalidProducerIdMapping);
-            };
-            if t.epoch != producer.1 {
-                return Err(ResponseError::InvalidProducerEpoch);
-            }
+            let t = state.of(id, producer, ResponseError::InvalidProducerEpoch)?;
             if t.open.is_none() {
                 return Err(ResponseError::InvalidTxnState);
             }
@@ -420,7 +398,29 @@ impl ModelBroker {
     }
 }
 
+impl Transactional {
+    /// The open transaction, which begins by now at the latest; `next`: its number then.
+    fn begin(&mut self, next: u64, now: i64) -> u64 {
+        *self.open.get_or_insert_with(|| {
+            (self.state, self.started_ms, self.records) = (TransactionState::Ongoing, now, 0);
+            next
+        })
+    }
+}
+
 impl State {
+    /// The id of a producer; `fenced`: the answer when that one is not the newest any more.
+    fn of(
+        &mut self,
+        id: &str,
+        producer: (i64, i16),
+        fenced: ResponseError,
+    ) -> std::result::Result<&mut Transactional, ResponseError> {
+        let t = self.ids.get_mut(id).filter(|t| t.producer_id == producer.0);
+        let t = t.ok_or(ResponseError::InvalidProducerIdMapping)?;
+        if t.epoch == producer.1 { Ok(t) } else { Err(fenced) }
+    }
+
     /// Ends what is open under an id.
     fn end(&mut self, id: &str, by: By) -> Option<Ended> {
         let commit = by == By::Commit;
