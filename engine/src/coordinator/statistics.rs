@@ -6,7 +6,7 @@ use std::time::Duration;
 use millstream_common::Error;
 use millstream_common::env::Moment;
 use millstream_common::latency::Latencies;
-use millstream_proto::control::{CommittableId, JobCounters, SinkCounters, SubtaskCounters};
+use millstream_proto::control::{CommittableId, JobCounters, SubtaskCounters};
 use millstream_state_store::Run;
 
 use crate::element::TimestampMs;
@@ -105,7 +105,7 @@ impl Statistics {
         self.folded.late_rows = self.late_rows();
         self.folded.cache = self.cache();
         self.folded.store = self.store().over();
-        self.folded.sinks = self.sinks(0);
+        self.folded.sinks = self.sinks([]);
         let tasks: BTreeSet<String> = self.current.keys().map(|k| k.1.clone()).collect();
         for task in tasks {
             let figures = self.operator_figures(&task);
@@ -172,17 +172,19 @@ impl Statistics {
         sum
     }
 
-    /// What was written to each sink, over all deployments; transactions that are open: those of the subtasks below `parallelism`.
-    pub(crate) fn sinks(&self, parallelism: u32) -> BTreeMap<String, SinkFigures> {
+    /// What was written to each sink, over all deployments; transactions that are open: those of the subtasks that are `present`.
+    pub(crate) fn sinks<'a>(
+        &self,
+        present: impl IntoIterator<Item = &'a SubtaskCounters>,
+    ) -> BTreeMap<String, SinkFigures> {
         let mut sum = self.folded.sinks.clone();
         for s in self.current.values().flat_map(|s| &s.sinks) {
             let written = SinkFigures { rows: s.rows, bytes: s.bytes, ..SinkFigures::default() };
             *entry(&mut sum, &s.sink_uid) += &written;
         }
-        let present = self.subtasks().into_iter().filter(|((_, index), _)| *index < parallelism);
-        for s in present.flat_map(|(_, (_, counters))| counters.sinks) {
-            let SinkCounters { sink_uid, open_transactions, .. } = s;
-            *entry(&mut sum, &sink_uid) += &SinkFigures { open_transactions, ..SinkFigures::default() };
+        for s in present.into_iter().flat_map(|counters| &counters.sinks) {
+            let open = SinkFigures { open_transactions: s.open_transactions, ..SinkFigures::default() };
+            *entry(&mut sum, &s.sink_uid) += &open;
         }
         sum
     }
@@ -243,7 +245,7 @@ fn entry<'a>(sinks: &'a mut BTreeMap<String, SinkFigures>, uid: &str) -> &'a mut
 
 #[cfg(test)]
 mod tests {
-    use millstream_proto::control::{OperatorStore, ReadCounters, RequestTally, StoreCounters};
+    use millstream_proto::control::{OperatorStore, ReadCounters, RequestTally, SinkCounters, StoreCounters};
 
     use super::*;
 
@@ -297,8 +299,12 @@ mod tests {
     #[test]
     fn what_is_written_adds_up_and_transactions_are_those_of_the_present_subtasks() {
         let mut s = Statistics::default();
+        let sinks = |s: &Statistics, parallelism| {
+            let subtasks = s.subtasks();
+            s.sinks(subtasks.iter().filter(|((_, index), _)| *index < parallelism).map(|(_, (_, counters))| counters))
+        };
         let sum = |s: &Statistics, parallelism| {
-            let out = s.sinks(parallelism)["out"].clone();
+            let out = sinks(s, parallelism)["out"].clone();
             (out.rows, out.bytes, out.open_transactions)
         };
         s.update("a", written(&[(0, 1, 1), (1, 2, 2)]));
@@ -313,7 +319,7 @@ mod tests {
         s.update("a", written(&[(0, 8, 1)]));
         assert_eq!(sum(&s, 3), (15, Some(150), Some(1)));
         s.committed(&commit(Some(40_000)));
-        let commits = s.sinks(3)["out"].commits;
+        let commits = sinks(&s, 3)["out"].commits;
         assert_eq!((commits.count(), commits.sum_us()), (2, 70_000), "those of a recovery tell no time");
     }
 }

@@ -91,7 +91,7 @@ pub(crate) fn status(master: &JobMaster, facts: &StatusFacts<'_>) -> Value {
             "objects_copied": r.objects_copied, "bytes_written": r.bytes_written, "moved": r.moved,
         })).collect::<Vec<_>>(),
         "splits": splits(master, subtasks.values().map(|s| &s.1)),
-        "sinks": sinks(master, facts.graph),
+        "sinks": sinks(master, facts.graph, subtasks.values().map(|s| &s.1)),
         "operators": operators(master, facts, &store, &subtasks),
         "error": master.error.as_ref().map(|e| json!({
             "code": format!("MS{:04}", e.number()), "kind": e.kind_number(), "what": e.to_string(),
@@ -271,8 +271,8 @@ fn split_shown(s: &SplitCounters, is_read: bool) -> Value {
 }
 
 /// What was written to each sink of the plan and how its commits went. Rows of failed epochs are in it, unlike in `rows_out`.
-fn sinks(master: &JobMaster, graph: &JobGraph) -> Vec<Value> {
-    let written = master.statistics.sinks(master.assignment.parallelism());
+fn sinks<'a>(master: &JobMaster, graph: &JobGraph, subtasks: impl Iterator<Item = &'a SubtaskCounters>) -> Vec<Value> {
+    let written = master.statistics.sinks(subtasks);
     let shown = |sink: &SinkPlan| {
         let s = written.get(&sink.uid).cloned().unwrap_or_default();
         json!({
