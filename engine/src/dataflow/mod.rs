@@ -105,7 +105,7 @@ pub use millstream_state_store::schema::TtlClock;
 pub use flow::{DEFAULT_BATCH_ROWS, Dataflow, SourceStream};
 pub use keyed::{ConnectedStreams, JoinColumns, JoinedStreams, KeyedStream, WindowedJoin, WindowedStream};
 pub use registry::{
-    JOB_USAGE, Job, JobArg, JobArgs, JobContext, JobDefinition, JobRegistry, NoArgs, UNKNOWN_JOB, usage_error,
+    JOB_USAGE, Job, JobArg, JobArgs, JobContext, JobDefinition, JobRegistry, NoArgs, UNKNOWN_JOB, nearest, usage_error,
 };
 pub use stream::{Selected, Stream};
 pub use window::{Assigned, Session, Sliding, Tumbling, Window};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use millstream_common::{Error, Result};
+use millstream_engine::dataflow::nearest;
 
 use super::{Bearer, ClientCertificate, ClientCredentials, Login, OURS, Sasl, Secret, Security, Tls};
 
@@ -124,17 +125,10 @@ fn unknown(name: &str) -> Error {
     if let Some((_, instead)) = ELSEWHERE.iter().find(|(begin, _)| name.starts_with(begin)) {
         return error.next(*instead);
     }
-    match nearest(name) {
+    match nearest(name, NAMES) {
         Some(near) => error.next(format!("the nearest known one is {near}")),
         None => error.next(format!("there are {}", NAMES.join(", "))),
     }
-}
-
-/// The name that differs by the fewest letters, unless that is more than every third one.
-fn nearest(name: &str) -> Option<&'static str> {
-    let most = (name.chars().count() / 3).max(1);
-    let distances = NAMES.iter().map(|known| (strsim::osa_distance(name, known), *known));
-    distances.min().filter(|(distance, _)| *distance <= most).map(|(_, known)| known)
 }
 
 fn protocol(text: Option<&String>) -> Result<Protocol> {
