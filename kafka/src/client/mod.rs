@@ -40,11 +40,12 @@ use refusal::{passes, refused};
 
 pub use link::{Dial, Link, TcpDial};
 pub use offsets::{At, Isolation};
+pub(crate) use refusal::NO_RIGHT;
 #[cfg(feature = "librdkafka")]
 pub(crate) use refusal::to_grant;
 pub(crate) use tls::tls_config;
 pub use topics::{Cluster, Partition, Topic};
-pub use transactions::{Described, Ongoing, Told, TransactionState};
+pub use transactions::{Answer, Described, Ongoing, Told, TransactionState};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);

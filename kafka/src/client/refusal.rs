@@ -3,6 +3,9 @@
 use kafka_protocol::ResponseError;
 use millstream_common::Error;
 
+/// The error of a right that is missing.
+pub(crate) const NO_RIGHT: u16 = 1347;
+
 /// Whether the same request may be answered otherwise soon: a leader or coordinator moved, starts, or is busy. The protocol
 /// does not count as such that the end of another transaction of the same id is still being written. An error that says
 /// nothing, or that only newer brokers know, says nothing against another try.
@@ -46,7 +49,7 @@ pub(super) fn refused(broker: &str, what: &str, error: ResponseError) -> Error {
 pub(super) fn refused_for(broker: &str, what: &str, error: ResponseError, passes: bool) -> Error {
     let text = format!("the broker does not want {what}: {error} (code {})", error.code());
     let made = match to_grant(error) {
-        Some(right) => Error::config(text).code(1347).next(right),
+        Some(right) => Error::config(text).code(NO_RIGHT).next(right),
         None if passes => Error::unavailable(text).code(2404),
         None => Error::config(text).code(1341),
     };

@@ -39,6 +39,18 @@ pub enum TransactionState {
 }
 
 impl TransactionState {
+    /// It was committed, or will be.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        matches!(self, Self::PrepareCommit | Self::CompleteCommit)
+    }
+
+    /// It was aborted, or will be.
+    #[must_use]
+    pub fn is_aborted(&self) -> bool {
+        matches!(self, Self::PrepareAbort | Self::CompleteAbort)
+    }
+
     fn of(text: &str) -> Self {
         match text {
             "Empty" => Self::Empty,
@@ -164,13 +176,7 @@ impl Brokers {
 
     /// Ends the transaction of a producer, from outside of it, in at most this version of the request: the broker's answer. An
     /// `Err` says that nobody answered, that it may be answered otherwise soon, or that we may not do that. Asked once.
-    pub async fn end_transaction(
-        &self,
-        id: &str,
-        producer: (i64, i16),
-        commit: bool,
-        version: i16,
-    ) -> Result<std::result::Result<(), ResponseError>> {
+    pub async fn end_transaction(&self, id: &str, producer: (i64, i16), commit: bool, version: i16) -> Result<Answer> {
         let request = EndTxnRequest::default()
             .with_transactional_id(transactional_id(id))
             .with_producer_id(ProducerId(producer.0))
@@ -178,13 +184,7 @@ impl Brokers {
             .with_committed(commit);
         let of = (Coordinates::Transaction, id);
         let (broker, response) = self.call_coordinator(of, &request, 3..=version, |r| r.error_code).await?;
-        match ResponseError::try_from_code(response.error_code) {
-            None => Ok(Ok(())),
-            Some(error) if passes(error) || to_grant(error).is_some() => {
-                Err(refused(&broker, &format!("to end a transaction of '{id}'"), error))
-            }
-            Some(error) => Ok(Err(error)),
-        }
+        answer(&broker, &format!("to end a transaction of '{id}'"), response.error_code)
     }
 
     /// Has the open transaction of a producer commit an offset of a group, together with its records: the broker's answer. An
@@ -195,14 +195,9 @@ impl Brokers {
         group: &str,
         (topic, partition): &TopicPartition,
         offset: i64,
-    ) -> Result<std::result::Result<(), ResponseError>> {
+    ) -> Result<Answer> {
         let (producer_id, epoch) = (ProducerId(producer.0), producer.1);
         let what = format!("an offset of group '{group}' in a transaction of '{id}'");
-        let answer = |broker: &str, code: i16| match ResponseError::try_from_code(code) {
-            None => Ok(Ok(())),
-            Some(error) if passes(error) || to_grant(error).is_some() => Err(refused(broker, &what, error)),
-            Some(error) => Ok(Err(error)),
-        };
         self.insist(|| async {
             let request = AddOffsetsToTxnRequest::default()
                 .with_transactional_id(transactional_id(id))
@@ -211,7 +206,7 @@ impl Brokers {
                 .with_group_id(group_id(group));
             let of = (Coordinates::Transaction, id);
             let (broker, response) = self.call_coordinator(of, &request, 2..=3, |r| r.error_code).await?;
-            if let Err(refused) = answer(&broker, response.error_code)? {
+            if let Err(refused) = answer(&broker, &what, response.error_code)? {
                 return Ok(Err(refused));
             }
             let partition = TxnOffsetCommitRequestPartition::default()
@@ -232,7 +227,7 @@ impl Brokers {
                 codes.into_iter().find(|code| *code != 0).unwrap_or(0)
             };
             let (broker, response) = self.call_coordinator((Coordinates::Group, group), &request, 2..=3, code).await?;
-            answer(&broker, code(&response))
+            answer(&broker, &what, code(&response))
         })
         .await
     }
@@ -252,6 +247,18 @@ impl Brokers {
             Err(refused_for(&broker, &what, error, passes_for_new_producer(error)))
         })
         .await
+    }
+}
+
+/// What a broker says to a request about a transaction.
+pub type Answer = std::result::Result<(), ResponseError>;
+
+/// The broker's answer; an `Err`: it may be another one soon, or we may not ask.
+fn answer(broker: &str, what: &str, code: i16) -> Result<Answer> {
+    match ResponseError::try_from_code(code) {
+        None => Ok(Ok(())),
+        Some(error) if passes(error) || to_grant(error).is_some() => Err(refused(broker, what, error)),
+        Some(error) => Ok(Err(error)),
     }
 }
 

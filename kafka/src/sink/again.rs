@@ -20,7 +20,6 @@ use super::committable::Transaction;
 use super::committer::COMMIT_VERSION;
 use super::copy::{Copied, Reader, records};
 use super::produce::{PAUSE, Producer, flush};
-use crate::client::TransactionState;
 
 impl Transaction {
     /// The transactional id and the group of what is written again.
@@ -38,13 +37,13 @@ impl Shared {
     ) -> Result<()> {
         let id = transaction.again();
         let told = self.brokers.describe_transaction(&id).await?.newest();
-        if told.is_some_and(|d| matches!(d.state, TransactionState::PrepareCommit | TransactionState::CompleteCommit)) {
+        if told.is_some_and(|d| d.state.is_committed()) {
             return Ok(());
         }
         let mut producer = self.producers.transactional(id.clone()).await?;
         match self.write_once(&mut *producer, &id, committable, objects).await {
             Err(e) if !e.is_final() => {
-                Err(only_by_recovery(format!("what was lost could not be written again: {e}")).at(id).source(e))
+                Err(only_by_recovery("what was lost could not be written again").at(id).source(e))
             }
             done => done,
         }

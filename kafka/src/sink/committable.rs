@@ -37,12 +37,16 @@ pub(crate) enum Judged {
     /// It is committed.
     Done,
     /// It cannot be committed any more.
-    Lost {
-        /// Why.
-        why: String,
-        /// It was aborted, and surely not committed before that.
-        aborted: bool,
-    },
+    Lost(Lost),
+}
+
+/// Of a transaction that cannot be committed any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// Why.
+    pub(crate) why: String,
+    /// It was aborted, and surely not committed before that.
+    pub(crate) aborted: bool,
 }
 
 impl Transaction {
@@ -79,7 +83,7 @@ impl Transaction {
 
     /// What is to be done, when the broker says this of the newest transaction of the id.
     pub(crate) fn judge(&self, told: &Told) -> Judged {
-        let lost = |why: String| Judged::Lost { why, aborted: false };
+        let lost = |why: String| Judged::Lost(Lost { why, aborted: false });
         let now = match told {
             Told::Newest(now) => now,
             // One that is open is given up, which the broker remembers, long before it forgets the id.
@@ -93,7 +97,7 @@ impl Transaction {
             ));
         }
         // A broker that gives a transaction up raises the epoch.
-        let is_aborted = matches!(now.state, TransactionState::PrepareAbort | TransactionState::CompleteAbort);
+        let is_aborted = now.state.is_aborted();
         if now.producer_epoch != self.producer_epoch {
             let why = format!(
                 "its producer has epoch {} now and had {}: the transaction took longer than its time-out, or another \
@@ -104,7 +108,7 @@ impl Transaction {
             if is_this && now.state == TransactionState::Ongoing {
                 return Judged::Ending;
             }
-            return Judged::Lost { why, aborted: is_aborted && is_this };
+            return Judged::Lost(Lost { why, aborted: is_aborted && is_this });
         }
         if self.started_ms != UNTOLD && now.started_ms != self.started_ms {
             return lost(format!(
@@ -114,11 +118,11 @@ impl Transaction {
         }
         match &now.state {
             TransactionState::Ongoing => Judged::Open,
-            TransactionState::PrepareCommit | TransactionState::CompleteCommit => Judged::Done,
-            other => Judged::Lost {
-                why: format!("the broker has given it up (its state is {other:?})"),
-                aborted: is_aborted,
-            },
+            committed if committed.is_committed() => Judged::Done,
+            other => {
+                let why = format!("the broker has given it up (its state is {other:?})");
+                Judged::Lost(Lost { why, aborted: is_aborted })
+            }
         }
     }
 
@@ -178,7 +182,7 @@ mod tests {
         for done in [TransactionState::PrepareCommit, TransactionState::CompleteCommit] {
             assert_eq!(judge(&t, &described(done)), Judged::Done);
         }
-        let lost = |d: &Described| matches!(judge(&t, d), Judged::Lost { aborted: false, .. });
+        let lost = |d: &Described| matches!(judge(&t, d), Judged::Lost(Lost { aborted: false, .. }));
         assert!(lost(&described(TransactionState::Empty)));
         for state in [TransactionState::Ongoing, TransactionState::CompleteCommit] {
             let d = described(state);
@@ -193,7 +197,7 @@ mod tests {
     #[test]
     fn what_was_aborted_is_told_apart_from_what_is_not_known() {
         let t = transaction();
-        let aborted = |d: &Described| matches!(judge(&t, d), Judged::Lost { aborted: true, .. });
+        let aborted = |d: &Described| matches!(judge(&t, d), Judged::Lost(Lost { aborted: true, .. }));
         for state in [TransactionState::PrepareAbort, TransactionState::CompleteAbort] {
             let d = described(state);
             assert!(aborted(&d) && aborted(&Described { producer_epoch: 4, ..d.clone() }));
@@ -208,14 +212,14 @@ mod tests {
     /// It may have been committed; that it was not cannot be ruled out, so it counts as lost.
     #[test]
     fn a_transaction_that_the_brokers_have_forgotten_is_lost_in_words_of_its_own() {
-        let Judged::Lost { why, aborted: false } = transaction().judge(&Told::NoSuchId) else {
+        let Judged::Lost(Lost { why, aborted: false }) = transaction().judge(&Told::NoSuchId) else {
             panic!("nothing says that it was committed")
         };
         for part in ["7 days", "transactional.id.expiration.ms", "committed or given up", "skip lost transactions"] {
             assert!(why.contains(part), "{part} in {why}");
         }
         let given_up = judge(&transaction(), &described(TransactionState::CompleteAbort));
-        assert!(matches!(given_up, Judged::Lost { why, .. } if !why.contains("7 days")));
+        assert!(matches!(given_up, Judged::Lost(Lost { why, .. }) if !why.contains("7 days")));
     }
 
     /// A job may go on where brokers are newer than those that it was written to.
@@ -225,7 +229,7 @@ mod tests {
         assert_eq!(judge(&t, &described(TransactionState::Ongoing)), Judged::Open);
         assert_eq!(judge(&t, &described(TransactionState::CompleteCommit)), Judged::Done);
         let later = Described { producer_epoch: 4, ..described(TransactionState::CompleteAbort) };
-        assert!(matches!(judge(&t, &later), Judged::Lost { aborted: false, .. }));
+        assert!(matches!(judge(&t, &later), Judged::Lost(Lost { aborted: false, .. })));
     }
 
     #[test]

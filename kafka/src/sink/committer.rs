@@ -9,12 +9,10 @@ use millstream_common::planted::bug_is_planted;
 use millstream_common::{Epoch, Error, Execution, Generation, Result};
 use millstream_engine::sink::{Committable, Committer, SinkObjects, only_by_recovery};
 
-use super::committable::{Judged, Transaction};
+use super::committable::{Judged, Lost, Transaction};
 use super::options::{LostTransactions, ToTopic};
 use super::{Shared, ids};
-
-/// The error of a broker that wants a right.
-const NO_RIGHT: u16 = 1347;
+use crate::client::NO_RIGHT;
 
 /// Newer versions of the request take a commit that is repeated after one by an older version for an error.
 pub(super) const COMMIT_VERSION: i16 = 4;
@@ -34,69 +32,65 @@ impl TransactionCommitter {
         Ok(transaction.judge(&self.shared.brokers.describe_transaction(&transaction.id).await?))
     }
 
-    /// Ends it, if it is open: [`Judged::Done`] when it is committed, else why it is lost.
-    async fn end(&self, transaction: &Transaction, commit: bool) -> Result<Judged> {
+    /// Ends it, if it is open: `None` when it is committed, else why it is lost.
+    async fn end(&self, transaction: &Transaction, commit: bool) -> Result<Option<Lost>> {
         match self.judge(transaction).await? {
             Judged::Open | Judged::Untold => {}
             Judged::Ending => return Err(not_ended(transaction, "it is given up just now")),
-            judged => return Ok(judged),
+            Judged::Done => return Ok(None),
+            Judged::Lost(lost) => return Ok(Some(lost)),
         }
         let producer = (transaction.producer_id, transaction.producer_epoch);
         match self.shared.brokers.end_transaction(&transaction.id, producer, commit, COMMIT_VERSION).await? {
-            Ok(()) if commit => Ok(Judged::Done),
-            Ok(()) => Ok(Judged::Lost { why: "it is to come behind what is written again".to_owned(), aborted: true }),
+            Ok(()) if commit => Ok(None),
+            Ok(()) => Ok(Some(Lost { why: "it is to come behind what is written again".to_owned(), aborted: true })),
             Err(refused) => match self.judge(transaction).await? {
                 Judged::Open | Judged::Ending => Err(not_ended(transaction, refused)),
                 Judged::Untold => match Transaction::judge_refusal(refused) {
                     // It may have been committed before.
-                    Some(why) => Ok(Judged::Lost { why, aborted: false }),
+                    Some(why) => Ok(Some(Lost { why, aborted: false })),
                     None => Err(not_ended(transaction, refused)),
                 },
-                judged => Ok(judged),
+                Judged::Done => Ok(None),
+                Judged::Lost(lost) => Ok(Some(lost)),
             },
         }
     }
 
     async fn commit(&self, committable: &Committable) -> Result<()> {
         let transaction = Transaction::decode(&committable.payload)?;
-        match self.end(&transaction, true).await? {
-            Judged::Lost { why, aborted } if self.is_written_again(committable, aborted) => {
-                Err(only_by_recovery(format!("{}: {why}", what_is_lost(committable))).at(transaction.id))
-            }
-            Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
-            Judged::Open | Judged::Ending | Judged::Untold | Judged::Done => Ok(()),
+        let Some(lost) = self.end(&transaction, true).await? else { return Ok(()) };
+        if lost.aborted && self.has_copy(committable) {
+            return Err(only_by_recovery(format!("{}: {}", what_is_lost(committable), lost.why)).at(transaction.id));
         }
+        self.lost(committable, &transaction, &lost.why)
     }
 
     /// The same, while nobody writes: what was lost is written again. So is all that follows it: its records lie before those.
     async fn recover(&mut self, committable: &Committable, objects: &SinkObjects) -> Result<()> {
         let transaction = Transaction::decode(&committable.payload)?;
-        let follows = self.again_from.is_some_and(|first| first < committable.epoch) && self.has_copy(committable);
-        match self.end(&transaction, !follows).await? {
-            Judged::Lost { why, aborted } if self.is_written_again(committable, aborted) => {
-                let what = what_is_lost(committable);
-                tracing::warn!("{what}: {why}; they are written again from their copy ({})", transaction.id);
-                self.shared.write_again(&transaction, committable, objects).await?;
-                self.again_from.get_or_insert(committable.epoch);
-                Ok(())
-            }
-            Judged::Lost { why, .. } => self.lost(committable, &transaction, &why),
-            Judged::Done if follows => {
+        let has_copy = self.has_copy(committable);
+        let follows = has_copy && self.again_from.is_some_and(|first| first < committable.epoch);
+        let Some(lost) = self.end(&transaction, !follows).await? else {
+            if follows {
                 let rows = rows_of(committable);
                 tracing::warn!(
                     "{rows} were visible before rows of an earlier epoch, which are written again behind them"
                 );
-                Ok(())
             }
-            Judged::Open | Judged::Ending | Judged::Untold | Judged::Done => Ok(()),
+            return Ok(());
+        };
+        if !(lost.aborted && has_copy) {
+            return self.lost(committable, &transaction, &lost.why);
         }
+        let (what, why) = (what_is_lost(committable), lost.why);
+        tracing::warn!("{what}: {why}; they are written again from their copy ({})", transaction.id);
+        self.shared.write_again(&transaction, committable, objects).await?;
+        self.again_from.get_or_insert(committable.epoch);
+        Ok(())
     }
 
-    /// Whether a transaction that was not committed can be, and is to be, written again.
-    fn is_written_again(&self, committable: &Committable, aborted: bool) -> bool {
-        aborted && self.has_copy(committable)
-    }
-
+    /// Whether what is lost can be written again, and is to be.
     fn has_copy(&self, committable: &Committable) -> bool {
         self.shared.options.lost_transactions == LostTransactions::WriteAgain && !committable.kept.is_empty()
     }

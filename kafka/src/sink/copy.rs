@@ -16,7 +16,7 @@ use millstream_engine::sink::{KeptObject, SinkObjects};
 use super::produce::Outgoing;
 use super::records::Made;
 
-/// A part ends behind the first record that makes it so large, before compression.
+/// A part ends behind the batch that makes it so large, before compression.
 const PART_BYTES: usize = 4 << 20;
 
 const HEAD: [u8; 8] = *b"MSKC\x01\0\0\0";
