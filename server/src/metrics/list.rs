@@ -268,7 +268,7 @@ generators have no bytes and no lag, files no lag. All of it is in `status --jso
 **What a request is.** An attempt counts when it is sent. So a second GET that is called off before it has left counts,
 too, though the store may never see it (`tests/tests/it/s3.rs` compares with a proxy before the store). The probe at the start of a coordinator (one or two PUTs, docs/object-stores.md) is in no account.
 
-**Cost of measuring.** Counters move once for a batch, a request, a bundle or a compaction, never for a row; only how late it is is looked at for each row. `millstream
+**Cost of measuring.** Counters move once for a batch, a request, a bundle or a compaction, never for a row, but for how late it is. `millstream
 metrics` lists all metrics.
 
     # how many dollars a day each operator's reads cost
