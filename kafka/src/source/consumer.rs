@@ -13,14 +13,14 @@ use parking_lot::{Mutex, MutexGuard};
 use rdkafka::bindings::rd_kafka_get_watermark_offsets;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::Message as _;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::options::KafkaSourceOptions;
+use super::queue::{Queue, Records};
 use crate::client::{Brokers, BrokersOptions, Isolation, TcpDial};
 use crate::security::Tokens;
 
@@ -72,9 +72,6 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {}
 
-/// The queue of one partition.
-pub(super) type Queue = PartitionQueue<Context>;
-
 /// The waker of whoever reads a partition now.
 type SharedWaker = Arc<Mutex<Arc<AtomicWaker>>>;
 
@@ -118,7 +115,7 @@ struct Entry {
 
 /// What a reader has of its partition.
 pub(super) struct Opened {
-    pub(super) queue: Arc<Queue>,
+    queue: Arc<Queue>,
     number: u64,
     /// Which reader may take records; 0: none. Held by whoever takes some: a reader of an attempt that is over must not take
     /// those of its successor.
@@ -129,6 +126,11 @@ impl Opened {
     /// The right to take records as long as this is held; `None` when another reader has taken over.
     pub(super) fn turn(&self) -> Option<MutexGuard<'_, u64>> {
         Some(self.current.lock()).filter(|current| **current == self.number)
+    }
+
+    /// What the reader takes its records from.
+    pub(super) fn records(&self) -> Records {
+        Records::new(self.queue.clone())
     }
 }
 
@@ -207,13 +209,11 @@ impl Consumer {
             }
             None => {
                 // Before anything is fetched: it must not go to the queue that all partitions share.
-                let mut queue = self
-                    .base()
-                    .split_partition_queue(topic, partition)
+                let mut queue = Queue::new(self.base(), topic, partition)
                     .ok_or_else(|| Error::unavailable("the partition has no queue").code(2410).at(place.clone()))?;
                 let waker = Arc::new(Mutex::new(waker));
                 let of_reader = waker.clone();
-                queue.set_nonempty_callback(move || of_reader.lock().wake());
+                queue.on_nonempty(move || of_reader.lock().wake());
                 self.wakers.lock().push(waker.clone());
                 let (queue, current) = (Arc::new(queue), Arc::new(Mutex::new(number)));
                 let entry = Entry { queue: queue.clone(), waker, current: current.clone() };
@@ -237,7 +237,7 @@ impl Consumer {
         }
         self.unassign(topic, partition);
         // What was fetched ahead goes: the queue passes over it and ends.
-        while opened.queue.poll(Duration::ZERO).is_some() {}
+        opened.queue.clear();
     }
 
     fn base(&self) -> &Arc<BaseConsumer<Context>> {

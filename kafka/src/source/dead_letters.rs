@@ -11,12 +11,11 @@ use std::time::Duration;
 use millstream_common::env::{AbortOnDrop, Lane, Running};
 use millstream_common::{Env, Error, ErrorKind, Result};
 use millstream_formats::json::JsonEncoding;
-use rdkafka::message::Message;
 use tokio::sync::Mutex;
 
 use super::bad::Counts;
-use super::headers::{Native, headers};
 use super::options::KafkaSourceOptions;
+use super::queue::Record;
 use super::splits::PartitionSplit;
 use crate::client::{Brokers, BrokersOptions, TcpDial};
 use crate::sink::{
@@ -55,19 +54,17 @@ pub(super) struct Letter {
 }
 
 impl Letter {
-    pub(super) fn new<M: Message<Headers: Native>>(message: &M, error: &Error) -> Self {
+    pub(super) fn new(record: Record<'_>, error: &Error) -> Self {
         // Where they cannot be read, that is the cause.
-        let headers = headers(message).unwrap_or_default().into_iter();
-        let mut text = error.to_string();
-        text.truncate((0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0));
+        let headers = record.headers().unwrap_or_default().into_iter();
         Self {
-            offset: message.offset(),
-            key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().map(<[u8]>::to_vec),
+            offset: record.offset(),
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.value().map(<[u8]>::to_vec),
             headers: headers.map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
-            timestamp: message.timestamp().to_millis(),
+            timestamp: record.timestamp_ms(),
             number: error.number(),
-            text,
+            text: text(error),
         }
     }
 
@@ -115,6 +112,13 @@ impl Letter {
             env.sleep(PAUSE).await;
         }
     }
+}
+
+/// What an error says, as a header has it.
+fn text(error: &Error) -> String {
+    let mut text = error.to_string();
+    text.truncate((0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0));
+    text
 }
 
 /// What the letters of a reader have in common.

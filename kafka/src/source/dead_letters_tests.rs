@@ -2,8 +2,6 @@ use std::collections::VecDeque;
 
 use millstream_common::env::BoxFuture;
 use parking_lot::Mutex as Lock;
-use rdkafka::Timestamp;
-use rdkafka::message::{Header, OwnedHeaders, OwnedMessage};
 
 use super::*;
 use crate::model::{ModelBroker, ModelDial};
@@ -130,24 +128,28 @@ fn split() -> PartitionSplit {
     PartitionSplit { topic: "t".into(), partition: 3, start: 0, stop: None }
 }
 
-fn letter(offset: i64, key: Option<&str>, timestamp: Timestamp, headers: Option<OwnedHeaders>) -> Letter {
+fn letter(offset: i64, key: Option<&str>, timestamp: Option<i64>, headers: &[(&str, Option<&str>)]) -> Letter {
     let bytes = |text: &str| text.as_bytes().to_vec();
-    let message = OwnedMessage::new(Some(bytes("{")), key.map(bytes), "t".into(), timestamp, 3, offset, headers);
-    Letter::new(&message, &Error::data("no JSON").code(3301))
+    Letter {
+        offset,
+        key: key.map(bytes),
+        value: Some(bytes("{")),
+        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), value.map(bytes))).collect(),
+        timestamp,
+        number: 3301,
+        text: text(&Error::data("no JSON")),
+    }
 }
 
 fn bare(offset: i64) -> Letter {
-    letter(offset, None, Timestamp::NotAvailable, None)
+    letter(offset, None, None, &[])
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_record_goes_as_it_came_and_says_where_it_stood() {
     let (env, fake) = (Env::test(1), Fake::default());
-    let own = OwnedHeaders::new()
-        .insert(Header { key: "h", value: Some("1") })
-        .insert(Header::<&str> { key: "none", value: None });
     let topic = topic(&env, &fake);
-    let full = letter(7, Some("k"), Timestamp::CreateTime(1_234), Some(own));
+    let full = letter(7, Some("k"), Some(1_234), &[("h", Some("1")), ("none", None)]);
     topic.deliver(&split(), vec![full, bare(9)]).await.unwrap().unwrap();
     let header = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
     let cause = |offset: &str, timestamp: Option<&str>| {
@@ -249,8 +251,7 @@ async fn one_producer_serves_all_readers_and_ends_when_it_is_idle() {
 
 #[test]
 fn long_texts_are_cut_between_characters() {
-    let message = OwnedMessage::new(None, None, "t".into(), Timestamp::NotAvailable, 0, 0, None);
-    let text = |what: String| Letter::new(&message, &Error::data(what)).text;
+    let text = |what: String| text(&Error::data(what));
     assert_eq!(text("ä".repeat(400)), "ä".repeat(400));
     assert_eq!(text(format!("x{}", "ä".repeat(600))), format!("x{}", "ä".repeat(511)));
 }

@@ -2,50 +2,42 @@
 //! Java may write it; so they are read without it.
 
 use std::ffi::CStr;
-use std::{ptr, slice};
+use std::ptr::{self, NonNull};
+use std::slice;
 
 use millstream_common::{Error, Result};
-use rdkafka::bindings::rd_kafka_header_get_all;
-use rdkafka::message::{BorrowedHeaders, Message, OwnedHeaders};
+use rdkafka::bindings::{rd_kafka_header_get_all, rd_kafka_headers_t, rd_kafka_message_headers, rd_kafka_message_t};
 use rdkafka::types::RDKafkaRespErr;
 
 /// Names and values, in their order.
 pub(super) type Headers<'a> = Vec<(&'a str, Option<&'a [u8]>)>;
 
-/// Headers that librdkafka holds.
-pub(super) trait Native {
-    fn native(&self) -> &BorrowedHeaders;
-}
-
-impl Native for BorrowedHeaders {
-    fn native(&self) -> &BorrowedHeaders {
-        self
-    }
-}
-
-impl Native for OwnedHeaders {
-    fn native(&self) -> &BorrowedHeaders {
-        self.as_borrowed()
-    }
-}
-
 /// Those of a record. An error: a name is not UTF-8.
-pub(super) fn headers<M: Message<Headers: Native>>(message: &M) -> Result<Headers<'_>> {
-    let mut all = Headers::new();
-    let Some(of) = message.headers().map(Native::native) else { return Ok(all) };
-    while let Some((name, value)) = get(of, all.len()) {
+///
+/// # Safety
+///
+/// `record` is one of librdkafka's, which lives for `'a`.
+pub(super) unsafe fn headers<'a>(record: NonNull<rd_kafka_message_t>) -> Result<Headers<'a>> {
+    let (mut all, mut of) = (Headers::new(), ptr::null_mut());
+    // SAFETY: by the caller. It answers that there are none, or with a pointer to what the record owns.
+    let answer = unsafe { rd_kafka_message_headers(record.as_ptr(), &raw mut of) };
+    if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return Ok(all);
+    }
+    // SAFETY: they live as long as the record does.
+    while let Some((name, value)) = unsafe { get::<'a>(of, all.len()) } {
         let name = name.to_str().map_err(|e| Error::data("the name of a header is not UTF-8").code(3313).source(e))?;
         all.push((name, value));
     }
     Ok(all)
 }
 
-fn get(of: &BorrowedHeaders, index: usize) -> Option<(&CStr, Option<&[u8]>)> {
+/// Safe to be called with headers that live for `'a`.
+unsafe fn get<'a>(of: *const rd_kafka_headers_t, index: usize) -> Option<(&'a CStr, Option<&'a [u8]>)> {
     let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
-    // SAFETY: the binding's reference to headers is librdkafka's pointer to them, of no size in Rust. Name and value are theirs, and
-    // so live as long as what is borrowed here; librdkafka ends the name by a zero byte, and gives a null pointer for no value.
+    // SAFETY: name and value are those of the headers, and so live for 'a; librdkafka ends the name by a zero byte, and gives a null
+    // pointer for no value.
     unsafe {
-        let of = ptr::from_ref(of).cast();
         let answer = rd_kafka_header_get_all(of, index, &raw mut name, &raw mut value, &raw mut length);
         (answer == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).then(|| {
             let value = (!value.is_null()).then(|| slice::from_raw_parts(value.cast::<u8>(), length));

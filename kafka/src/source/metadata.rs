@@ -9,10 +9,11 @@ use arrow_array::builder::{
 };
 use arrow_schema::{DataType, Field, TimeUnit};
 use millstream_common::Result;
-use rdkafka::message::Message;
 
-use super::headers::{Headers, Native, headers};
+use super::headers::Headers;
 use super::options::Metadata;
+use super::queue::Record;
+use super::splits::PartitionSplit;
 
 pub(super) fn field(name: &str, what: Metadata) -> Arc<Field> {
     let (kind, nullable) = match what {
@@ -57,21 +58,21 @@ impl Columns {
     }
 
     /// The headers of a record, if somebody wants them.
-    pub(super) fn headers<'a, M: Message<Headers: Native>>(&self, message: &'a M) -> Result<Headers<'a>> {
+    pub(super) fn headers<'a>(&self, record: Record<'a>) -> Result<Headers<'a>> {
         let wanted = self.0.iter().any(|column| matches!(column, Column::Headers(_)));
-        if wanted { headers(message) } else { Ok(Vec::new()) }
+        if wanted { record.headers() } else { Ok(Vec::new()) }
     }
 
-    /// Adds those of a record, for as many rows as it has.
-    pub(super) fn push<M: Message>(&mut self, message: &M, headers: &Headers<'_>, rows: usize) {
+    /// Adds those of a record of `split`, for as many rows as it has.
+    pub(super) fn push(&mut self, split: &PartitionSplit, record: Record<'_>, headers: &Headers<'_>, rows: usize) {
         for column in &mut self.0 {
             for _ in 0..rows {
                 match column {
-                    Column::Topic(b) => b.append_value(message.topic()),
-                    Column::Partition(b) => b.append_value(message.partition()),
-                    Column::Offset(b) => b.append_value(message.offset()),
-                    Column::Timestamp(b) => b.append_option(message.timestamp().to_millis()),
-                    Column::Key(b) => b.append_option(message.key()),
+                    Column::Topic(b) => b.append_value(&split.topic),
+                    Column::Partition(b) => b.append_value(split.partition),
+                    Column::Offset(b) => b.append_value(record.offset()),
+                    Column::Timestamp(b) => b.append_option(record.timestamp_ms()),
+                    Column::Key(b) => b.append_option(record.key()),
                     Column::Headers(b) => {
                         for (name, value) in headers {
                             b.keys().append_value(name);

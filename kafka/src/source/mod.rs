@@ -11,6 +11,7 @@ mod gauges;
 mod headers;
 mod metadata;
 mod options;
+mod queue;
 mod reader;
 mod splits;
 

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::SchemaRef;
@@ -13,14 +12,13 @@ use millstream_common::{Error, ErrorKind, Result};
 use millstream_engine::source::{Position, Read, SplitGauges, SplitReader};
 use millstream_formats::Decoder;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message, OwnedMessage};
 
 use super::bad::OnBad;
 use super::consumer::{Consumer, Opened};
 use super::dead_letters::Letter;
 use super::gauges::PartitionGauges;
-use super::headers::Native;
 use super::metadata::Columns;
+use super::queue::{Next, Record, Records};
 use super::splits::PartitionSplit;
 
 /// Records that one call takes at most although they give no row (tombstones, records that are dropped).
@@ -40,8 +38,8 @@ pub(super) struct PartitionReader {
     columns: Columns,
     on_bad: OnBad,
     waker: Arc<AtomicWaker>,
-    /// `None` before the first rows are asked for.
-    opened: Option<Opened>,
+    /// What was taken out of the queue, and the right to do that; `None` before the first rows are asked for.
+    opened: Option<(Records, Opened)>,
     /// The offset of the next record, and how many of its rows were handed out already.
     next: (i64, u32),
     /// Records of what was taken and not handed out, with how many rows each has: the last, or all that have rows when bad ones
@@ -53,8 +51,8 @@ pub(super) struct PartitionReader {
     letters: Option<(Running<Result<()>>, u64, i64)>,
     /// A record behind what was handed out that cannot be read.
     bad: Option<Error>,
-    /// A record that cannot be read before this is done.
-    waiting: Option<(OwnedMessage, BoxFuture<'static, Result<()>>)>,
+    /// The first of those that were taken out of the queue cannot be read before this is done.
+    waiting: Option<BoxFuture<'static, Result<()>>>,
     /// While no broker answers.
     timer: Option<BoxFuture<'static, Result<()>>>,
     /// Where the partition's end was when nothing more was there to be taken; `None` while there may be.
@@ -76,6 +74,8 @@ struct Taken {
     letter_bytes: usize,
     /// Nothing behind it is to be taken.
     enough: bool,
+    /// Nothing more is there: the queue wakes when there is.
+    all: bool,
 }
 
 impl PartitionReader {
@@ -120,80 +120,90 @@ impl PartitionReader {
 
     /// Takes records until there are `max_rows` rows, none is there, or one has to wait.
     fn fill(&mut self, max_rows: usize) -> Result<Taken> {
-        let opened = match self.opened.take() {
-            Some(opened) => opened,
+        let (mut records, opened) = match self.opened.take() {
+            Some(open) => open,
             None => {
                 let (topic, partition) = (&self.split.topic, self.split.partition);
-                self.consumer.open(topic, partition, self.next.0, self.waker.clone())?
+                let opened = self.consumer.open(topic, partition, self.next.0, self.waker.clone())?;
+                (opened.records(), opened)
             }
         };
-        let filled = self.fill_from(&opened, max_rows);
-        self.opened = Some(opened);
+        let filled = match opened.turn() {
+            Some(_turn) => self.fill_from(&mut records, max_rows),
+            None => Err(Error::canceled("another reader has taken over this partition").at(self.split.id())),
+        };
+        self.opened = Some((records, opened));
         filled
     }
 
-    fn fill_from(&mut self, opened: &Opened, max_rows: usize) -> Result<Taken> {
-        let Some(_turn) = opened.turn() else {
-            return Err(Error::canceled("another reader has taken over this partition").at(self.split.id()));
-        };
+    fn fill_from(&mut self, records: &mut Records, max_rows: usize) -> Result<Taken> {
         let mut taken = Taken::default();
-        if let Some((record, _)) = self.waiting.take() {
-            self.take(&record, &mut taken)?;
-        }
+        // Nothing is in the way of the one that was waited for.
+        let mut ready = self.waiting.take().is_some();
         for _ in 0..RECORDS_A_POLL {
-            if taken.enough || self.decoder.rows() >= max_rows || taken.bytes >= BYTES_A_POLL {
+            if taken.enough || self.ended || self.decoder.rows() >= max_rows || taken.bytes >= BYTES_A_POLL {
                 break;
             }
-            let message = match opened.queue.poll(Duration::ZERO) {
-                None => break,
-                Some(Ok(message)) => message,
-                Some(Err(KafkaError::PartitionEOF(_))) => {
-                    self.reached = self.gauges.end();
-                    // What was there when the job was to stop has been read, unless this is a leader that lacks some of it.
-                    self.ended |= self.split.stop.is_some_and(|stop| self.reached.is_none_or(|end| end >= stop));
-                    if self.ended {
+            match records.first() {
+                None => {
+                    taken.all = true;
+                    break;
+                }
+                Some(Next::Record(record)) => {
+                    self.reached = None;
+                    let offset = record.offset();
+                    if self.split.stop.is_some_and(|stop| offset >= stop) {
+                        self.ended = true;
                         break;
                     }
-                    // There may be more already, and nobody is told of what comes to a queue that is not empty.
-                    continue;
+                    // librdkafka may hand out what lies before the place that it was told, within a batch of the broker.
+                    if offset >= self.next.0 {
+                        let before = if ready { None } else { record.value().and_then(|v| self.decoder.before(v)) };
+                        if before.is_some() {
+                            self.waiting = before;
+                            break;
+                        }
+                        self.take(record, &mut taken)?;
+                    }
                 }
-                Some(Err(e)) => return Err(failed(e, &self.split, self.next.0)),
-            };
-            self.reached = None;
-            let offset = message.offset();
-            if self.split.stop.is_some_and(|stop| offset >= stop) {
-                self.ended = true;
-                break;
+                Some(Next::End(end)) => {
+                    self.reached = self.gauges.end();
+                    // What was there when the job was to stop has been read, unless this is a leader that lacks some of it.
+                    self.ended = self.split.stop.is_some_and(|stop| self.reached.is_none_or(|end| end >= stop));
+                    // Records that were aborted, and markers of transactions, are behind us, too.
+                    if end > self.next.0 {
+                        if taken.last.is_none() {
+                            // The record that was half handed out is gone.
+                            self.next.1 = 0;
+                        }
+                        taken.last = taken.last.max(Some(end - 1));
+                    }
+                }
+                Some(Next::Failed(e)) => return Err(failed(e, &self.split, self.next.0)),
             }
-            // librdkafka may hand out what lies before the place that it was told, within a batch of the broker.
-            if offset < self.next.0 {
-                continue;
-            }
-            if let Some(ready) = message.payload().and_then(|payload| self.decoder.before(payload)) {
-                self.waiting = Some((message.detach(), ready));
-                break;
-            }
-            self.take(&message, &mut taken)?;
+            ready = false;
+            records.pass();
         }
         Ok(taken)
     }
 
     /// Takes one record.
-    fn take<M: Message<Headers: Native>>(&mut self, message: &M, taken: &mut Taken) -> Result<()> {
-        let offset = message.offset();
+    fn take(&mut self, record: Record<'_>, taken: &mut Taken) -> Result<()> {
+        let offset = record.offset();
         if taken.last.is_none() && offset != self.next.0 {
             // The record that was half handed out is gone.
             self.next.1 = 0;
         }
-        taken.bytes += message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
+        taken.bytes += record.value().map_or(0, <[u8]>::len) + record.key().map_or(0, <[u8]>::len);
         let before = self.decoder.rows();
-        let read = self.columns.headers(message).and_then(|headers| {
-            message.payload().map_or(Ok(()), |payload| self.decoder.push(payload)).map(|()| headers)
-        });
+        let read = self
+            .columns
+            .headers(record)
+            .and_then(|headers| record.value().map_or(Ok(()), |value| self.decoder.push(value)).map(|()| headers));
         let headers = match read {
             Ok(headers) => headers,
             Err(e) => {
-                self.take_bad(message, e, taken)?;
+                self.take_bad(record, e, taken)?;
                 if self.bad.is_some() {
                     return Ok(());
                 }
@@ -205,9 +215,9 @@ impl PartitionReader {
             // It may be bad by now.
             self.next.1 = self.next.1.min(rows as u32);
         }
-        self.columns.push(message, &headers, rows);
+        self.columns.push(&self.split, record, &headers, rows);
         taken.last = Some(offset);
-        taken.written_ms = message.timestamp().to_millis();
+        taken.written_ms = record.timestamp_ms();
         if rows > 0 {
             if !matches!(self.on_bad, OnBad::Write(_)) {
                 self.records.clear();
@@ -222,24 +232,24 @@ impl PartitionReader {
     }
 
     /// Takes one that cannot be read.
-    fn take_bad<M: Message<Headers: Native>>(&mut self, message: &M, error: Error, taken: &mut Taken) -> Result<()> {
+    fn take_bad(&mut self, record: Record<'_>, error: Error, taken: &mut Taken) -> Result<()> {
         match &self.on_bad {
             OnBad::Drop(counts) => {
                 self.gauges.dropped_one();
-                counts.drop_one(|| bad(error, &self.split, message.offset()).to_string());
+                counts.drop_one(|| bad(error, &self.split, record.offset()).to_string());
             }
             OnBad::Write(_) => {
-                let letter = Letter::new(message, &error);
+                let letter = Letter::new(record, &error);
                 taken.letter_bytes += letter.bytes();
                 taken.enough |= taken.letter_bytes >= LETTERS_A_POLL;
                 taken.letters.push(letter);
             }
             // Rows before a bad record are handed out first, so that the batch size changes nothing.
             OnBad::Fail if self.decoder.rows() > 0 => {
-                self.bad = Some(bad(error, &self.split, message.offset()));
+                self.bad = Some(bad(error, &self.split, record.offset()));
                 taken.enough = true;
             }
-            OnBad::Fail => return Err(bad(error, &self.split, message.offset())),
+            OnBad::Fail => return Err(bad(error, &self.split, record.offset())),
         }
         Ok(())
     }
@@ -326,7 +336,7 @@ impl PartitionReader {
         if let Some(e) = self.bad.take() {
             return Err(e);
         }
-        if let Some((_, ready)) = &mut self.waiting {
+        if let Some(ready) = &mut self.waiting {
             match ready.as_mut().poll(cx) {
                 Poll::Ready(done) => done?,
                 Poll::Pending => return Ok(Poll::Pending),
@@ -335,7 +345,7 @@ impl PartitionReader {
         let begun = self.consumer.env().now();
         let taken = self.fill(max_rows)?;
         let Some(last) = taken.last else {
-            if self.waiting.is_some() {
+            if !taken.all {
                 cx.waker().wake_by_ref();
             }
             if self.ended {
@@ -392,7 +402,8 @@ impl SplitReader for PartitionReader {
 impl Drop for PartitionReader {
     fn drop(&mut self) {
         self.gauges.closed();
-        if let Some(opened) = self.opened.take() {
+        if let Some((records, opened)) = self.opened.take() {
+            drop(records);
             self.consumer.close(&self.split.topic, self.split.partition, &opened);
         }
     }

@@ -10,7 +10,7 @@ use arrow_array::cast::AsArray;
 use arrow_schema::{DataType, Field, Schema};
 use millstream_common::{Env, Error, ErrorKind};
 use millstream_connectors::conformance;
-use millstream_engine::source::{Read, Source, Split, SplitReader};
+use millstream_engine::source::{Position, Read, Source, Split, SplitReader};
 use millstream_formats::DecodingFormat;
 use millstream_formats::debezium::DebeziumDecoding;
 use millstream_formats::json::{JsonDecoding, JsonRows};
@@ -18,7 +18,8 @@ use millstream_kafka::client::Isolation;
 use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, Metadata, StartAt, StopAt, Topics};
 
 use super::support::{
-    Record, add_partitions, bootstrap, brokers, create_compressed_topic, create_topic, run, unique, write,
+    Record, add_partitions, bootstrap, brokers, create_compressed_topic, create_topic, delete_records, run, unique,
+    write,
 };
 
 pub(super) fn numbers() -> Arc<dyn DecodingFormat> {
@@ -186,6 +187,40 @@ fn a_reader_waits_and_wakes_for_what_is_written() {
             assert_eq!(batch.num_rows(), 1, "round {round}");
             assert_eq!(reader.position().offset, round as u64 + 1);
         }
+    });
+}
+
+/// Markers of transactions and aborted records are behind a reader that has come to the end: else a restart would ask for
+/// records that an idle topic has let go.
+#[test]
+fn a_position_passes_what_is_no_record() {
+    run(|env| async move {
+        let topic = unique("markers");
+        create_topic(&topic, 1).await;
+        fill(&topic, 0, 0..3, Some(true));
+        fill(&topic, 0, 3..6, Some(false));
+        let source = source(&env, KafkaSourceOptions { stop: None, ..options(&topic) });
+        let split = splits(&source, &[]).await.remove(0);
+        let mut reader = source.reader(&split, None).unwrap();
+        let mut found = Vec::new();
+        // Three records, three that were aborted, and two markers.
+        let at_the_end = poll_fn(|cx| {
+            while let Poll::Ready(read) = reader.poll_next(cx, 2) {
+                let Read::Batch(batch) = read.unwrap() else { panic!("it has no end") };
+                found.extend(lines_of(&batch));
+            }
+            if reader.position().offset == 8 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        env.timeout(Duration::from_secs(20), "the end", at_the_end).await.unwrap();
+        assert_eq!(found, lines(0..3));
+        let (before, at_the_end) = (Position { offset: 3, detail: Vec::new() }, reader.position());
+        drop(reader);
+        delete_records(&topic, 0, 8).await;
+        let error = next(&mut *source.reader(&split, Some(&before)).unwrap(), 10).await.unwrap_err();
+        assert_eq!(error.number(), 3311, "{error}");
+        let mut again = source.reader(&split, Some(&at_the_end)).unwrap();
+        fill(&topic, 0, 6..8, None);
+        assert_eq!(lines_of(&next(&mut *again, 10).await.unwrap().unwrap())[..1], lines(6..7));
     });
 }
 

@@ -91,6 +91,14 @@ pub(crate) async fn add_partitions(name: &str, partitions: usize) {
     }
 }
 
+/// Lets go of all records of a partition in front of an offset, as a topic does with those that are too old.
+pub(crate) async fn delete_records(topic: &str, partition: i32, before: i64) {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
+    let done = admin().delete_records(&list, &AdminOptions::new()).await.unwrap();
+    done.elements().iter().for_each(|e| e.error().unwrap());
+}
+
 /// A record to be written.
 #[derive(Clone, Default)]
 pub(crate) struct Record {
