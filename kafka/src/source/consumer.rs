@@ -26,7 +26,7 @@ use crate::security::Tokens;
 
 /// What librdkafka is told when the user says nothing else.
 pub const DEFAULTS: [(&str, &str); 5] = [
-    // Records that wait for their reader, a partition; both bounds hold.
+    // Records of a partition that wait here for their reader, which holds about as many again at most; both bounds hold.
     ("queued.min.messages", "20000"),
     ("queued.max.messages.kbytes", "8192"),
     // How soon it is looked whether a full queue has room again; 1 s by default, which would starve a fast reader.
@@ -41,9 +41,14 @@ const EVENTS: usize = 1_024;
 /// How often one who waits for brokers looks whether they refuse us.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// As what librdkafka logs an error that nobody is given: one about a partition, where records are taken in batches.
+const UNHEARD: &str = "ERROR";
+
 /// Hands what librdkafka says to our log, and tokens to it.
 pub(super) struct Context {
     tokens: Tokens,
+    /// What it said of a partition that it no longer fetches, until a reader hears of it.
+    given_up: Mutex<Option<String>>,
     /// What it said when TLS or SASL failed, until somebody has found out why.
     refused: Mutex<Option<String>>,
 }
@@ -57,6 +62,9 @@ impl ClientContext for Context {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         crate::log::say(level, facility, message);
+        if facility == UNHEARD {
+            *self.given_up.lock() = Some(message.to_owned());
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -160,7 +168,8 @@ impl Consumer {
                 },
             );
         options.security.to_librdkafka(&mut config)?;
-        let context = Context { tokens: Tokens::new(&env, &options.security), refused: Mutex::default() };
+        let tokens = Tokens::new(&env, &options.security);
+        let context = Context { tokens, given_up: Mutex::default(), refused: Mutex::default() };
         let mut base: BaseConsumer<Context> = config
             .create_with_context(context)
             .map_err(|e| Error::config("librdkafka does not take these settings of a consumer").code(1346).source(e))?;
@@ -268,7 +277,7 @@ impl Consumer {
         }
     }
 
-    /// Looks at what concerns all partitions: brokers that do not answer, credentials that are refused. When brokers may not
+    /// Looks at what concerns all partitions: one that is gone, brokers that do not answer, credentials that are refused. When brokers may not
     /// answer: how long that may last.
     pub(super) fn serve(&self) -> Result<Option<Duration>> {
         if self.events.swap(false, Ordering::AcqRel) {
@@ -293,6 +302,10 @@ impl Consumer {
                     judged?;
                 }
             }
+        }
+        if let Some(why) = self.base().context().given_up.lock().take() {
+            // Also where a broker does not know of it yet; whoever discovers partitions says it for good.
+            return Err(Error::unavailable("a partition is gone, or must not be read").code(2414).source(why));
         }
         if self.base().context().refused.lock().is_some() {
             return Ok(Some(Duration::ZERO));

@@ -1,5 +1,8 @@
 //! Records of one partition, taken out of librdkafka many at a time (`rd_kafka_consume_batch_queue`). Its binding hands them
 //! out one by one, each as an event of its own, and copies those that are to be kept.
+//!
+//! What librdkafka says of the partition as a whole (it is gone, it must not be read) comes to nobody this way, but for its log:
+//! the consumer listens to that.
 
 use std::ffi::{CString, c_void};
 use std::marker::PhantomData;
@@ -150,8 +153,9 @@ pub(super) struct Record<'a> {
 
 impl<'a> Record<'a> {
     fn error(self) -> RDKafkaRespErr {
-        // SAFETY: a record that was taken and not let go.
-        unsafe { (*self.native.as_ptr()).err }
+        // SAFETY: a record that was taken and not let go. Its number comes from the broker, and may be none that the enumeration has.
+        let number = unsafe { (&raw const (*self.native.as_ptr()).err).cast::<i32>().read() };
+        RDKafkaRespErr::try_from(number).unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN)
     }
 
     pub(super) fn offset(self) -> i64 {

@@ -169,7 +169,7 @@ impl PartitionReader {
                 Some(Next::End(end)) => {
                     self.reached = self.gauges.end();
                     // What was there when the job was to stop has been read, unless this is a leader that lacks some of it.
-                    self.ended = self.split.stop.is_some_and(|stop| self.reached.is_none_or(|end| end >= stop));
+                    self.ended = self.split.stop.is_some_and(|stop| end >= stop);
                     // Records that were aborted, and markers of transactions, are behind us, too.
                     if end > self.next.0 {
                         if taken.last.is_none() {
@@ -432,10 +432,6 @@ fn failed(error: KafkaError, split: &PartitionSplit, next: i64) -> Error {
         .code(3311)
         .at(at)
         .next("start the job anew at an offset that is there, and have the topic keep records for longer"),
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition) => {
-            // Also where a broker does not know of it yet; whoever discovers partitions says it for good.
-            Error::unavailable("the partition is gone").code(2414).at(at).source(error)
-        }
         _ => Error::unavailable("the partition cannot be read").code(2413).at(at).source(error),
     }
 }

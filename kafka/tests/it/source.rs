@@ -18,8 +18,8 @@ use millstream_kafka::client::Isolation;
 use millstream_kafka::source::{BadRecords, KafkaSource, KafkaSourceOptions, Metadata, StartAt, StopAt, Topics};
 
 use super::support::{
-    Record, add_partitions, bootstrap, brokers, create_compressed_topic, create_topic, delete_records, run, unique,
-    write,
+    Record, add_partitions, bootstrap, brokers, create_compressed_topic, create_topic, delete_records, delete_topic,
+    run, unique, write,
 };
 
 pub(super) fn numbers() -> Arc<dyn DecodingFormat> {
@@ -161,6 +161,25 @@ fn offsets_that_are_gone_are_an_error_that_says_so() {
         let error = next(&mut *source.reader(&split, None).unwrap(), 10).await.unwrap_err();
         assert_eq!((error.number(), error.kind()), (3311, ErrorKind::Data), "{error}");
         assert!(error.to_string().contains("partition 0, offset 77"), "{error}");
+    });
+}
+
+/// librdkafka only logs it when records are taken out in batches.
+#[test]
+fn a_topic_that_is_deleted_fails_its_reader() {
+    run(|env| async move {
+        let topic = unique("deleted");
+        create_topic(&topic, 1).await;
+        fill(&topic, 0, 0..3, None);
+        let source = source(&env, KafkaSourceOptions { stop: None, ..options(&topic) });
+        let split = splits(&source, &[]).await.remove(0);
+        let mut reader = source.reader(&split, None).unwrap();
+        assert_eq!(next(&mut *reader, 3).await.unwrap().unwrap().num_rows(), 3);
+        let read = env.timeout(Duration::from_secs(60), "an error", next(&mut *reader, 10));
+        let (read, ()) = futures::join!(read, delete_topic(&topic));
+        let error = read.unwrap().unwrap_err();
+        assert_eq!((error.number(), error.kind()), (2414, ErrorKind::Unavailable), "{error}");
+        assert!(error.to_string().contains(&topic), "{error}");
     });
 }
 

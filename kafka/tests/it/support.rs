@@ -91,6 +91,15 @@ pub(crate) async fn add_partitions(name: &str, partitions: usize) {
     }
 }
 
+pub(crate) async fn delete_topic(name: &str) {
+    admin()
+        .delete_topics(&[name], &AdminOptions::new())
+        .await
+        .unwrap()
+        .into_iter()
+        .for_each(|gone| drop(gone.unwrap()));
+}
+
 /// Lets go of all records of a partition in front of an offset, as a topic does with those that are too old.
 pub(crate) async fn delete_records(topic: &str, partition: i32, before: i64) {
     let mut list = TopicPartitionList::new();
