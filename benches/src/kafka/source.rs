@@ -13,6 +13,7 @@ use millstream_formats::DecodingFormat;
 use millstream_formats::json::JsonDecoding;
 use millstream_formats::raw::RawFormat;
 use millstream_kafka::source::DEFAULTS;
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::Message;
 
 use super::batches::Batches;
@@ -28,9 +29,10 @@ use crate::{note, yardstick};
 
 const TOPIC: &str = "records";
 const PARTITIONS: u32 = 2;
-const POLL: Duration = Duration::from_millis(100);
+/// Short: who asks for a batch waits for all of it, also behind the last record.
+const POLL: Duration = Duration::from_millis(5);
 /// A consumer that gets nothing in so many polls has lost something.
-const SILENT_POLLS: u32 = 300;
+const SILENT_POLLS: u32 = 6_000;
 
 /// A way of reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +112,9 @@ pub fn run(places: &Places, args: &SourceArgs) -> Result<()> {
     for round in 1..=args.rounds {
         for (way, readings) in WAYS.into_iter().zip(&mut found) {
             let y = yardstick::measure(args.yardstick_events);
-            let (start, here, there) = (now(), own_cpu_seconds(), broker.cpu_seconds()?);
-            read(way)?;
+            let (here, there) = (own_cpu_seconds(), broker.cpu_seconds()?);
             let reading = Reading {
-                seconds: start.elapsed().as_secs_f64(),
+                seconds: read(way)?.as_secs_f64(),
                 here: own_cpu_seconds() - here,
                 broker: broker.cpu_seconds()? - there,
             };
@@ -214,18 +215,27 @@ impl Formats {
     }
 }
 
-/// Reads all records; an error when it is another number of them.
-fn read(way: Way, broker: &str, records: u64, runtimes: &Runtimes, formats: &Formats) -> Result<()> {
-    let rows = match way {
-        Way::Bare { as_the_source } => one_by_one(broker, settings(as_the_source), records)?,
-        Way::Batches { as_the_source } => in_batches(broker, settings(as_the_source), records)?,
+/// Reads all records, and says how long that took from the first connection to the last record, without the end of the consumer,
+/// which the source leaves to the background. An error when it is another number of records.
+fn read(way: Way, broker: &str, records: u64, runtimes: &Runtimes, formats: &Formats) -> Result<Duration> {
+    let start = now();
+    let (rows, took) = match way {
+        Way::Bare { as_the_source } => {
+            let consumer = consumer(broker, TOPIC, PARTITIONS, settings(as_the_source))?;
+            (one_by_one(&consumer, records)?, start.elapsed())
+        }
+        Way::Batches { as_the_source } => {
+            let consumer = consumer(broker, TOPIC, PARTITIONS, settings(as_the_source))?;
+            (in_batches(&consumer, records)?, start.elapsed())
+        }
         Way::Source { json, tasks } => {
             let format = if json { &formats.json } else { &formats.raw };
-            runtimes.block_on(through(&runtimes.env(), broker, TOPIC, format.clone(), tasks))?
+            let rows = runtimes.block_on(through(&runtimes.env(), broker, TOPIC, format.clone(), tasks))?;
+            (rows, start.elapsed())
         }
     };
     if rows == records {
-        return Ok(());
+        return Ok(took);
     }
     Err(Error::data(format!("{}: {rows} records came, and there are {records}", way.name())))
 }
@@ -234,8 +244,7 @@ fn settings(as_the_source: bool) -> Settings<'static> {
     if as_the_source { &DEFAULTS } else { &[] }
 }
 
-fn one_by_one(broker: &str, settings: Settings<'_>, records: u64) -> Result<u64> {
-    let consumer = consumer(broker, TOPIC, PARTITIONS, settings)?;
+fn one_by_one(consumer: &BaseConsumer, records: u64) -> Result<u64> {
     let (mut rows, mut bytes, mut silent) = (0, 0, 0);
     while rows < records && silent < SILENT_POLLS {
         match consumer.poll(POLL) {
@@ -251,9 +260,8 @@ fn one_by_one(broker: &str, settings: Settings<'_>, records: u64) -> Result<u64>
     Ok(rows)
 }
 
-fn in_batches(broker: &str, settings: Settings<'_>, records: u64) -> Result<u64> {
-    let consumer = consumer(broker, TOPIC, PARTITIONS, settings)?;
-    let mut batches = Batches::new(&consumer)?;
+fn in_batches(consumer: &BaseConsumer, records: u64) -> Result<u64> {
+    let mut batches = Batches::new(consumer)?;
     let (mut rows, mut bytes, mut silent) = (0, 0, 0);
     while rows < records && silent < SILENT_POLLS {
         let (some, of_bytes) = batches.take(POLL)?;
