@@ -252,6 +252,16 @@ zookeeper() { # zookeeper DIR PORT: keeps what its broker does not, in a process
         die "its users could not be made: $(tail -n 3 "$dir/format.log")"
 }
 
+# ZooKeeper takes a killed broker for a living one until its session ends, 6 s rounded up to its ticks of 3 s, and refuses
+# another one until then.
+let_go() { # let_go DIR
+    local ago
+    if [ ! -e "$1/killed" ]; then return; fi
+    ago=$(($(date +%s) - $(stat -c %Y "$1/killed")))
+    if [ "$ago" -lt 10 ]; then sleep $((10 - ago)); fi
+    rm "$1/killed"
+}
+
 stop() {
     stop_server "$1"
     if [ -e "$1/zookeeper.pid" ]; then name=zookeeper stop_server "$1"; fi
@@ -277,6 +287,7 @@ serve() {
     settings "$dir" "$port" >"$dir/server.properties"
     if has_zookeeper; then
         zookeeper "$dir" $((port + 1))
+        let_go "$dir"
     elif [ ! -e "$dir/data/meta.properties" ]; then
         format "$dir"
     fi
@@ -290,6 +301,7 @@ kill_hard() {
     pid=$(pid_of "$1") || die "no server of $1 runs"
     kill -9 "$pid"
     while pid_of "$1" >/dev/null; do sleep 0.05; done
+    touch "$1/killed"
 }
 
 # class_of TOOL: they moved, each in a version of its own.

@@ -224,6 +224,13 @@ pub struct KillsArgs {
     /// The same seed hits the same things in the same order; when, the machine decides.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// The transactions' time-out, seconds.
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub transaction_timeout: u32,
+    /// Seconds from the end of a job until its rows are read. Brokers before 3.0 do not tell which transactions the dead left
+    /// open, and these hold readers back until their time-out: longer than that.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub settle: u64,
     /// The folder of events and golden rows.
     #[arg(long, value_name = "DIR", default_value = "tests/data/nexmark-10k")]
     pub golden: PathBuf,

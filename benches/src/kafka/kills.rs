@@ -90,6 +90,7 @@ pub fn run(bench: &Bench, args: &KillsArgs) -> Result<()> {
         let left = args.kills - kills;
         let done = Round { bench, args, broker: &broker, folder: &folder, topic: &topic }.run(&mut dice, left)?;
         kills += done.kills();
+        sleep(Duration::from_secs(args.settle));
         let found = broker.consume(&topic)?;
         let verdict = judge(&args.query, &found, &golden);
         let text = verdict.as_ref().map_or_else(|| "exact".to_owned(), Clone::clone);
@@ -142,8 +143,8 @@ impl Round<'_> {
         let ask = |line: &str| self.bench.binary.call(&words(&format!("{line} --coordinator {address}")));
         let submit = format!(
             "submit {} --name {} -p 2 {JOB} --coordinator {address} -- --brokers {} --events {EVENTS} --results {} \
-             --stop latest --rate {} --transaction-timeout 5m",
-            self.args.query, self.topic, self.broker.address, self.topic, self.args.rate
+             --stop latest --rate {} --transaction-timeout {}s",
+            self.args.query, self.topic, self.broker.address, self.topic, self.args.rate, self.args.transaction_timeout
         );
         let submitted = wait_for(Duration::from_secs(60), Duration::from_millis(200), || {
             Ok(self.bench.binary.call(&words(&submit)).ok())
