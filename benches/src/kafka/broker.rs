@@ -111,8 +111,10 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        // Its folder is going.
-        let _ = self.call(&format!("kill {}", self.folder.display()));
+        // Its folder is going. An old broker has a ZooKeeper, which outlives it until it is stopped.
+        for how in ["kill", "stop"] {
+            let _ = self.call(&format!("{how} {}", self.folder.display()));
+        }
     }
 }
 
