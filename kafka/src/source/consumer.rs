@@ -89,7 +89,7 @@ pub(super) struct Consumer {
     base: Option<Arc<BaseConsumer<Context>>>,
     /// To ask whether they answer.
     brokers: Brokers,
-    /// By partition, for good: two handles of one queue would take the callback away from each other.
+    /// By partition, for good: two of one partition would take the callback away from each other.
     queues: Mutex<BTreeMap<(String, i32), Entry>>,
     /// Of all that were opened. Apart from the queues, which hold the consumer that calls this.
     wakers: Arc<Mutex<Vec<SharedWaker>>>,
@@ -277,8 +277,8 @@ impl Consumer {
         }
     }
 
-    /// Looks at what concerns all partitions: one that is gone, brokers that do not answer, credentials that are refused. When brokers may not
-    /// answer: how long that may last.
+    /// Looks at what concerns all partitions: brokers that do not answer, credentials that are refused; and at one that is gone.
+    /// When brokers may not answer: how long that may last.
     pub(super) fn serve(&self) -> Result<Option<Duration>> {
         if self.events.swap(false, Ordering::AcqRel) {
             // An event that librdkafka's binding deals with by itself gives nothing, as an empty queue does. One that is left in
@@ -302,10 +302,10 @@ impl Consumer {
                     judged?;
                 }
             }
-        }
-        if let Some(why) = self.base().context().given_up.lock().take() {
-            // Also where a broker does not know of it yet; whoever discovers partitions says it for good.
-            return Err(Error::unavailable("a partition is gone, or must not be read").code(2414).source(why));
+            if let Some(why) = self.base().context().given_up.lock().take() {
+                // Also where a broker does not know of it yet; whoever discovers partitions says it for good.
+                return Err(Error::unavailable("a partition is gone, or must not be read").code(2414).source(why));
+            }
         }
         if self.base().context().refused.lock().is_some() {
             return Ok(Some(Duration::ZERO));
